@@ -1,0 +1,147 @@
+//! Named places where a test build can fail or die: `module::operation`.
+//!
+//! A release build without the `failpoints` feature compiles them to nothing. With it, the
+//! environment variable `TOWLINE_FAILPOINTS` holds `name=action[@N]` items separated by `;`:
+//!
+//! | action | effect at the N-th time the place is passed (every time without `@N`) |
+//! | --- | --- |
+//! | `kill` | the process ends at once, as by SIGKILL |
+//! | `enospc`, `eio` | the operation fails with that error |
+//! | `sleep:MS` | the thread sleeps |
+//!
+//! If `TOWLINE_FAILPOINTS_FILE` names a file, its content is used instead and read again
+//! whenever it changes, so that a test can let a fault go away. Every name is listed in [`ALL`];
+//! the crash suite walks that list, and a name outside of it panics in test builds.
+
+use std::io;
+
+/// Every failpoint of the program. `kill` is exercised at each by the crash suite.
+pub const ALL: &[&str] = &[
+    "disk::write_aside",
+    "disk::before_rename",
+    "disk::after_rename",
+    "log::append",
+    "log::sync",
+    "log::seal",
+    "log::after_seal",
+    "log::new_segment",
+    "capture::after_examine",
+    "capture::before_commit",
+    "capture::after_commit",
+    "capture::frozen",
+    "catalog::checkpoint",
+    "catalog::after_checkpoint",
+    "blocks::write",
+    "apply::before_batch",
+    "apply::after_fold",
+    "apply::stage",
+    "apply::write",
+    "apply::rename",
+    "apply::unlink",
+    "apply::attributes",
+    "apply::after_batch",
+    "apply::before_checkpoint",
+    "receive::after_write",
+    "fill::manifest",
+    "fill::file",
+    "fill::done",
+    "fill::end",
+];
+
+/// Passes the failpoint `name`; an `Err` is the injected fault.
+#[inline]
+pub fn pass(name: &'static str) -> io::Result<()> {
+    #[cfg(feature = "failpoints")]
+    return armed::pass(name);
+    #[cfg(not(feature = "failpoints"))]
+    {
+        let _ = name;
+        Ok(())
+    }
+}
+
+#[cfg(feature = "failpoints")]
+mod armed {
+    use std::collections::HashMap;
+    use std::io;
+    use std::sync::Mutex;
+    use std::time::{Duration, SystemTime};
+
+    #[derive(Clone, Debug)]
+    enum Action {
+        Kill,
+        Errno(i32),
+        Sleep(u64),
+    }
+
+    #[derive(Default)]
+    struct State {
+        loaded: bool,
+        stamp: Option<SystemTime>,
+        armed: HashMap<String, (Action, Option<u64>)>,
+        passed: HashMap<&'static str, u64>,
+    }
+
+    static STATE: Mutex<Option<State>> = Mutex::new(None);
+
+    fn parse(text: &str) -> HashMap<String, (Action, Option<u64>)> {
+        let mut out = HashMap::new();
+        for item in text.split([';', '\n']).map(str::trim).filter(|s| !s.is_empty()) {
+            let (name, rest) = item.split_once('=').expect("failpoint: name=action[@N]");
+            assert!(super::ALL.contains(&name), "unknown failpoint {name}");
+            let (action, nth) = match rest.split_once('@') {
+                Some((a, n)) => (a, Some(n.parse().expect("failpoint: @N is a number"))),
+                None => (rest, None),
+            };
+            let action = match action.split_once(':') {
+                Some(("sleep", ms)) => Action::Sleep(ms.parse().expect("failpoint: sleep:MS")),
+                _ => match action {
+                    "kill" => Action::Kill,
+                    "enospc" => Action::Errno(28),
+                    "eio" => Action::Errno(5),
+                    other => panic!("failpoint: unknown action {other}"),
+                },
+            };
+            out.insert(name.to_owned(), (action, nth));
+        }
+        out
+    }
+
+    pub(super) fn pass(name: &'static str) -> io::Result<()> {
+        assert!(super::ALL.contains(&name), "failpoint {name} is not listed");
+        let action = {
+            let mut guard = STATE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let state = guard.get_or_insert_with(State::default);
+            if let Some(file) = std::env::var_os("TOWLINE_FAILPOINTS_FILE") {
+                let stamp = std::fs::metadata(&file).and_then(|m| m.modified()).ok();
+                if stamp != state.stamp || !state.loaded {
+                    state.armed = parse(&std::fs::read_to_string(&file).unwrap_or_default());
+                    state.stamp = stamp;
+                }
+            } else if !state.loaded {
+                state.armed = parse(&std::env::var("TOWLINE_FAILPOINTS").unwrap_or_default());
+            }
+            state.loaded = true;
+            let count = state.passed.entry(name).or_insert(0);
+            *count += 1;
+            match state.armed.get(name) {
+                Some((action, nth)) if nth.is_none_or(|n| n == *count) => Some(action.clone()),
+                _ => None,
+            }
+        };
+        match action {
+            None => Ok(()),
+            Some(Action::Sleep(ms)) => {
+                std::thread::sleep(Duration::from_millis(ms));
+                Ok(())
+            }
+            Some(Action::Errno(n)) => Err(io::Error::from_raw_os_error(n)),
+            Some(Action::Kill) => {
+                let me = nix::unistd::Pid::this();
+                let _ = nix::sys::signal::kill(me, nix::sys::signal::Signal::SIGKILL);
+                std::thread::sleep(Duration::from_secs(60));
+                Ok(())
+            }
+        }
+    }
+}

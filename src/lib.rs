@@ -1,0 +1,29 @@
+//! towline: physical log shipping for any data directory.
+
+pub mod apply;
+pub mod blocks;
+pub mod capture;
+pub mod catalog;
+pub mod checkpoint;
+pub mod cli;
+pub mod codec;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod disk;
+pub mod error;
+pub mod failpoint;
+pub mod fill;
+pub mod fold;
+pub mod log;
+pub mod net;
+pub mod position;
+pub mod receive;
+pub mod record;
+pub mod segment;
+pub mod send;
+pub mod session;
+pub mod state;
+pub mod status;
+pub mod sys;
+pub mod wire;
