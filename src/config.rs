@@ -1,1 +1,399 @@
-//! config
+//! The configuration file: one TOML file per node, read once and resolved into the option
+//! structs of the engines. Unknown keys are refused with the line and the nearest valid name;
+//! the same names serve as command-line flags where a command takes them.
+
+use std::fs;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Most bytes of a configuration file.
+const FILE_MAX: u64 = 1 << 20;
+
+/// A span of time in the file and on the command line: a number with `ms`, `s`, `m` or `h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+/// A number of bytes: a number, with `k`, `M`, `G` or `T` for powers of 1024.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl std::str::FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let bad = || format!("'{text}' is not a duration; write a whole number with ms, s, m or h, like 30s");
+        let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+        let (number, unit) = text.split_at(at);
+        let number: u64 = number.parse().map_err(|_| bad())?;
+        let ms = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(bad()),
+        };
+        number.checked_mul(ms).map(|n| Self(Duration::from_millis(n))).ok_or_else(bad)
+    }
+}
+
+impl std::str::FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let bad = || format!("'{text}' is not a size; write a whole number, with k, M, G or T if need be, like 64M");
+        let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(at);
+        let number: u64 = number.parse().map_err(|_| bad())?;
+        let shift = match unit {
+            "" => 0,
+            "k" => 10,
+            "M" => 20,
+            "G" => 30,
+            "T" => 40,
+            _ => return Err(bad()),
+        };
+        number.checked_mul(1 << shift).map(Self).ok_or_else(bad)
+    }
+}
+
+impl std::fmt::Display for Span {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ms = self.0.as_millis();
+        match ms {
+            0 => f.write_str("0s"),
+            _ if ms % 3_600_000 == 0 => write!(f, "{}h", ms / 3_600_000),
+            _ if ms % 60_000 == 0 => write!(f, "{}m", ms / 60_000),
+            _ if ms % 1_000 == 0 => write!(f, "{}s", ms / 1_000),
+            _ => write!(f, "{ms}ms"),
+        }
+    }
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "k")] {
+            if self.0 != 0 && self.0.is_multiple_of(1 << shift) {
+                return write!(f, "{}{unit}", self.0 >> shift);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+macro_rules! text_serde {
+    ($type:ty) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+                String::deserialize(d)?.parse().map_err(de::Error::custom)
+            }
+        }
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+    };
+}
+text_serde!(Span);
+text_serde!(Size);
+
+/// Which cuts a follower's directory moves to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Cuts {
+    /// Only states that the leader's directory really had.
+    Exact,
+    /// Every commit: for applications whose files don't depend on each other.
+    File,
+}
+
+/// What a follower does about a change somebody made in its directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LocalEdits {
+    /// Stop replay and name the path.
+    Refuse,
+    /// Report it and write the leader's state over it.
+    Overwrite,
+}
+
+/// Everything a node can be told. Each field is a key of the file; see `towline config show`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Directory to replicate (leader) or to keep the same (follower).
+    pub data: Option<PathBuf>,
+    /// towline's own directory; never inside the data directory.
+    pub state: Option<PathBuf>,
+    /// Address to serve followers on.
+    pub listen: Option<String>,
+    /// Address of the node to follow. Its presence makes a new node a follower.
+    pub leader: Option<String>,
+    /// Name of this node among its peers. Default: the host's name.
+    pub name: Option<String>,
+    /// Cuts that a follower applies.
+    pub apply_cuts: Cuts,
+    /// What to do about changes made in a follower's directory.
+    pub local_edits: LocalEdits,
+    /// A peer that sends nothing for this long is given up.
+    pub peer_timeout: Span,
+    /// A non-empty segment is sealed after this time.
+    pub segment_timeout: Span,
+    /// zstd level of the log, -7 to 19.
+    pub compression: i32,
+    /// Time between full stat scans on the leader, jittered.
+    pub rescan_interval: Span,
+    /// Time between looks at files whose changes cause no event.
+    pub hot_interval: Span,
+    /// How long a pass tries for an exact cut.
+    pub max_cut_delay: Span,
+    /// A pass that deletes more than this share of the entries, in percent, is held.
+    pub max_delete: u8,
+    /// The guard above applies from this many entries.
+    pub max_delete_floor: u64,
+    /// Glob patterns of paths, relative to the data directory, that are not replicated.
+    pub exclude: Vec<String>,
+    /// How to stop the application for a cut: `cgroup:PATH`, `unit:NAME` or `pid:FILE`; empty: never.
+    pub freeze: String,
+    /// Longest freeze.
+    pub max_freeze: Span,
+    /// Shell command run before a cut that needs quiet.
+    pub before_cut: Option<String>,
+    /// Shell command run after it, whatever happened.
+    pub after_cut: Option<String>,
+    /// Bytes a second of background hashing and scrubbing.
+    pub scrub_rate: Size,
+    /// Log between two checkpoints.
+    pub checkpoint_bytes: Size,
+    /// Time between two checkpoints, when something changed.
+    pub checkpoint_interval: Span,
+    /// Most followers served at once.
+    pub max_followers: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let span = |s| Span(Duration::from_secs(s));
+        Self {
+            data: None,
+            state: None,
+            listen: None,
+            leader: None,
+            name: None,
+            apply_cuts: Cuts::Exact,
+            local_edits: LocalEdits::Refuse,
+            peer_timeout: span(10),
+            segment_timeout: span(60),
+            compression: 1,
+            rescan_interval: span(3600),
+            hot_interval: span(1),
+            max_cut_delay: span(1),
+            max_delete: 50,
+            max_delete_floor: 1000,
+            exclude: Vec::new(),
+            freeze: String::new(),
+            max_freeze: Span(Duration::from_millis(500)),
+            before_cut: None,
+            after_cut: None,
+            scrub_rate: Size(32 << 20),
+            checkpoint_bytes: Size(256 << 20),
+            checkpoint_interval: span(300),
+            max_followers: 64,
+        }
+    }
+}
+
+impl Config {
+    /// Reads and validates a file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] with the line, the key and the nearest valid name.
+    pub fn load(path: &Path) -> Result<Self> {
+        let meta = fs::metadata(path).map_err(|e| Error::io("read configuration", path, e).with_kind(ErrorKind::Config))?;
+        if meta.len() > FILE_MAX {
+            let text = format!("configuration '{}' is larger than {FILE_MAX} bytes; is it the right file?", path.display());
+            return Err(Error::new(ErrorKind::Config, text));
+        }
+        let text = fs::read_to_string(path)
+            .map_err(|e| Error::io("read configuration", path, e).with_kind(ErrorKind::Config))?;
+        Self::parse(&text).map_err(|e| e.wrap(&format!("configuration '{}'", path.display())))
+    }
+
+    /// Parses and validates the text of a file.
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|e| {
+            let message = e.message();
+            let hint = nearest(message).map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
+            let line = e.span().map_or(0, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+            let message = message.split(", expected one of").next().unwrap_or(message);
+            Error::new(ErrorKind::Config, format!("line {line}: {message}{hint}"))
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what single values can't show.
+    pub fn check(&self) -> Result<()> {
+        let bad = |text: String| Err(Error::new(ErrorKind::Config, text));
+        if !(1..=100).contains(&self.max_delete) {
+            return bad(format!("max_delete is {}; it is a share in percent, 1 to 100", self.max_delete));
+        }
+        if !(-7..=19).contains(&self.compression) {
+            return bad(format!("compression is {}; zstd levels go from -7 to 19", self.compression));
+        }
+        for (key, value, least) in [
+            ("peer_timeout", self.peer_timeout, 100),
+            ("segment_timeout", self.segment_timeout, 100),
+            ("hot_interval", self.hot_interval, 10),
+            ("max_cut_delay", self.max_cut_delay, 1),
+            ("max_freeze", self.max_freeze, 1),
+        ] {
+            if value.0 < Duration::from_millis(least) {
+                return bad(format!("{key} is {value}; the least is {least}ms"));
+            }
+        }
+        if let Some(name) = &self.name {
+            check_name(name)?;
+        }
+        if let (Some(data), Some(state)) = (&self.data, &self.state) {
+            check_apart(data, state)?;
+        }
+        let freeze_ok = self.freeze.is_empty()
+            || ["cgroup:", "unit:", "pid:"].iter().any(|p| self.freeze.strip_prefix(p).is_some_and(|r| !r.is_empty()));
+        if !freeze_ok {
+            return bad(format!("freeze is '{}'; write cgroup:PATH, unit:NAME or pid:FILE", self.freeze));
+        }
+        for pattern in &self.exclude {
+            globset::Glob::new(pattern)
+                .map_err(|e| Error::new(ErrorKind::Config, format!("exclude pattern '{pattern}': {e}")))?;
+        }
+        Ok(())
+    }
+
+    /// The node's name: as configured, or the host's.
+    pub fn node_name(&self) -> Result<String> {
+        if let Some(name) = &self.name {
+            return Ok(name.clone());
+        }
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        check_name(&name)?;
+        Ok(name)
+    }
+}
+
+/// A node's name goes into slots, logs and JSON: 1 to 63 letters, digits, `.`, `_` or `-`.
+pub fn check_name(name: &str) -> Result<()> {
+    let ok = (1..=63).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if ok {
+        return Ok(());
+    }
+    let text = format!("name '{}' is not allowed; use 1 to 63 letters, digits, '.', '_' or '-'", name.escape_debug());
+    Err(Error::new(ErrorKind::Config, text))
+}
+
+/// The two directories must not contain each other: towline's own writes would replicate themselves.
+pub fn check_apart(data: &Path, state: &Path) -> Result<()> {
+    let real = |p: &Path| p.canonicalize().or_else(|_| std::path::absolute(p)).unwrap_or_else(|_| p.to_owned());
+    let (data, state) = (real(data), real(state));
+    if data.starts_with(&state) || state.starts_with(&data) {
+        let text = format!(
+            "data directory '{}' and state directory '{}' lie within each other; give towline a state directory of its own",
+            data.display(),
+            state.display()
+        );
+        return Err(Error::new(ErrorKind::Config, text));
+    }
+    Ok(())
+}
+
+/// Resolves `HOST:PORT`.
+pub fn address(text: &str) -> Result<SocketAddr> {
+    let bad = |why: String| {
+        Error::new(ErrorKind::Config, format!("'{text}' is not an address ({why}); write HOST:PORT, like 127.0.0.1:7654"))
+    };
+    text.to_socket_addrs().map_err(|e| bad(e.to_string()))?.next().ok_or_else(|| bad("no address found".to_owned()))
+}
+
+/// Plain TCP leaves the machine only when a later `tls` setting allows it.
+pub fn loopback_only(addr: SocketAddr) -> Result<SocketAddr> {
+    if addr.ip().is_loopback() {
+        return Ok(addr);
+    }
+    let text = format!("{addr} is not a loopback address; plain TCP is allowed on loopback only: use a tunnel between hosts");
+    Err(Error::new(ErrorKind::Config, text))
+}
+
+/// From serde's "unknown field `x`, expected one of `a`, `b`": the expected name nearest to `x`.
+fn nearest(message: &str) -> Option<String> {
+    let rest = message.strip_prefix("unknown field `")?;
+    let (given, rest) = rest.split_once('`')?;
+    let names = rest.split('`').skip(1).step_by(2);
+    names.map(|n| (distance(given, n), n)).min().filter(|(d, _)| *d <= 4).map(|(_, n)| n.to_owned())
+}
+
+/// Levenshtein distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let next = (diagonal + usize::from(ca != *cb)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = row[j + 1];
+            row[j + 1] = next;
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_names_its_line_and_the_nearest_key() {
+        let e = Config::parse("peer_timeout = \"5s\"\n\nsegment_timout = \"5s\"\n").unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Config);
+        let text = e.to_string();
+        assert!(text.contains("line 3") && text.contains("did you mean 'segment_timeout'?"), "{text}");
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_with_the_rule() {
+        for (text, word) in [
+            ("max_delete = 0", "percent"),
+            ("compression = 40", "zstd"),
+            ("name = \"a b\"", "letters"),
+            ("freeze = \"yes\"", "cgroup:PATH"),
+            ("peer_timeout = \"5\"", "duration"),
+            ("scrub_rate = \"5x\"", "size"),
+            ("data = \"/a\"\nstate = \"/a/b\"", "within"),
+            ("exclude = [\"[\"]", "exclude"),
+        ] {
+            let e = Config::parse(text).unwrap_err().to_string();
+            assert!(e.contains(word), "{text}: {e}");
+        }
+    }
+
+    #[test]
+    fn the_shown_configuration_is_read_back() {
+        let shown = toml::to_string(&Config::default()).unwrap();
+        let back = Config::parse(&shown).unwrap();
+        assert_eq!(toml::to_string(&back).unwrap(), shown);
+        assert_eq!("90m".parse::<Span>().unwrap().to_string(), "90m");
+        assert_eq!("3072k".parse::<Size>().unwrap().to_string(), "3M");
+    }
+
+    #[test]
+    fn plain_tcp_stays_on_loopback() {
+        assert!(loopback_only("127.0.0.1:1".parse().unwrap()).is_ok());
+        assert!(loopback_only("[::1]:1".parse().unwrap()).is_ok());
+        assert!(loopback_only("10.0.0.1:1".parse().unwrap()).is_err());
+    }
+}
