@@ -1,1 +1,275 @@
-//! disk
+//! Durable file primitives: what a power cut may not take away goes through here.
+//!
+//! A file is durable after fsync of the file, a name after fsync of its directory. A failed fsync
+//! is final for the open file: the kernel may have dropped the dirty pages and marked them clean,
+//! so [`SyncFile`] latches the failure and refuses everything after it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::{failpoint, sys};
+
+/// What is appended to the name of a file that is being written aside.
+pub const ASIDE: &str = ".new";
+/// Name of the lock file in a state directory.
+pub const LOCK: &str = "lock";
+
+/// Makes the names in `dir` durable.
+pub fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io("sync directory", dir, e))
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    }
+}
+
+/// Creates the directory `path` (mode 0700), and its parents, durably. One that exists is fine.
+pub fn create_dir_durable(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let up = parent(path);
+    if !up.is_dir() {
+        create_dir_durable(up)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(Error::io("create directory", path, e));
+        }
+        _ => {}
+    }
+    sync_dir(up)
+}
+
+/// Removes the file `path` and makes that durable. One that is not there is fine.
+pub fn remove_durable(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_dir(parent(path)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io("remove", path, e)),
+    }
+}
+
+/// Renames durably within one directory; an existing target is replaced.
+pub fn rename_durable(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|e| Error::io("rename", from, e))?;
+    sync_dir(parent(to))
+}
+
+/// Replaces `dir/name` by `bytes`: after a crash there is the old content or the new, never a mix.
+pub fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let mut file = AtomicFile::create(dir, name)?;
+    file.write_all(bytes).map_err(|e| Error::io("write", file.aside(), e))?;
+    file.commit()
+}
+
+/// A file written aside; [`commit`](Self::commit) makes it durable under its name, dropping removes it.
+#[derive(Debug)]
+pub struct AtomicFile {
+    file: Option<File>,
+    aside: PathBuf,
+    path: PathBuf,
+}
+
+impl AtomicFile {
+    /// Begins to write the next content of `dir/name` aside, mode 0600.
+    pub fn create(dir: &Path, name: &str) -> Result<Self> {
+        let (path, aside) = (dir.join(name), dir.join(format!("{name}{ASIDE}")));
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&aside)
+            .map_err(|e| Error::io("create", &aside, e))?;
+        Ok(Self { file: Some(file), aside, path })
+    }
+
+    /// The path it is written at until the commit.
+    #[must_use]
+    pub fn aside(&self) -> &Path {
+        &self.aside
+    }
+
+    /// Makes the content durable and gives it its name.
+    pub fn commit(mut self) -> Result<()> {
+        let synced = match self.file.take() {
+            Some(file) => failpoint::pass("disk::write_aside").and_then(|()| file.sync_all()),
+            None => Ok(()),
+        };
+        let renamed = synced.map_err(|e| Error::io("sync", &self.aside, e)).and_then(|()| {
+            failpoint::pass("disk::before_rename").map_err(|e| Error::io("rename", &self.aside, e))?;
+            rename_durable(&self.aside, &self.path)
+        });
+        if renamed.is_err() {
+            let _ = fs::remove_file(&self.aside);
+        }
+        renamed?;
+        failpoint::pass("disk::after_rename").map_err(|e| Error::io("rename", &self.path, e))
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.file.as_mut().map_or_else(|| Err(io::ErrorKind::NotConnected.into()), |f| f.write(buf))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            let _ = fs::remove_file(&self.aside);
+        }
+    }
+}
+
+/// The exclusive hold on a state directory; it ends with the process, however that ends.
+#[derive(Debug)]
+pub struct DirLock {
+    _file: File,
+}
+
+/// Takes the lock of the state directory `state`. The lock is the kernel's (flock); the file that
+/// carries it may lie there from before and says nothing but who held it last.
+pub fn lock_dir(state: &Path) -> Result<DirLock> {
+    let path = state.join(LOCK);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| Error::io("open", &path, e))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => {
+            let mut text = String::new();
+            let _ = (&file).take(32).read_to_string(&mut text);
+            let holder = match text.trim().parse::<u32>() {
+                Ok(pid) => format!("process {pid}"),
+                Err(_) => "another process".to_owned(),
+            };
+            let message = format!(
+                "the state directory '{}' is in use by {holder}; stop it first, or name another directory",
+                state.display()
+            );
+            return Err(Error::new(ErrorKind::Locked, message));
+        }
+        Err(e) => return Err(Error::io("lock", &path, e)),
+    }
+    let pid = format!("{}\n", std::process::id());
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| file.write_all(pid.as_bytes()))
+        .map_err(|e| Error::io("write", &path, e))?;
+    Ok(DirLock { _file: file })
+}
+
+/// Bytes that this process may still write to the file system of `path`.
+pub fn free_bytes(path: &Path) -> Result<u64> {
+    let s = rustix::fs::statvfs(path).map_err(|e| Error::io("stat file system of", path, e))?;
+    Ok(s.f_bavail.saturating_mul(s.f_frsize))
+}
+
+/// A file whose first failed write or sync is final: every later call fails with the same error.
+#[derive(Debug)]
+pub struct SyncFile {
+    file: File,
+    path: PathBuf,
+    failed: Option<Error>,
+}
+
+impl SyncFile {
+    /// Creates the file (mode 0600), empty if it was there.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
+        file.map(|f| Self::new(f, path)).map_err(|e| Error::io("create", path, e))
+    }
+
+    /// Wraps an open file.
+    #[must_use]
+    pub fn new(file: File, path: &Path) -> Self {
+        Self { file, path: path.to_owned(), failed: None }
+    }
+
+    /// Where it was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file itself, for reading.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn latch(&mut self, verb: &str, result: io::Result<()>) -> Result<()> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(e) => {
+                let error = Error::io(verb, &self.path, e);
+                self.failed = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// Writes all of `bytes` at `offset`.
+    pub fn write_at(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.check()?;
+        let result = sys::write_at(&self.file, bytes, offset);
+        self.latch("write", result)
+    }
+
+    /// Makes the content durable, and of the metadata what is needed to read it back.
+    pub fn sync_data(&mut self) -> Result<()> {
+        self.check()?;
+        let result = self.file.sync_data();
+        self.latch("sync", result)
+    }
+
+    /// Cuts or extends the file to `len` bytes.
+    pub fn set_len(&mut self, len: u64) -> Result<()> {
+        self.check()?;
+        let result = self.file.set_len(len);
+        self.latch("truncate", result)
+    }
+
+    /// Reserves disk space up to `end`, so that the size need not change with each write. A file
+    /// system that can't is fine.
+    pub fn allocate(&mut self, from: u64, end: u64) -> Result<()> {
+        self.check()?;
+        let len = end.saturating_sub(from);
+        if len == 0 {
+            return Ok(());
+        }
+        let result = loop {
+            match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), from, len) {
+                Err(Errno::INTR) => {}
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => break Ok(()),
+                Err(e) => break Err(e.into()),
+            }
+        };
+        self.latch("allocate space for", result)
+    }
+}
