@@ -45,7 +45,9 @@ impl std::str::FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let bad = || format!("'{text}' is not a size; write a whole number, with k, M, G or T if need be, like 64M");
+        let bad = || {
+            format!("'{text}' is not a size; write a whole number, with k, M, G or T if need be, like 64M")
+        };
         let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let (number, unit) = text.split_at(at);
         let number: u64 = number.parse().map_err(|_| bad())?;
@@ -214,9 +216,13 @@ impl Config {
     /// # Errors
     /// [`ErrorKind::Config`] with the line, the key and the nearest valid name.
     pub fn load(path: &Path) -> Result<Self> {
-        let meta = fs::metadata(path).map_err(|e| Error::io("read configuration", path, e).with_kind(ErrorKind::Config))?;
+        let meta = fs::metadata(path)
+            .map_err(|e| Error::io("read configuration", path, e).with_kind(ErrorKind::Config))?;
         if meta.len() > FILE_MAX {
-            let text = format!("configuration '{}' is larger than {FILE_MAX} bytes; is it the right file?", path.display());
+            let text = format!(
+                "configuration '{}' is larger than {FILE_MAX} bytes; is it the right file?",
+                path.display()
+            );
             return Err(Error::new(ErrorKind::Config, text));
         }
         let text = fs::read_to_string(path)
@@ -264,7 +270,9 @@ impl Config {
             check_apart(data, state)?;
         }
         let freeze_ok = self.freeze.is_empty()
-            || ["cgroup:", "unit:", "pid:"].iter().any(|p| self.freeze.strip_prefix(p).is_some_and(|r| !r.is_empty()));
+            || ["cgroup:", "unit:", "pid:"]
+                .iter()
+                .any(|p| self.freeze.strip_prefix(p).is_some_and(|r| !r.is_empty()));
         if !freeze_ok {
             return bad(format!("freeze is '{}'; write cgroup:PATH, unit:NAME or pid:FILE", self.freeze));
         }
@@ -288,17 +296,22 @@ impl Config {
 
 /// A node's name goes into slots, logs and JSON: 1 to 63 letters, digits, `.`, `_` or `-`.
 pub fn check_name(name: &str) -> Result<()> {
-    let ok = (1..=63).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    let ok = (1..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
     if ok {
         return Ok(());
     }
-    let text = format!("name '{}' is not allowed; use 1 to 63 letters, digits, '.', '_' or '-'", name.escape_debug());
+    let text = format!(
+        "name '{}' is not allowed; use 1 to 63 letters, digits, '.', '_' or '-'",
+        name.escape_debug()
+    );
     Err(Error::new(ErrorKind::Config, text))
 }
 
 /// The two directories must not contain each other: towline's own writes would replicate themselves.
 pub fn check_apart(data: &Path, state: &Path) -> Result<()> {
-    let real = |p: &Path| p.canonicalize().or_else(|_| std::path::absolute(p)).unwrap_or_else(|_| p.to_owned());
+    let real =
+        |p: &Path| p.canonicalize().or_else(|_| std::path::absolute(p)).unwrap_or_else(|_| p.to_owned());
     let (data, state) = (real(data), real(state));
     if data.starts_with(&state) || state.starts_with(&data) {
         let text = format!(
@@ -314,9 +327,15 @@ pub fn check_apart(data: &Path, state: &Path) -> Result<()> {
 /// Resolves `HOST:PORT`.
 pub fn address(text: &str) -> Result<SocketAddr> {
     let bad = |why: String| {
-        Error::new(ErrorKind::Config, format!("'{text}' is not an address ({why}); write HOST:PORT, like 127.0.0.1:7654"))
+        Error::new(
+            ErrorKind::Config,
+            format!("'{text}' is not an address ({why}); write HOST:PORT, like 127.0.0.1:7654"),
+        )
     };
-    text.to_socket_addrs().map_err(|e| bad(e.to_string()))?.next().ok_or_else(|| bad("no address found".to_owned()))
+    text.to_socket_addrs()
+        .map_err(|e| bad(e.to_string()))?
+        .next()
+        .ok_or_else(|| bad("no address found".to_owned()))
 }
 
 /// Plain TCP leaves the machine only when a later `tls` setting allows it.
@@ -324,7 +343,9 @@ pub fn loopback_only(addr: SocketAddr) -> Result<SocketAddr> {
     if addr.ip().is_loopback() {
         return Ok(addr);
     }
-    let text = format!("{addr} is not a loopback address; plain TCP is allowed on loopback only: use a tunnel between hosts");
+    let text = format!(
+        "{addr} is not a loopback address; plain TCP is allowed on loopback only: use a tunnel between hosts"
+    );
     Err(Error::new(ErrorKind::Config, text))
 }
 

@@ -71,7 +71,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn from_u8(v: u8) -> Result<Self, DecodeError> {
+    /// The kind that is stored as `v`.
+    pub fn from_u8(v: u8) -> Result<Self, DecodeError> {
         Ok(match v {
             1 => Self::File,
             2 => Self::Dir,
