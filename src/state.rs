@@ -1,1 +1,375 @@
-//! state
+//! The state directory and its control file: who this node is, and how far its promises go.
+//!
+//! | path | content |
+//! | --- | --- |
+//! | `lock` | held by the running process, its pid inside |
+//! | `control` | the control file below |
+//! | `control.sock` | the control socket |
+//! | `log/` | segments |
+//! | `catalog/` | checkpoints |
+//! | `blocks/` | block hashes of files of more than one block |
+//! | `fill/` | an unfinished first copy |
+//!
+//! Control file, little-endian, replaced as a whole and durably before anything it says is acted on:
+//!
+//! | offset | size | field |
+//! | --- | --- | --- |
+//! | 0 | 8 | magic `TWLNCTRL` |
+//! | 8 | 4 | format version, 1 |
+//! | 12 | 8 | system id |
+//! | 20 | 1 | role: 1 leader, 2 follower |
+//! | 21 | 4 | timeline |
+//! | 25 | 1 | fill: 0 none, 1 copying, 2 filled, 3 done |
+//! | 26 | 16 | fill start and end LSN |
+//! | 42 | 28 | data directory's device u64, inode u64, birth time (i64 s, u32 ns); zero before it is known |
+//! | 70 | 8 | applied LSN of the last clean rest |
+//! | 78 | 1 | clean stop |
+//! | 79 | 8 | created, ns since 1970 |
+//! | 87 | blob | name, at most 63 bytes |
+//! | .. | blob | data directory's path, at most 4095 bytes |
+//! | end | 4 | CRC32C of everything before |
+
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::catalog::LocalId;
+use crate::codec::{DecodeError, Put, Reader};
+use crate::disk;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::position::{Lsn, SystemId, TimelineId};
+use crate::record::Time;
+
+/// File name of the control socket.
+pub const SOCKET: &str = "control.sock";
+const CONTROL: &str = "control";
+const MAGIC: [u8; 8] = *b"TWLNCTRL";
+const VERSION: u32 = 1;
+/// Most bytes of a control file.
+const CONTROL_MAX: u64 = 8 << 10;
+const NAME_MAX: usize = 63;
+const PATH_MAX: usize = 4095;
+
+/// What a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It watches its directory and writes the log.
+    Leader,
+    /// It takes the log from an upstream and writes its directory.
+    Follower,
+}
+
+impl Role {
+    /// `leader` or `follower`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+        }
+    }
+}
+
+/// How far the first copy of a follower is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FillState {
+    /// Nothing was copied yet.
+    None,
+    /// A copy that began at `start` is under way; the directory is not usable.
+    Copying {
+        /// LSN of the snapshot.
+        start: Lsn,
+    },
+    /// Everything was copied; the directory is usable once replayed to `end`.
+    Filled {
+        /// LSN of the snapshot.
+        start: Lsn,
+        /// Replay to here makes it consistent.
+        end: Lsn,
+    },
+    /// The copy is consistent (or the node never needed one).
+    Done,
+}
+
+/// The control file's content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// What is replicated; none before the first copy.
+    pub system: SystemId,
+    /// The role; it wins over the command line.
+    pub role: Role,
+    /// The timeline the log is on.
+    pub timeline: TimelineId,
+    /// Progress of the first copy.
+    pub fill: FillState,
+    /// Identity of the data directory, to tell a vanished or replaced one.
+    pub data_local: Option<LocalId>,
+    /// Where a follower's directory stood at its last clean stop.
+    pub applied: Lsn,
+    /// Whether the last stop was clean.
+    pub clean: bool,
+    /// When the state directory was made, ns since 1970.
+    pub created: i64,
+    /// The node's name.
+    pub name: String,
+    /// The data directory.
+    pub data_path: PathBuf,
+}
+
+impl Control {
+    /// A new node.
+    #[must_use]
+    pub fn new(system: SystemId, role: Role, name: &str, data: &Path) -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self {
+            system,
+            role,
+            timeline: TimelineId::FIRST,
+            fill: if role == Role::Leader { FillState::Done } else { FillState::None },
+            data_local: None,
+            applied: Lsn::ZERO,
+            clean: false,
+            created: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
+            name: name.to_owned(),
+            data_path: data.to_owned(),
+        }
+    }
+
+    /// The bytes of the file.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.put_u32(VERSION);
+        out.put_u64(self.system.0);
+        out.put_u8(match self.role {
+            Role::Leader => 1,
+            Role::Follower => 2,
+        });
+        out.put_u32(self.timeline.0);
+        let (fill, start, end) = match self.fill {
+            FillState::None => (0, Lsn::ZERO, Lsn::ZERO),
+            FillState::Copying { start } => (1, start, Lsn::ZERO),
+            FillState::Filled { start, end } => (2, start, end),
+            FillState::Done => (3, Lsn::ZERO, Lsn::ZERO),
+        };
+        out.put_u8(fill);
+        out.put_u64(start.0);
+        out.put_u64(end.0);
+        let local = self.data_local.unwrap_or_default();
+        out.put_u64(local.dev);
+        out.put_u64(local.ino);
+        out.put_i64(local.btime.sec);
+        out.put_u32(local.btime.nsec);
+        out.put_u64(self.applied.0);
+        out.put_u8(u8::from(self.clean));
+        out.put_i64(self.created);
+        out.put_blob(self.name.as_bytes());
+        out.put_blob(self.data_path.as_os_str().as_bytes());
+        let crc = crc32c::crc32c(&out);
+        out.put_u32(crc);
+        out
+    }
+
+    /// Reads the bytes of a file.
+    ///
+    /// # Errors
+    /// Names the field that breaks the table of the module.
+    pub fn decode(bytes: &[u8]) -> std::result::Result<Self, DecodeError> {
+        let (body, crc) = bytes.split_last_chunk::<4>().ok_or(DecodeError::Short("control file"))?;
+        let sum = crc32c::crc32c(body);
+        if sum != u32::from_le_bytes(*crc) {
+            return Err(DecodeError::Invalid { what: "control file checksum", value: u64::from(sum) });
+        }
+        let mut r = Reader::new(body);
+        if r.array::<8>("magic")? != MAGIC {
+            return Err(DecodeError::Invalid { what: "control file magic", value: 0 });
+        }
+        let version = r.u32("version")?;
+        if version != VERSION {
+            return Err(DecodeError::Invalid { what: "control file version", value: u64::from(version) });
+        }
+        let system = SystemId(r.u64("system id")?);
+        let role = match r.u8("role")? {
+            1 => Role::Leader,
+            2 => Role::Follower,
+            v => return Err(DecodeError::Invalid { what: "role", value: u64::from(v) }),
+        };
+        let timeline = TimelineId(r.u32("timeline")?);
+        let (fill, start, end) = (r.u8("fill")?, Lsn(r.u64("fill start")?), Lsn(r.u64("fill end")?));
+        let fill = match fill {
+            0 => FillState::None,
+            1 => FillState::Copying { start },
+            2 => FillState::Filled { start, end },
+            3 => FillState::Done,
+            v => return Err(DecodeError::Invalid { what: "fill", value: u64::from(v) }),
+        };
+        let local = LocalId {
+            dev: r.u64("device")?,
+            ino: r.u64("inode")?,
+            btime: Time { sec: r.i64("birth time")?, nsec: r.u32("birth time")? },
+        };
+        let control = Self {
+            system,
+            role,
+            timeline,
+            fill,
+            data_local: (local != LocalId::default()).then_some(local),
+            applied: Lsn(r.u64("applied")?),
+            clean: r.u8("clean")? == 1,
+            created: r.i64("created")?,
+            name: String::from_utf8_lossy(r.blob(NAME_MAX, "name")?).into_owned(),
+            data_path: PathBuf::from(std::ffi::OsString::from_vec(r.blob(PATH_MAX, "data path")?.to_vec())),
+        };
+        r.finish()?;
+        Ok(control)
+    }
+}
+
+/// An open state directory. While it lives, no other process can open it.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    control: Mutex<Option<Control>>,
+    _lock: disk::DirLock,
+}
+
+impl StateDir {
+    /// Opens the directory, making it (mode 0700) if need be, and takes its lock.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] when another process holds it, [`ErrorKind::Corrupt`] when the control file is damaged.
+    pub fn open_or_create(path: &Path) -> Result<Self> {
+        let path = std::path::absolute(path).map_err(|e| Error::io("find", path, e))?;
+        disk::create_dir_durable(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))
+            .map_err(|e| Error::io("restrict", &path, e))?;
+        let lock = disk::lock_dir(&path)?;
+        for sub in ["log", "catalog", "blocks", "fill"] {
+            disk::create_dir_durable(&path.join(sub))?;
+        }
+        let control = Self::load(&path.join(CONTROL))?;
+        Ok(Self { path, control: Mutex::new(control), _lock: lock })
+    }
+
+    fn load(file: &Path) -> Result<Option<Control>> {
+        match std::fs::metadata(file) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("read", file, e)),
+            Ok(m) if m.len() > CONTROL_MAX => {
+                let text = format!(
+                    "control file '{}' is too large; restore it or begin with an empty state directory",
+                    file.display()
+                );
+                return Err(Error::new(ErrorKind::Corrupt, text));
+            }
+            Ok(_) => {}
+        }
+        let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+        let control = Control::decode(&bytes).context(|| {
+            format!(
+                "control file '{}' is damaged; restore it or begin with an empty state directory",
+                file.display()
+            )
+        })?;
+        Ok(Some(control))
+    }
+
+    fn guard(&self) -> MutexGuard<'_, Option<Control>> {
+        // A panic elsewhere does not make the value wrong.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The control file's content; `None` before the node was first set up.
+    #[must_use]
+    pub fn control(&self) -> Option<Control> {
+        self.guard().clone()
+    }
+
+    /// Writes a new content durably; it is in force when this returns `Ok`.
+    pub fn persist(&self, control: Control) -> Result<()> {
+        let mut guard = self.guard();
+        disk::write_atomic(&self.path, CONTROL, &control.encode())?;
+        *guard = Some(control);
+        Ok(())
+    }
+
+    /// Changes the content durably.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Missing`] before the node was set up, or why it can't be written.
+    pub fn change(&self, edit: impl FnOnce(&mut Control)) -> Result<()> {
+        let mut control =
+            self.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
+        edit(&mut control);
+        self.persist(control)
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// Segments.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+    /// Block hashes.
+    #[must_use]
+    pub fn blocks(&self) -> PathBuf {
+        self.path.join("blocks")
+    }
+    /// Checkpoints.
+    #[must_use]
+    pub fn catalog(&self) -> PathBuf {
+        self.path.join("catalog")
+    }
+    /// The first copy while it is under way.
+    #[must_use]
+    pub fn fill(&self) -> PathBuf {
+        self.path.join("fill")
+    }
+    /// The control socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.path.join(SOCKET)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Control {
+        let mut c = Control::new(SystemId(7), Role::Follower, "f1", Path::new("/srv/\u{e9}"));
+        c.created = 1_700_000_000;
+        c.fill = FillState::Filled { start: Lsn(5), end: Lsn(9) };
+        c.data_local = Some(LocalId { dev: 1, ino: 2, btime: Time { sec: 3, nsec: 4 } });
+        c
+    }
+
+    #[test]
+    fn the_control_file_survives_and_every_damage_is_named() {
+        let bytes = sample().encode();
+        assert_eq!(Control::decode(&bytes), Ok(sample()));
+        for i in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[i] ^= 0x10;
+            assert!(Control::decode(&bad).is_err(), "byte {i}");
+            assert!(Control::decode(&bytes[..i]).is_err(), "cut at {i}");
+        }
+    }
+
+    #[test]
+    fn a_second_process_is_refused_and_a_stale_lock_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let first = StateDir::open_or_create(&path).unwrap();
+        first.persist(sample()).unwrap();
+        assert_eq!(StateDir::open_or_create(&path).unwrap_err().kind(), ErrorKind::Locked);
+        drop(first);
+        let again = StateDir::open_or_create(&path).unwrap();
+        assert_eq!(again.control(), Some(sample()));
+    }
+}
