@@ -1,0 +1,241 @@
+//! Who the two sides are and what is agreed between them: hello, welcome, reasons.
+
+use super::{HELLO_MAX, MAGIC, NAME_MAX, REASON_MAX};
+use crate::codec::{DecodeError, Put, Reader};
+use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
+
+/// What a receiver asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Want {
+    /// Log from where it stands.
+    Stream,
+    /// The whole directory.
+    Fill,
+    /// The rest of the directory, of which it holds a part from the snapshot at this commit.
+    ResumeFill(Lsn),
+}
+
+/// Who a receiver is and where it stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hello {
+    /// Lowest and highest protocol version it speaks.
+    pub versions: (u16, u16),
+    /// Its system, [`SystemId::NONE`] when it is empty.
+    pub system: SystemId,
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// End of its durable log.
+    pub flush: Lsn,
+    /// The segment its log is to be continued in.
+    pub segment: SegmentNo,
+    /// How many stored bytes of that segment it holds.
+    pub offset: u64,
+    /// SHA-256 of those bytes.
+    pub prefix: [u8; 32],
+    /// What it asks for.
+    pub want: Want,
+    /// Its name.
+    pub name: String,
+}
+
+/// What a sender does for a receiver.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Decision {
+    /// Log follows, from this stored byte on.
+    StreamFrom {
+        /// Segment.
+        segment: SegmentNo,
+        /// Stored offset in it.
+        offset: u64,
+    },
+    /// A snapshot follows; the receiver then asks for contents.
+    Fill,
+    /// The receiver asks for contents of the snapshot it holds.
+    ResumeFill,
+    /// The log that the receiver needs is gone.
+    Resync {
+        /// In words.
+        reason: String,
+    },
+    /// The sender will not serve it.
+    Refuse {
+        /// Which rule.
+        code: Code,
+        /// In words.
+        reason: String,
+    },
+}
+
+/// Why a peer refuses or leaves.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum Code {
+    /// No protocol version in common.
+    Version = 1,
+    /// The nodes hold different systems.
+    WrongSystem = 2,
+    /// The receiver is on another timeline.
+    WrongTimeline = 3,
+    /// The receiver's log is not a prefix of the sender's.
+    Diverged = 4,
+    /// The name is not allowed.
+    Name = 5,
+    /// Too many connections.
+    Busy = 6,
+    /// The sender can't serve yet.
+    NotReady = 7,
+    /// Another connection of the same name took the place.
+    Replaced = 8,
+    /// The node stops.
+    Shutdown = 9,
+    /// The peer sent what the protocol does not allow.
+    Protocol = 10,
+    /// Log that is needed was removed.
+    Resync = 11,
+    /// The sender failed to read its own files.
+    Failed = 12,
+}
+
+impl Code {
+    const ALL: [Self; 12] = [
+        Self::Version,
+        Self::WrongSystem,
+        Self::WrongTimeline,
+        Self::Diverged,
+        Self::Name,
+        Self::Busy,
+        Self::NotReady,
+        Self::Replaced,
+        Self::Shutdown,
+        Self::Protocol,
+        Self::Resync,
+        Self::Failed,
+    ];
+
+    pub(super) fn from_u8(v: u8) -> Result<Self, DecodeError> {
+        Self::ALL
+            .into_iter()
+            .find(|c| *c as u8 == v)
+            .ok_or(DecodeError::Invalid { what: "reason code", value: u64::from(v) })
+    }
+
+    /// Whether time alone may cure it.
+    #[must_use]
+    pub fn passes(self) -> bool {
+        matches!(self, Self::Busy | Self::NotReady | Self::Replaced | Self::Shutdown | Self::Failed)
+    }
+}
+
+/// A sender's answer to a hello.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Welcome {
+    /// The version that both speak from now on; 0 in a refusal for lack of one.
+    pub version: u16,
+    /// The sender's system.
+    pub system: SystemId,
+    /// The sender's timeline.
+    pub timeline: TimelineId,
+    /// The sender's name.
+    pub name: String,
+    /// What happens next.
+    pub decision: Decision,
+}
+
+/// The longest prefix of `text` that has at most `limit` bytes and ends between characters.
+pub(super) fn clip(text: &str, limit: usize) -> &[u8] {
+    let mut end = text.len().min(limit);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text.as_bytes()[..end]
+}
+
+pub(super) fn put_hello(h: &Hello, out: &mut Vec<u8>) {
+    out.extend_from_slice(&MAGIC);
+    out.put_u16(h.versions.0);
+    out.put_u16(h.versions.1);
+    let name = clip(&h.name, NAME_MAX);
+    out.put_u32(81 + u32::try_from(name.len()).unwrap_or(0));
+    out.put_u64(h.system.0);
+    out.put_u32(h.timeline.0);
+    out.put_u64(h.flush.0);
+    out.put_u64(h.segment.0);
+    out.put_u64(h.offset);
+    out.extend_from_slice(&h.prefix);
+    let (want, snapshot) = match h.want {
+        Want::Stream => (0, Lsn::ZERO),
+        Want::Fill => (1, Lsn::ZERO),
+        Want::ResumeFill(lsn) => (2, lsn),
+    };
+    out.put_u8(want);
+    out.put_u64(snapshot.0);
+    out.put_blob(name);
+}
+
+pub(super) fn put_welcome(w: &Welcome, out: &mut Vec<u8>) {
+    out.put_u16(w.version);
+    out.put_u64(w.system.0);
+    out.put_u32(w.timeline.0);
+    let (tag, segment, offset, code, reason) = match &w.decision {
+        Decision::StreamFrom { segment, offset } => (0, segment.0, *offset, 0, ""),
+        Decision::Fill => (1, 0, 0, 0, ""),
+        Decision::ResumeFill => (2, 0, 0, 0, ""),
+        Decision::Resync { reason } => (3, 0, 0, 0, reason.as_str()),
+        Decision::Refuse { code, reason } => (4, 0, 0, *code as u8, reason.as_str()),
+    };
+    out.put_u8(tag);
+    out.put_u64(segment);
+    out.put_u64(offset);
+    out.put_u8(code);
+    out.put_blob(clip(&w.name, NAME_MAX));
+    out.put_blob(clip(reason, REASON_MAX));
+}
+
+pub(super) fn text(bytes: &[u8], what: &'static str) -> Result<String, DecodeError> {
+    let invalid = |_| DecodeError::Invalid { what, value: bytes.len() as u64 };
+    std::str::from_utf8(bytes).map(str::to_owned).map_err(invalid)
+}
+
+pub(super) fn take_hello(body: &[u8]) -> Result<Hello, DecodeError> {
+    let mut r = Reader::new(body);
+    let magic: [u8; 8] = r.array("hello")?;
+    if magic != MAGIC {
+        return Err(DecodeError::Invalid { what: "magic of the hello", value: u64::from_le_bytes(magic) });
+    }
+    let versions = (r.u16("lowest version")?, r.u16("highest version")?);
+    let rest = r.blob(HELLO_MAX, "hello length")?;
+    r.finish()?;
+    let mut r = Reader::new(rest);
+    let (system, timeline) = (SystemId(r.u64("system id")?), TimelineId(r.u32("timeline")?));
+    let (flush, segment) = (Lsn(r.u64("flush")?), SegmentNo(r.u64("segment")?));
+    let (offset, prefix) = (r.u64("offset")?, r.array("prefix SHA-256")?);
+    let (want, snapshot) = (r.u8("want")?, Lsn(r.u64("snapshot LSN")?));
+    let want = match want {
+        0 => Want::Stream,
+        1 => Want::Fill,
+        2 => Want::ResumeFill(snapshot),
+        v => return Err(DecodeError::Invalid { what: "want", value: u64::from(v) }),
+    };
+    // Fields of later versions may follow; they are not ours to judge.
+    let name = text(r.blob(NAME_MAX, "name")?, "name")?;
+    Ok(Hello { versions, system, timeline, flush, segment, offset, prefix, want, name })
+}
+
+pub(super) fn take_welcome(r: &mut Reader<'_>) -> Result<Welcome, DecodeError> {
+    let (version, system) = (r.u16("version")?, SystemId(r.u64("system id")?));
+    let (timeline, tag) = (TimelineId(r.u32("timeline")?), r.u8("decision")?);
+    let (segment, offset) = (SegmentNo(r.u64("segment")?), r.u64("offset")?);
+    let code = r.u8("reason code")?;
+    let name = text(r.blob(NAME_MAX, "name")?, "name")?;
+    let reason = text(r.blob(REASON_MAX, "reason")?, "reason")?;
+    let decision = match tag {
+        0 => Decision::StreamFrom { segment, offset },
+        1 => Decision::Fill,
+        2 => Decision::ResumeFill,
+        3 => Decision::Resync { reason },
+        4 => Decision::Refuse { code: Code::from_u8(code)?, reason },
+        v => return Err(DecodeError::Invalid { what: "decision", value: u64::from(v) }),
+    };
+    Ok(Welcome { version, system, timeline, name, decision })
+}

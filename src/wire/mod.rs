@@ -1,0 +1,505 @@
+//! The protocol between a node that sends its log and a node that receives it: messages, and how a
+//! message is written on the connection. Pure: bytes in, values out.
+//!
+//! Integers are little-endian. A message is a header of 8 bytes, a payload and a checksum:
+//!
+//! | offset | size | field |
+//! | --- | --- | --- |
+//! | 0 | 4 | length of the payload, at most [`Kind::limit`] of its kind |
+//! | 4 | 1 | kind |
+//! | 5 | 3 | low 24 bits of the CRC32C of the 5 bytes before: a damaged length is found before it is waited for |
+//! | 8 | n | payload |
+//! | 8+n | 4 | CRC32C of header and payload |
+//!
+//! | kind | name | from | payload |
+//! | --- | --- | --- | --- |
+//! | 1 | hello | receiver | see below |
+//! | 2 | welcome | sender | version u16, system id u64, timeline u32, decision u8, segment u64, offset u64, code u8, name blob, reason blob |
+//! | 3 | log | sender | segment u64, offset u64, stored bytes of that segment's file to the end |
+//! | 4 | keepalive | sender | end u64, commit u64, exact u64, commit time i64, exact time i64, sender's clock i64 |
+//! | 5 | ack | receiver | write u64, flush u64, apply u64, commit time at apply i64 |
+//! | 6 | snapshot data | sender | offset u64, bytes of the catalog checkpoint to the end |
+//! | 7 | snapshot end | sender | commit LSN u64, length u64, SHA-256 32 bytes |
+//! | 8 | fill request | receiver | batch u32, count u32, count x file id u64 |
+//! | 9 | fill data | sender | batch u32, encoding u8 (0 raw, 1 zstd), length of the items u32, items |
+//! | 10 | batch end | sender | batch u32 |
+//! | 11 | fill done | receiver | nothing |
+//! | 12 | fill end | sender | end LSN u64 |
+//! | 13 | goodbye | both | code u8, reason blob |
+//!
+//! The hello is frozen: every version reads the first 16 bytes of its payload, and ignores what follows
+//! the fields it knows.
+//!
+//! | offset | size | field |
+//! | --- | --- | --- |
+//! | 0 | 8 | magic `towline` and a NUL |
+//! | 8 | 2 | lowest protocol version the receiver speaks |
+//! | 10 | 2 | highest |
+//! | 12 | 4 | length of the rest |
+//! | 16 | 8 | system id, 0 for an empty receiver |
+//! | 24 | 4 | timeline |
+//! | 28 | 8 | flush LSN |
+//! | 36 | 8 | segment the log is continued in |
+//! | 44 | 8 | stored bytes of that segment that are durable |
+//! | 52 | 32 | SHA-256 of those bytes |
+//! | 84 | 1 | want: 0 stream, 1 fill, 2 resume a fill |
+//! | 85 | 8 | LSN of the snapshot to resume, or 0 |
+//! | 93 | 4+n | name, at most [`NAME_MAX`] bytes |
+//!
+//! Items of fill data, after decompression:
+//!
+//! | item | fields |
+//! | --- | --- |
+//! | data | 1 u8, file id u64, offset u64 (a multiple of a block), length u32, bytes |
+//! | end of file | 2 u8, file id u64, outcome u8 (0 whole, 1 changing, 2 gone), size u64 |
+
+use std::fmt;
+use std::ops::Deref;
+
+use crate::codec::{DecodeError, Put, Reader};
+use crate::position::{FileId, Lsn, SegmentNo};
+
+mod hello;
+mod items;
+
+pub use hello::{Code, Decision, Hello, Want, Welcome};
+use hello::{clip, put_hello, put_welcome, take_hello, take_welcome, text};
+pub use items::{ITEM_HEAD, Item, Items, Outcome, put_item_end, put_item_head};
+
+/// The lowest protocol version this program speaks.
+pub const VERSION_MIN: u16 = 1;
+/// The highest protocol version this program speaks.
+pub const VERSION_MAX: u16 = 1;
+/// First bytes of every hello.
+pub const MAGIC: [u8; 8] = *b"towline\0";
+/// Bytes before the payload.
+pub const HEADER: usize = 8;
+/// Bytes after the payload.
+pub const TRAILER: usize = 4;
+/// Most bytes of a node's name.
+pub const NAME_MAX: usize = 64;
+/// Most bytes of a reason.
+pub const REASON_MAX: usize = 1024;
+/// Most stored bytes of log in one message: 1 MiB.
+pub const LOG_MAX: usize = 1 << 20;
+/// Most bytes of the catalog snapshot in one message.
+pub const SNAPSHOT_PIECE: usize = 256 << 10;
+/// Most file ids asked for in one request.
+pub const BATCH_IDS: usize = 512;
+/// Most bytes of file content in one item: 1 MiB.
+pub const CHUNK_MAX: usize = 1 << 20;
+/// Most bytes of the items of one fill message: one largest item, and small files around it.
+pub const ITEMS_MAX: usize = CHUNK_MAX + (64 << 10);
+/// Most bytes of a hello's payload, of any version.
+pub const HELLO_MAX: usize = 4096;
+
+/// What a message is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+#[allow(missing_docs, reason = "described in the table of the module")]
+pub enum Kind {
+    Hello = 1,
+    Welcome = 2,
+    Log = 3,
+    Keepalive = 4,
+    Ack = 5,
+    SnapshotData = 6,
+    SnapshotEnd = 7,
+    FillRequest = 8,
+    FillData = 9,
+    BatchEnd = 10,
+    FillDone = 11,
+    FillEnd = 12,
+    Goodbye = 13,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 13] = [
+        Self::Hello,
+        Self::Welcome,
+        Self::Log,
+        Self::Keepalive,
+        Self::Ack,
+        Self::SnapshotData,
+        Self::SnapshotEnd,
+        Self::FillRequest,
+        Self::FillData,
+        Self::BatchEnd,
+        Self::FillDone,
+        Self::FillEnd,
+        Self::Goodbye,
+    ];
+
+    fn from_u8(v: u8) -> Result<Self, DecodeError> {
+        Self::ALL
+            .into_iter()
+            .find(|k| *k as u8 == v)
+            .ok_or(DecodeError::Invalid { what: "message kind", value: u64::from(v) })
+    }
+
+    /// Most bytes of a payload of this kind, checked before anything is allocated.
+    #[must_use]
+    pub fn limit(self) -> usize {
+        match self {
+            Self::Hello => HELLO_MAX,
+            Self::Welcome => 40 + 4 + NAME_MAX + 4 + REASON_MAX,
+            Self::Log => 16 + LOG_MAX,
+            Self::Keepalive => 48,
+            Self::Ack => 32,
+            Self::SnapshotData => 8 + SNAPSHOT_PIECE,
+            Self::SnapshotEnd => 48,
+            Self::FillRequest => 8 + 8 * BATCH_IDS,
+            Self::FillData => 9 + ITEMS_MAX,
+            Self::BatchEnd => 4,
+            Self::FillDone => 0,
+            Self::FillEnd => 8,
+            Self::Goodbye => 1 + 4 + REASON_MAX,
+        }
+    }
+}
+
+/// Bytes at the end of a received payload, kept where they were received.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Body {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Deref for Body {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.bytes.get(self.start..).unwrap_or_default()
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, start: 0 }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.len())
+    }
+}
+
+/// Where a sender's log stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Keepalive {
+    /// End of its durable log.
+    pub end: Lsn,
+    /// End of its last complete change set.
+    pub commit: Lsn,
+    /// End of its last change set with an exact cut.
+    pub exact: Lsn,
+    /// Time of `commit`, nanoseconds since 1970 by the leader's clock.
+    pub commit_time: i64,
+    /// Time of `exact`.
+    pub exact_time: i64,
+    /// The leader's clock now.
+    pub now: i64,
+}
+
+/// Where a receiver stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Ack {
+    /// In its operating system.
+    pub write: Lsn,
+    /// Durable in its log.
+    pub flush: Lsn,
+    /// Visible in its directory.
+    pub apply: Lsn,
+    /// Time of the commit at `apply`.
+    pub apply_time: i64,
+}
+
+/// How the items of fill data are stored in the message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Encoding {
+    /// As they are.
+    Raw = 0,
+    /// As one zstd frame.
+    Zstd = 1,
+}
+
+/// One message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "the fields are described in the table of the module")]
+pub enum Message {
+    Hello(Hello),
+    Welcome(Welcome),
+    Log { segment: SegmentNo, offset: u64, bytes: Body },
+    Keepalive(Keepalive),
+    Ack(Ack),
+    SnapshotData { offset: u64, bytes: Body },
+    SnapshotEnd { lsn: Lsn, len: u64, sha256: [u8; 32] },
+    FillRequest { batch: u32, ids: Vec<FileId> },
+    FillData { batch: u32, encoding: Encoding, raw_len: u32, bytes: Body },
+    BatchEnd { batch: u32 },
+    FillDone,
+    FillEnd { end: Lsn },
+    Goodbye { code: Code, reason: String },
+}
+
+/// Starts a message of `kind` in an empty buffer: the header is filled in by [`finish`].
+#[must_use]
+pub fn begin(kind: Kind, capacity: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER + capacity + TRAILER);
+    out.extend_from_slice(&[0, 0, 0, 0, kind as u8, 0, 0, 0]);
+    out
+}
+
+/// Ends a message that [`begin`] started and the caller added the payload to.
+///
+/// # Panics
+/// When the payload is longer than its kind allows: a caller's mistake, never a peer's.
+#[must_use]
+pub fn finish(mut message: Vec<u8>) -> Vec<u8> {
+    let kind = Kind::from_u8(message[4]).expect("begin wrote the kind");
+    let len = message.len() - HEADER;
+    assert!(len <= kind.limit(), "a {kind:?} message of {len} bytes is beyond its limit");
+    message[..4].copy_from_slice(&u32::try_from(len).expect("limits are below 4 GiB").to_le_bytes());
+    let check = head_check(&message[..5]);
+    message[5..HEADER].copy_from_slice(&check);
+    let crc = crc32c::crc32c(&message);
+    message.put_u32(crc);
+    message
+}
+
+fn head_check(head: &[u8]) -> [u8; 3] {
+    let [a, b, c, _] = crc32c::crc32c(head).to_le_bytes();
+    [a, b, c]
+}
+
+/// A checked message header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Head {
+    /// What the message is.
+    pub kind: Kind,
+    /// Bytes of its payload, within the limit of the kind.
+    pub len: usize,
+    crc: u32,
+}
+
+impl Head {
+    /// Checks a header.
+    ///
+    /// # Errors
+    /// The check bytes are wrong, the kind is unknown, or the length is beyond the limit.
+    pub fn decode(bytes: &[u8; HEADER]) -> Result<Self, DecodeError> {
+        if head_check(&bytes[..5]) != bytes[5..] {
+            let what = "message header check (the peer does not speak towline, or bytes were damaged)";
+            return Err(DecodeError::Invalid { what, value: u64::from(bytes[5]) });
+        }
+        let kind = Kind::from_u8(bytes[4])?;
+        let len = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+        if len > kind.limit() {
+            let (value, limit) = (len as u64, kind.limit() as u64);
+            return Err(DecodeError::TooLarge { what: "message length", value, limit });
+        }
+        Ok(Self { kind, len, crc: crc32c::crc32c(bytes) })
+    }
+
+    /// Decodes what followed the header: the payload and the checksum.
+    ///
+    /// # Errors
+    /// The checksum is wrong, or a field breaks its rule.
+    pub fn message(self, mut body: Vec<u8>) -> Result<Message, DecodeError> {
+        if body.len() != self.len + TRAILER {
+            return Err(DecodeError::Short("message"));
+        }
+        let stored = Reader::new(&body[self.len..]).u32("message checksum")?;
+        if crc32c::crc32c_append(self.crc, &body[..self.len]) != stored {
+            return Err(DecodeError::Invalid { what: "message checksum", value: u64::from(stored) });
+        }
+        body.truncate(self.len);
+        decode_payload(self.kind, body)
+    }
+}
+
+impl Message {
+    /// What it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Hello(_) => Kind::Hello,
+            Self::Welcome(_) => Kind::Welcome,
+            Self::Log { .. } => Kind::Log,
+            Self::Keepalive(_) => Kind::Keepalive,
+            Self::Ack(_) => Kind::Ack,
+            Self::SnapshotData { .. } => Kind::SnapshotData,
+            Self::SnapshotEnd { .. } => Kind::SnapshotEnd,
+            Self::FillRequest { .. } => Kind::FillRequest,
+            Self::FillData { .. } => Kind::FillData,
+            Self::BatchEnd { .. } => Kind::BatchEnd,
+            Self::FillDone => Kind::FillDone,
+            Self::FillEnd { .. } => Kind::FillEnd,
+            Self::Goodbye { .. } => Kind::Goodbye,
+        }
+    }
+
+    /// The whole message, ready to be sent.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = begin(self.kind(), self.size_hint());
+        self.put(&mut out);
+        finish(out)
+    }
+
+    fn size_hint(&self) -> usize {
+        match self {
+            Self::Log { bytes, .. } | Self::SnapshotData { bytes, .. } | Self::FillData { bytes, .. } => {
+                bytes.len() + 16
+            }
+            Self::FillRequest { ids, .. } => ids.len() * 8 + 8,
+            _ => 128,
+        }
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Hello(h) => put_hello(h, out),
+            Self::Welcome(w) => put_welcome(w, out),
+            Self::Log { segment, offset, bytes } => {
+                out.put_u64(segment.0);
+                out.put_u64(*offset);
+                out.extend_from_slice(bytes);
+            }
+            Self::Keepalive(k) => {
+                out.put_u64(k.end.0);
+                out.put_u64(k.commit.0);
+                out.put_u64(k.exact.0);
+                out.put_i64(k.commit_time);
+                out.put_i64(k.exact_time);
+                out.put_i64(k.now);
+            }
+            Self::Ack(a) => {
+                out.put_u64(a.write.0);
+                out.put_u64(a.flush.0);
+                out.put_u64(a.apply.0);
+                out.put_i64(a.apply_time);
+            }
+            Self::SnapshotData { offset, bytes } => {
+                out.put_u64(*offset);
+                out.extend_from_slice(bytes);
+            }
+            Self::SnapshotEnd { lsn, len, sha256 } => {
+                out.put_u64(lsn.0);
+                out.put_u64(*len);
+                out.extend_from_slice(sha256);
+            }
+            Self::FillRequest { batch, ids } => {
+                out.put_u32(*batch);
+                out.put_u32(u32::try_from(ids.len()).unwrap_or(u32::MAX));
+                ids.iter().for_each(|id| out.put_u64(id.0));
+            }
+            Self::FillData { batch, encoding, raw_len, bytes } => {
+                put_fill_data(out, *batch, *encoding, *raw_len);
+                out.extend_from_slice(bytes);
+            }
+            Self::BatchEnd { batch } => out.put_u32(*batch),
+            Self::FillDone => {}
+            Self::FillEnd { end } => out.put_u64(end.0),
+            Self::Goodbye { code, reason } => {
+                out.put_u8(*code as u8);
+                out.put_blob(clip(reason, REASON_MAX));
+            }
+        }
+    }
+
+    /// Decodes one message at the front of `bytes`: the message and the bytes it took.
+    ///
+    /// # Errors
+    /// As [`Head::decode`] and [`Head::message`]; `Short` when `bytes` ends inside.
+    pub fn decode(bytes: &[u8]) -> Result<(Self, usize), DecodeError> {
+        let (head, rest) = bytes.split_first_chunk().ok_or(DecodeError::Short("message header"))?;
+        let head = Head::decode(head)?;
+        let body = rest.get(..head.len + TRAILER).ok_or(DecodeError::Short("message"))?;
+        Ok((head.message(body.to_vec())?, HEADER + body.len()))
+    }
+}
+
+/// Writes the fields of fill data that stand before the items.
+pub fn put_fill_data(out: &mut Vec<u8>, batch: u32, encoding: Encoding, raw_len: u32) {
+    out.put_u32(batch);
+    out.put_u8(encoding as u8);
+    out.put_u32(raw_len);
+}
+
+fn decode_payload(kind: Kind, body: Vec<u8>) -> Result<Message, DecodeError> {
+    let mut r = Reader::new(&body);
+    let message = match kind {
+        Kind::Hello => return take_hello(&body).map(Message::Hello),
+        Kind::Welcome => Message::Welcome(take_welcome(&mut r)?),
+        Kind::Log => {
+            let (segment, offset) = (SegmentNo(r.u64("segment")?), r.u64("offset")?);
+            return Ok(Message::Log { segment, offset, bytes: Body { bytes: body, start: 16 } });
+        }
+        Kind::Keepalive => Message::Keepalive(Keepalive {
+            end: Lsn(r.u64("end")?),
+            commit: Lsn(r.u64("commit")?),
+            exact: Lsn(r.u64("exact")?),
+            commit_time: r.i64("commit time")?,
+            exact_time: r.i64("exact time")?,
+            now: r.i64("clock")?,
+        }),
+        Kind::Ack => Message::Ack(Ack {
+            write: Lsn(r.u64("write")?),
+            flush: Lsn(r.u64("flush")?),
+            apply: Lsn(r.u64("apply")?),
+            apply_time: r.i64("apply time")?,
+        }),
+        Kind::SnapshotData => {
+            let offset = r.u64("snapshot offset")?;
+            return Ok(Message::SnapshotData { offset, bytes: Body { bytes: body, start: 8 } });
+        }
+        Kind::SnapshotEnd => Message::SnapshotEnd {
+            lsn: Lsn(r.u64("snapshot LSN")?),
+            len: r.u64("snapshot length")?,
+            sha256: r.array("snapshot SHA-256")?,
+        },
+        Kind::FillRequest => take_request(&mut r)?,
+        Kind::FillData => {
+            let (batch, encoding, raw_len) = (r.u32("batch")?, r.u8("encoding")?, r.u32("items length")?);
+            let encoding = match encoding {
+                0 => Encoding::Raw,
+                1 => Encoding::Zstd,
+                v => return Err(DecodeError::Invalid { what: "encoding", value: u64::from(v) }),
+            };
+            if raw_len as usize > ITEMS_MAX {
+                let (value, limit) = (u64::from(raw_len), ITEMS_MAX as u64);
+                return Err(DecodeError::TooLarge { what: "items length", value, limit });
+            }
+            if encoding == Encoding::Raw && r.rest().len() != raw_len as usize {
+                return Err(DecodeError::Invalid { what: "items length", value: u64::from(raw_len) });
+            }
+            let bytes = Body { bytes: body, start: 9 };
+            return Ok(Message::FillData { batch, encoding, raw_len, bytes });
+        }
+        Kind::BatchEnd => Message::BatchEnd { batch: r.u32("batch")? },
+        Kind::FillDone => Message::FillDone,
+        Kind::FillEnd => Message::FillEnd { end: Lsn(r.u64("end")?) },
+        Kind::Goodbye => Message::Goodbye {
+            code: Code::from_u8(r.u8("reason code")?)?,
+            reason: text(r.blob(REASON_MAX, "reason")?, "reason")?,
+        },
+    };
+    r.finish()?;
+    Ok(message)
+}
+
+fn take_request(r: &mut Reader<'_>) -> Result<Message, DecodeError> {
+    let (batch, count) = (r.u32("batch")?, r.u32("count of files")? as usize);
+    if count > BATCH_IDS {
+        let (value, limit) = (count as u64, BATCH_IDS as u64);
+        return Err(DecodeError::TooLarge { what: "count of files", value, limit });
+    }
+    let ids = (0..count).map(|_| r.u64("file id").map(FileId)).collect::<Result<_, _>>()?;
+    Ok(Message::FillRequest { batch, ids })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+use super::*;
+use crate::position::{SystemId, TimelineId};
+use proptest::prelude::*;
+
+fn hello() -> Hello {
+    Hello {
+        versions: (1, 3),
+        system: SystemId(0x1122_3344_5566_7788),
+        timeline: TimelineId(1),
+        flush: Lsn(0x0123_4567),
+        segment: SegmentNo(2),
+        offset: 4096,
+        prefix: [7; 32],
+        want: Want::ResumeFill(Lsn(99)),
+        name: "follower-1".to_owned(),
+    }
+}
+
+fn welcome(decision: Decision) -> Message {
+    let (system, timeline) = (SystemId(1), TimelineId(2));
+    Message::Welcome(Welcome { version: 1, system, timeline, name: "leader".to_owned(), decision })
+}
+
+fn samples(data: &[u8], n: u64) -> Vec<Message> {
+    let reason = || "because".to_owned();
+    let bytes = || Body::from(data.to_vec());
+    let raw_len = u32::try_from(data.len()).unwrap();
+    vec![
+        Message::Hello(hello()),
+        Message::Hello(Hello { want: Want::Stream, name: String::new(), ..hello() }),
+        welcome(Decision::StreamFrom { segment: SegmentNo(n), offset: n }),
+        welcome(Decision::Fill),
+        welcome(Decision::ResumeFill),
+        welcome(Decision::Resync { reason: reason() }),
+        welcome(Decision::Refuse { code: Code::Diverged, reason: reason() }),
+        Message::Log { segment: SegmentNo(n), offset: n, bytes: bytes() },
+        Message::Keepalive(Keepalive { end: Lsn(n), commit_time: -1, now: 5, ..Keepalive::default() }),
+        Message::Ack(Ack { write: Lsn(n), flush: Lsn(n), apply: Lsn(1), apply_time: -5 }),
+        Message::SnapshotData { offset: n, bytes: bytes() },
+        Message::SnapshotEnd { lsn: Lsn(n), len: n, sha256: [9; 32] },
+        Message::FillRequest { batch: 3, ids: vec![FileId(n), FileId(2)] },
+        Message::FillData { batch: 4, encoding: Encoding::Raw, raw_len, bytes: bytes() },
+        Message::FillData { batch: 4, encoding: Encoding::Zstd, raw_len: 77, bytes: bytes() },
+        Message::BatchEnd { batch: u32::MAX },
+        Message::FillDone,
+        Message::FillEnd { end: Lsn(n) },
+        Message::Goodbye { code: Code::Busy, reason: reason() },
+    ]
+}
+
+/// Bodies differ in where they start, not in what they hold.
+fn same(a: &Message, b: &Message) -> bool {
+    a.encode() == b.encode() && a.kind() == b.kind()
+}
+
+proptest! {
+    #[test]
+    fn every_message_survives_the_round_trip(data in proptest::collection::vec(any::<u8>(), 0..2000), n in any::<u64>()) {
+        for m in samples(&data, n) {
+            let bytes = m.encode();
+            let (back, taken) = Message::decode(&bytes).unwrap();
+            prop_assert_eq!(taken, bytes.len());
+            prop_assert!(same(&back, &m), "{:?} {:?}", back, m);
+        }
+    }
+
+    #[test]
+    fn garbage_is_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(Message::decode(&bytes).is_err());
+        for item in Items::new(&bytes) {
+            if item.is_err() { break; }
+        }
+    }
+
+    /// A payload whose checksum is right may still hold anything.
+    #[test]
+    fn a_garbage_payload_with_a_right_checksum_is_no_panic(kind in 0usize..13, data in proptest::collection::vec(any::<u8>(), 0..120)) {
+        let kind = Kind::ALL[kind];
+        let mut m = begin(kind, data.len());
+        m.extend_from_slice(&data[..data.len().min(kind.limit())]);
+        let _ = Message::decode(&finish(m));
+    }
+
+    #[test]
+    fn items_survive_the_round_trip(data in proptest::collection::vec(any::<u8>(), 0..500), id in any::<u64>(), block in 0u64..1000) {
+        let mut out = Vec::new();
+        put_item_head(&mut out, FileId(id), block * 16384, u32::try_from(data.len()).unwrap());
+        prop_assert_eq!(out.len(), ITEM_HEAD);
+        out.extend_from_slice(&data);
+        put_item_end(&mut out, FileId(id), Outcome::Changing, 9);
+        let items: Vec<_> = Items::new(&out).collect::<Result<_, _>>().unwrap();
+        prop_assert_eq!(items, vec![
+            Item::Data { id: FileId(id), offset: block * 16384, bytes: &data },
+            Item::End { id: FileId(id), outcome: Outcome::Changing, size: 9 },
+        ]);
+        for cut in 1..out.len() {
+            let whole = Items::new(&out[..cut]).all(|i| i.is_ok());
+            prop_assert!(!whole || cut == ITEM_HEAD + data.len());
+        }
+    }
+}
+
+#[test]
+fn every_truncation_and_every_flipped_byte_is_an_error() {
+    for m in samples(b"some stored bytes", 0x55_AA55) {
+        let good = m.encode();
+        for cut in 0..good.len() {
+            assert!(Message::decode(&good[..cut]).is_err(), "{m:?} cut at {cut}");
+        }
+        for at in 0..good.len() {
+            for flip in 1..=255_u8 {
+                let mut bad = good.clone();
+                bad[at] ^= flip;
+                assert!(Message::decode(&bad).is_err(), "{m:?} byte {at} flipped by {flip:#x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn lengths_are_bounded_by_kind_before_anything_is_read() {
+    for kind in Kind::ALL {
+        let mut m = finish(begin(kind, 0));
+        let len = u32::try_from(kind.limit() + 1).unwrap();
+        m[..4].copy_from_slice(&len.to_le_bytes());
+        let check = head_check(&m[..5]);
+        m[5..8].copy_from_slice(&check);
+        let err = Head::decode(m[..8].try_into().unwrap()).unwrap_err();
+        assert!(matches!(err, DecodeError::TooLarge { .. }), "{kind:?}: {err}");
+    }
+}
+
+#[test]
+fn the_hello_never_changes_its_first_bytes() {
+    let bytes = Message::Hello(hello()).encode();
+    assert_eq!(&bytes[..8], &[107, 0, 0, 0, 1, 170, 145, 180]);
+    assert_eq!(&bytes[8..24], b"towline\0\x01\x00\x03\x00\x5b\x00\x00\x00");
+}
+
+#[test]
+fn a_hello_of_a_later_version_is_read() {
+    let mut m = begin(Kind::Hello, 0);
+    hello_fields_of_later_version(&mut m);
+    let (back, _) = Message::decode(&finish(m)).unwrap();
+    assert!(matches!(back, Message::Hello(h) if h.name == "follower-1" && h.versions == (1, 3)));
+}
+
+fn hello_fields_of_later_version(m: &mut Vec<u8>) {
+    put_hello(&hello(), m);
+    m.extend_from_slice(b"a field of the future");
+    let rest = u32::try_from(m.len() - HEADER - 16).unwrap();
+    m[HEADER + 12..HEADER + 16].copy_from_slice(&rest.to_le_bytes());
+}
+
+#[test]
+fn long_texts_are_cut_between_characters() {
+    let reason = "\u{e9}".repeat(2000);
+    let (back, _) = Message::decode(&Message::Goodbye { code: Code::Failed, reason }.encode()).unwrap();
+    let Message::Goodbye { reason, .. } = back else { panic!("{back:?}") };
+    assert_eq!(reason.len(), REASON_MAX);
+}
