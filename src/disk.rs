@@ -213,6 +213,11 @@ impl SyncFile {
         &self.path
     }
 
+    /// Says that the file has another name now.
+    pub fn renamed(&mut self, path: &Path) {
+        path.clone_into(&mut self.path);
+    }
+
     /// The file itself, for reading.
     #[must_use]
     pub fn file(&self) -> &File {

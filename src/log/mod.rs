@@ -1,17 +1,49 @@
-//! The log of a node: a directory of segment files, one writer, any number of readers.
+//! The log of a node: a directory of segment files, one writer thread, any number of readers.
+//!
+//! A leader appends records; positions are given out at once, the writer thread compresses, writes
+//! and syncs what has queued up (group commit), and publishes the durable end as a [`Tail`]. A
+//! follower appends the stored bytes it receives; they are checked frame by frame before they are
+//! written, so its files are the leader's, byte for byte. Readers ([`FrameReader`],
+//! [`StoredReader`]) open the files on their own and never read beyond a durable end.
+//!
+//! The first failed write or sync is final for the open log: [`Log::failure`] holds it, every call
+//! fails with it, and only opening the log again, which reads what is really there, goes on.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
+use crate::codec::DecodeError;
 use crate::error::{Error, ErrorKind, Result};
-use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
+use crate::position::{Cut, Lsn, SegmentNo, SystemId, TimelineId};
+use crate::record::{Record, Records};
+use crate::segment::{FRAME_LEN, FrameHeader, HEADER_LEN, RAW_MAX, flags, stored_bound};
+use crate::{disk, sys};
 
+mod file;
+pub mod inspect;
+mod intake;
+mod queue;
 mod reader;
+mod recover;
+mod stored;
+mod writer;
 
-pub use reader::{Frame, FrameReader, StoredReader};
+use intake::Intake;
+use queue::{Job, Queue};
+
+pub use reader::{Frame, FrameReader};
+pub use stored::StoredReader;
+
+/// Most bytes that wait for the writer thread: 16 MiB.
+pub const QUEUE_BYTES: usize = 16 << 20;
+/// A long change set is synced each time so many bytes were written: 8 MiB.
+pub const SYNC_BYTES: u64 = 8 << 20;
 
 /// How a log is opened.
 #[derive(Clone, Debug)]
@@ -31,7 +63,7 @@ pub struct LogOptions {
 /// The durable end of a log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Tail {
-    /// End of the last durable frame.
+    /// End of the last durable frame; zero in a follower's empty log.
     pub end: Lsn,
     /// End of the last durable committed change set, zero when there is none.
     pub commit: Lsn,
@@ -47,82 +79,287 @@ pub struct Tail {
     pub exact_time: i64,
 }
 
-/// A log that is open for writing. Clones share it.
-#[derive(Clone)]
+/// A log that is open for writing. Clones share it; the last one dropped flushes and stops it.
+#[derive(Clone, Debug)]
 pub struct Log {
     shared: Arc<Shared>,
+    writer: Arc<WriterHandle>,
 }
 
+#[derive(Debug)]
+struct Progress {
+    tail: Tail,
+    failed: Option<Error>,
+}
+
+/// What appenders, the writer thread and waiters share.
+#[derive(Debug)]
 struct Shared {
     options: LogOptions,
-    tail: watch::Sender<Tail>,
+    leader: bool,
+    queue: Mutex<Queue>,
+    /// There is work for the writer.
+    work: Condvar,
+    /// The queue has room, or is at rest.
+    room: Condvar,
+    intake: Mutex<Intake>,
+    progress: Mutex<Progress>,
+    /// `progress` moved.
+    moved: Condvar,
+    published: watch::Sender<Tail>,
+    written: AtomicU64,
 }
 
-fn unready<T>() -> Result<T> {
-    Err(Error::new(ErrorKind::Unavailable, "the log is not open"))
+/// Data behind a poisoned lock is as good as before: each critical section leaves it whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn fail(&self, error: &Error) {
+        let mut queue = lock(&self.queue);
+        queue.fail(error);
+        drop(queue);
+        lock(&self.progress).failed.get_or_insert_with(|| error.clone());
+        self.room.notify_all();
+        self.moved.notify_all();
+        self.published.send_modify(|_| {});
+    }
+
+    fn publish(&self, tail: Tail) {
+        lock(&self.progress).tail = tail;
+        self.moved.notify_all();
+        self.published.send_replace(tail);
+    }
+}
+
+#[derive(Debug)]
+struct WriterHandle {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl WriterHandle {
+    fn stop(&self) {
+        lock(&self.shared.queue).closing = true;
+        self.shared.work.notify_all();
+        self.shared.room.notify_all();
+        if let Some(thread) = lock(&self.thread).take()
+            && thread.join().is_err()
+        {
+            self.shared.fail(&Error::new(ErrorKind::Io, "the thread that writes the log has panicked"));
+        }
+    }
+}
+
+impl Drop for WriterHandle {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// What the records of a frame say about it.
+#[derive(Clone, Copy, Default)]
+struct Summary {
+    records: u32,
+    time: i64,
+}
+
+/// Checks that `raw` is whole records and that `flags` says of them what they are.
+fn summarize(raw: &[u8], flags: u16) -> Result<Summary> {
+    let mut summary = Summary::default();
+    let mut ending = None;
+    for record in Records::new(raw) {
+        let (_, record) = record?;
+        if ending.is_some() {
+            return Err(DecodeError::Invalid { what: "record after a commit", value: 0 }.into());
+        }
+        summary.records += 1;
+        ending = match record {
+            Record::Commit(c) => {
+                summary.time = c.time;
+                Some(flags::ENDS | if c.cut == Cut::Exact { flags::EXACT } else { 0 })
+            }
+            Record::Abort => Some(flags::ENDS | flags::ABORT),
+            _ => None,
+        };
+    }
+    if summary.records == 0 || flags & !flags::STARTS != ending.unwrap_or(0) {
+        return Err(DecodeError::Invalid { what: "frame flags", value: flags.into() }.into());
+    }
+    Ok(summary)
 }
 
 impl Log {
     /// Opens a leader's log: recovers its end, closes an open change set by an abort.
     pub fn open_leader(options: LogOptions) -> Result<Self> {
-        Ok(Self { shared: Arc::new(Shared { options, tail: watch::Sender::new(Tail::default()) }) })
+        let log = Self::open(options, true)?;
+        if lock(&log.shared.queue).open {
+            let mut raw = Vec::new();
+            Record::Abort.encode(&mut raw);
+            let (_, end) = log.append(raw, flags::ENDS | flags::ABORT)?;
+            log.wait_durable(end, Duration::from_secs(60))?;
+        }
+        Ok(log)
     }
 
-    /// Opens a follower's log: recovers its end.
+    /// Opens a follower's log: recovers its end. An empty one may begin with any segment.
     pub fn open_follower(options: LogOptions) -> Result<Self> {
-        Self::open_leader(options)
+        Self::open(options, false)
     }
 
-    /// Leader: appends whole records of one change set, at most [`crate::segment::RAW_MAX`] bytes. The
-    /// positions are final at once; the bytes are compressed and written by the log's thread. Blocks
-    /// while the queue is full.
-    pub fn append(&self, _raw: Vec<u8>, _flags: u16) -> Result<(Lsn, Lsn)> {
-        unready()
+    fn open(options: LogOptions, leader: bool) -> Result<Self> {
+        let found = recover::recover(&options, leader)?;
+        let tail = found.tail;
+        let shared = Arc::new(Shared {
+            leader,
+            queue: Mutex::new(Queue::new(&options, &found)),
+            work: Condvar::new(),
+            room: Condvar::new(),
+            intake: Mutex::new(Intake::new(&options, &found)),
+            progress: Mutex::new(Progress { tail, failed: None }),
+            moved: Condvar::new(),
+            published: watch::Sender::new(tail),
+            written: AtomicU64::new(tail.end.0),
+            options,
+        });
+        let writer = writer::Writer::new(Arc::clone(&shared), found)?;
+        let thread = std::thread::Builder::new()
+            .name("log-writer".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|e| Error::from(e).wrap("cannot start the thread that writes the log"))?;
+        let writer = WriterHandle { shared: Arc::clone(&shared), thread: Mutex::new(Some(thread)) };
+        Ok(Self { shared, writer: Arc::new(writer) })
     }
 
-    /// Follower: appends stored bytes of a segment file as a leader sent them, cut anywhere.
-    pub fn append_stored(&self, _segment: SegmentNo, _offset: u64, _bytes: &[u8]) -> Result<()> {
-        unready()
+    /// Leader: appends whole records of one change set, at most [`RAW_MAX`] bytes. The positions are
+    /// final at once; the bytes are compressed and written by the log's thread. Blocks while the
+    /// queue is full.
+    pub fn append(&self, raw: Vec<u8>, flags: u16) -> Result<(Lsn, Lsn)> {
+        let summary = summarize(&raw, flags)?;
+        if raw.len() > RAW_MAX || !self.shared.leader {
+            return Err(Error::new(ErrorKind::Usage, "only a leader appends records, at most 1 MiB at once"));
+        }
+        let mut queue = self.wait_room(raw.len())?;
+        if (flags & flags::STARTS != 0) == queue.open {
+            return Err(Error::new(ErrorKind::Usage, "change sets may not be mixed in the log"));
+        }
+        let stored = (FRAME_LEN + stored_bound(raw.len())) as u64;
+        let start = queue.place(raw.len() as u64, stored, self.shared.options.segment_timeout);
+        let end = queue.next;
+        queue.open = flags & flags::ENDS == 0;
+        let header = FrameHeader {
+            start,
+            raw_len: u32::try_from(raw.len()).unwrap_or(u32::MAX),
+            stored_len: 0,
+            flags,
+            records: summary.records,
+            time: summary.time,
+            synced: 0,
+            crc: 0,
+        };
+        queue.push(Job::Frame { header, raw });
+        drop(queue);
+        self.shared.work.notify_one();
+        Ok((start, end))
+    }
+
+    fn wait_room(&self, bytes: usize) -> Result<MutexGuard<'_, Queue>> {
+        let mut queue = lock(&self.shared.queue);
+        loop {
+            queue.check()?;
+            if queue.has_room(bytes) {
+                return Ok(queue);
+            }
+            queue = self.shared.room.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Follower: appends stored bytes of a segment's file as the leader sent them, cut anywhere.
+    /// `offset` is their place in the file; it must continue what came before. Whole frames are
+    /// checked and queued (this blocks while the queue is full), the rest waits for the next call.
+    ///
+    /// # Errors
+    /// `Corrupt` when bytes are damaged or don't continue the log; the good ones before them are kept.
+    /// Go on with [`resume_at`](Self::resume_at).
+    pub fn append_stored(&self, segment: SegmentNo, offset: u64, bytes: &[u8]) -> Result<()> {
+        if self.shared.leader {
+            return Err(Error::new(ErrorKind::Usage, "a leader's log takes records, not stored bytes"));
+        }
+        let mut intake = lock(&self.shared.intake);
+        let (run, verdict) = intake.take(segment, offset, bytes)?;
+        if let Some(run) = run {
+            let mut queue = self.wait_room(run.bytes.len())?;
+            queue.push(Job::Stored(run));
+            drop(queue);
+            self.shared.work.notify_one();
+        } else {
+            lock(&self.shared.queue).check()?;
+        }
+        verdict
     }
 
     /// Follower: forgets a frame received in part, waits until the rest is durable, and says where
     /// the next stored bytes must begin. `(SegmentNo(0), 0)`: the log is empty, any segment may begin it.
     pub fn resume_at(&self) -> Result<(SegmentNo, u64)> {
-        unready()
+        let mut intake = lock(&self.shared.intake);
+        let mut queue = lock(&self.shared.queue);
+        while !queue.at_rest() {
+            queue.check()?;
+            queue = self.shared.room.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        queue.check()?;
+        Ok(intake.restart())
     }
 
     /// Follows the durable end. Also woken by a failure: see [`Log::failure`].
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Tail> {
-        self.shared.tail.subscribe()
+        self.shared.published.subscribe()
     }
 
     /// The durable end now.
     #[must_use]
     pub fn tail(&self) -> Tail {
-        *self.shared.tail.borrow()
+        lock(&self.shared.progress).tail
     }
 
     /// End of what the operating system has, synced or not.
     #[must_use]
     pub fn written(&self) -> Lsn {
-        self.tail().end
+        Lsn(self.shared.written.load(Ordering::Acquire))
     }
 
     /// Blocks until everything before `lsn` is durable; false when `timeout` passes first.
-    pub fn wait_durable(&self, _lsn: Lsn, _timeout: Duration) -> Result<bool> {
-        unready()
+    pub fn wait_durable(&self, lsn: Lsn, timeout: Duration) -> Result<bool> {
+        let deadline = Instant::now().checked_add(timeout);
+        let mut progress = lock(&self.shared.progress);
+        loop {
+            if progress.tail.end >= lsn {
+                return Ok(true);
+            }
+            if let Some(error) = &progress.failed {
+                return Err(error.clone());
+            }
+            let left = deadline.map_or(timeout, |d| d.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Ok(false);
+            }
+            let waited = self.shared.moved.wait_timeout(progress, left);
+            progress = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
-    /// The failure that stopped the log for good, if there was one. Reopen it.
+    /// The failure that stopped the log for good, if there was one. Open it again.
     #[must_use]
     pub fn failure(&self) -> Option<Error> {
-        None
+        lock(&self.shared.progress).failed.clone()
     }
 
     /// Flushes what is queued and stops the writer, for every clone.
     pub fn close(self) -> Result<()> {
-        Ok(())
+        self.writer.stop();
+        self.failure().map_or(Ok(()), Err)
     }
 
     /// The directory of the segment files.
@@ -131,18 +368,72 @@ impl Log {
         &self.shared.options.dir
     }
 
-    /// The oldest LSN that can be read; the end of an empty log.
+    /// The oldest LSN that can be read up to the end; the end itself when there are no files.
     pub fn oldest(&self) -> Result<Lsn> {
-        unready()
+        let mut oldest: Option<SegmentNo> = None;
+        for segment in recover::list(self.dir(), self.shared.options.timeline)?.into_keys().rev() {
+            if oldest.is_some_and(|o| segment.next() != o) {
+                break;
+            }
+            oldest = Some(segment);
+        }
+        Ok(oldest.map_or(self.tail().end, SegmentNo::start))
     }
 
     /// SHA-256 of the durable stored bytes `[0, offset)` of a segment's file; `None` when they are not here.
-    pub fn prefix_hash(&self, _segment: SegmentNo, _offset: u64) -> Result<Option<[u8; 32]>> {
-        unready()
+    pub fn prefix_hash(&self, segment: SegmentNo, offset: u64) -> Result<Option<[u8; 32]>> {
+        let tail = self.tail();
+        if segment > tail.segment || (segment == tail.segment && offset > tail.offset) {
+            return Ok(None);
+        }
+        let Some((file, path)) = reader::open_segment(self.dir(), self.shared.options.timeline, segment)?
+        else {
+            return Ok(if offset == 0 && segment == tail.segment {
+                Some(Sha256::digest([]).into())
+            } else {
+                None
+            });
+        };
+        let mut sha = Sha256::new();
+        let mut buf = vec![0; HASH_CHUNK];
+        let mut at = 0;
+        while at < offset {
+            let want = usize::try_from(offset - at).unwrap_or(HASH_CHUNK).min(HASH_CHUNK);
+            let n = sys::read_at(&file, &mut buf[..want], at).map_err(|e| Error::io("read", &path, e))?;
+            if n < want {
+                return Ok(None);
+            }
+            sha.update(&buf[..n]);
+            at += n as u64;
+        }
+        Ok(Some(sha.finalize().into()))
     }
 
-    /// Removes the sealed segments before `keep`, oldest first; returns how many.
-    pub fn remove_before(&self, _keep: SegmentNo) -> Result<u64> {
-        unready()
+    /// Removes the sealed segments before `keep`, oldest first; returns how many. The newest sealed
+    /// segment stays: the next one is chained to it.
+    pub fn remove_before(&self, keep: SegmentNo) -> Result<u64> {
+        let timeline = self.shared.options.timeline;
+        let files = recover::list(self.dir(), timeline)?;
+        let Some(newest) = files.iter().rev().find(|(_, sealed)| **sealed).map(|(s, _)| *s) else {
+            return Ok(0);
+        };
+        let mut removed = 0;
+        for (segment, _) in files.range(..keep.min(newest)) {
+            let path = self.dir().join(crate::segment::file_name(timeline, *segment, false));
+            std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+            removed += 1;
+        }
+        if removed > 0 {
+            disk::sync_dir(self.dir())?;
+        }
+        Ok(removed)
     }
 }
+
+const HASH_CHUNK: usize = 256 << 10;
+
+/// Stored length of a segment's file before its first frame.
+const EMPTY: u64 = HEADER_LEN as u64;
+
+#[cfg(test)]
+mod tests;

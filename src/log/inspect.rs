@@ -1,0 +1,1 @@
+//! Looking at segment files offline.

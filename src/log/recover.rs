@@ -1,0 +1,251 @@
+//! What a log is after any stop: the newest segment is read to its end, and what stands there is
+//! decided once, here.
+//!
+//! The good part of a `.partial` file is copied aside, synced and renamed into place: the kernel
+//! may show bytes whose sync has failed, and only bytes written again can be trusted to be on disk.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use tracing::{info, warn};
+
+use super::file::SegmentFile;
+use super::{LogOptions, Tail};
+use crate::disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::position::{Lsn, SegmentNo, TimelineId};
+use crate::segment::{self, FILE_MAX, Fault, Header, Item, Marks, Parser, Step, TRAILER_LEN, Trailer};
+use crate::sys;
+
+/// The end of a log as recovery found it.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    /// The open end, if there is one.
+    pub(super) current: Option<SegmentFile>,
+    /// Creation time in its header.
+    pub(super) created_ns: i64,
+    /// SHA-256 of the newest sealed segment, zero when there is none.
+    pub(super) prev_sha: [u8; 32],
+    /// The durable end.
+    pub(super) tail: Tail,
+    /// The marks there.
+    pub(super) marks: Marks,
+}
+
+/// The segment files of `timeline` in `dir`: number and whether it is sealed.
+pub(super) fn list(dir: &Path, timeline: TimelineId) -> Result<BTreeMap<SegmentNo, bool>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
+        let entry = entry.map_err(|e| Error::io("list", dir, e))?;
+        if let Some((t, segment, partial)) = segment::parse_name(entry.file_name().as_bytes())
+            && t == timeline
+        {
+            let sealed = found.entry(segment).or_insert(false);
+            *sealed |= !partial;
+        }
+    }
+    Ok(found)
+}
+
+fn path_of(o: &LogOptions, segment: SegmentNo, partial: bool) -> PathBuf {
+    o.dir.join(segment::file_name(o.timeline, segment, partial))
+}
+
+fn corrupt(path: &Path, offset: u64, why: &Fault) -> Error {
+    super::reader::damaged(path, offset, why)
+}
+
+/// Reads the directory and makes its end one that can be appended to.
+pub(super) fn recover(o: &LogOptions, leader: bool) -> Result<Recovered> {
+    disk::create_dir_durable(&o.dir)?;
+    remove_leftovers(o)?;
+    let files = list(&o.dir, o.timeline)?;
+    let sealed = files.iter().rev().find(|(_, sealed)| **sealed).map(|(s, _)| *s);
+    let open = files.iter().rev().find(|(_, sealed)| !**sealed).map(|(s, _)| *s);
+    let base = match sealed {
+        Some(segment) => Some(read_sealed(o, segment)?),
+        None => None,
+    };
+    if let Some(segment) = open {
+        let follows = sealed.is_none_or(|s| s.next() == segment);
+        let alone = files.values().filter(|sealed| !**sealed).count() == 1;
+        if !follows || !alone {
+            let message = format!(
+                "'{}' does not follow the sealed segments beside it; remove it, or fetch what is missing",
+                path_of(o, segment, true).display()
+            );
+            return Err(Error::new(ErrorKind::Missing, message));
+        }
+        if let Some(found) = recover_partial(o, segment, base.as_ref(), leader)? {
+            return Ok(found);
+        }
+    }
+    let (marks, prev_sha, tail) = match base {
+        Some(b) => {
+            (b.trailer.marks, b.trailer.sha, tail_at(b.segment, b.len, b.trailer.end, &b.trailer.marks))
+        }
+        None if leader => {
+            let tail = Tail { end: Lsn::FIRST, segment: Lsn::FIRST.segment(), ..Tail::default() };
+            (Marks::default(), [0; 32], tail)
+        }
+        None => (Marks::default(), [0; 32], Tail::default()),
+    };
+    Ok(Recovered { current: None, created_ns: 0, prev_sha, tail, marks })
+}
+
+pub(super) fn tail_at(segment: SegmentNo, offset: u64, end: Lsn, marks: &Marks) -> Tail {
+    Tail {
+        end,
+        commit: marks.commit,
+        exact: marks.exact,
+        segment,
+        offset,
+        commit_time: marks.commit_time,
+        exact_time: marks.exact_time,
+    }
+}
+
+/// Removes copies that were never renamed, and a `.partial` beside its sealed self.
+fn remove_leftovers(o: &LogOptions) -> Result<()> {
+    let mut gone = false;
+    for entry in fs::read_dir(&o.dir).map_err(|e| Error::io("list", &o.dir, e))? {
+        let path = entry.map_err(|e| Error::io("list", &o.dir, e))?.path();
+        let Some(name) = path.file_name().map(OsStrExt::as_bytes) else { continue };
+        let aside =
+            name.strip_suffix(disk::ASIDE.as_bytes()).is_some_and(|n| segment::parse_name(n).is_some());
+        let double = matches!(segment::parse_name(name), Some((t, s, true))
+            if t == o.timeline && path_of(o, s, false).exists());
+        if aside || double {
+            info!(file = %path.display(), "removing what an interrupted start or seal left");
+            fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+            gone = true;
+        }
+    }
+    if gone { disk::sync_dir(&o.dir) } else { Ok(()) }
+}
+
+struct Sealed {
+    segment: SegmentNo,
+    len: u64,
+    trailer: Trailer,
+}
+
+/// Header and trailer of a sealed segment; what lies between is checked when it is read.
+fn read_sealed(o: &LogOptions, segment: SegmentNo) -> Result<Sealed> {
+    let path = path_of(o, segment, false);
+    let file = fs::File::open(&path).map_err(|e| Error::io("open", &path, e))?;
+    let len = file.metadata().map_err(|e| Error::io("stat", &path, e))?.len();
+    let mut head = vec![0; segment::HEADER_LEN];
+    let n = sys::read_at(&file, &mut head, 0).map_err(|e| Error::io("read", &path, e))?;
+    match Parser::new(o.system, o.timeline, segment).next(&head[..n]) {
+        Step::Item(Item::Header(_)) => {}
+        Step::Bad(fault) => return Err(corrupt(&path, 0, &fault)),
+        _ => return Err(corrupt(&path, 0, &Fault::Magic)),
+    }
+    let at = len.saturating_sub(TRAILER_LEN as u64);
+    let mut tail = vec![0; TRAILER_LEN];
+    let n = sys::read_at(&file, &mut tail, at).map_err(|e| Error::io("read", &path, e))?;
+    let trailer =
+        Trailer::decode(&tail[..n], o.system, o.timeline, segment).map_err(|fault| match fault {
+            Fault::Magic => corrupt(&path, at, &Fault::NoTrailer),
+            other => corrupt(&path, at, &other),
+        })?;
+    Ok(Sealed { segment, len, trailer })
+}
+
+fn read_all(path: &Path) -> Result<Vec<u8>> {
+    let file = fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let len = file.metadata().map_err(|e| Error::io("stat", path, e))?.len();
+    if len > FILE_MAX {
+        return Err(corrupt(path, FILE_MAX, &Fault::Beyond));
+    }
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    let n = sys::read_at(&file, &mut bytes, 0).map_err(|e| Error::io("read", path, e))?;
+    bytes.truncate(n);
+    Ok(bytes)
+}
+
+/// What a `.partial` file holds.
+struct Partial {
+    header: Option<Header>,
+    parser: Parser,
+    trailer: Option<Trailer>,
+}
+
+fn scan(o: &LogOptions, path: &Path, segment: SegmentNo, bytes: &[u8], leader: bool) -> Result<Partial> {
+    let mut parser = Parser::new(o.system, o.timeline, segment);
+    let (mut header, mut trailer) = (None, None);
+    let fault = loop {
+        let at = usize::try_from(parser.offset()).unwrap_or(usize::MAX);
+        match parser.next(bytes.get(at..).unwrap_or(&[])) {
+            Step::Item(Item::Header(h)) => header = Some(h),
+            Step::Item(Item::Frame(_)) => {}
+            Step::Item(Item::Trailer(t)) => {
+                trailer = Some(t);
+                break None;
+            }
+            Step::Zeros | Step::More(_) if bytes[at..].iter().all(|&b| b == 0) => break None,
+            Step::Zeros => break Some(Fault::Magic),
+            Step::More(_) => break Some(Fault::NoTrailer),
+            Step::Bad(fault) if fault.foreign() => return Err(corrupt(path, parser.offset(), &fault)),
+            Step::Bad(fault) => break Some(fault),
+        }
+    };
+    let at = parser.offset();
+    if let Some(fault) = fault {
+        let rest = &bytes[usize::try_from(at).unwrap_or(0)..];
+        if leader && segment::durable_after(rest, o.system, o.timeline, segment, at).is_some() {
+            return Err(corrupt(path, at, &fault));
+        }
+        let lost = rest.iter().rposition(|&b| b != 0).map_or(0, |i| i + 1);
+        warn!(file = %path.display(), offset = at, bytes = lost, why = %fault,
+            "the last write did not complete before the stop; its bytes are cut off");
+    }
+    Ok(Partial { header, parser, trailer })
+}
+
+/// `None`: the file held not even a header, and is gone.
+fn recover_partial(
+    o: &LogOptions,
+    segment: SegmentNo,
+    base: Option<&Sealed>,
+    leader: bool,
+) -> Result<Option<Recovered>> {
+    let path = path_of(o, segment, true);
+    let bytes = read_all(&path)?;
+    let found = scan(o, &path, segment, &bytes, leader)?;
+    let Some(header) = found.header else {
+        disk::remove_durable(&path)?;
+        return Ok(None);
+    };
+    if let Some(base) = base
+        && (header.prev_sha != base.trailer.sha || header.marks != base.trailer.marks)
+    {
+        return Err(corrupt(&path, 0, &Fault::Chain));
+    }
+    let good = found.parser.offset() - if found.trailer.is_some() { TRAILER_LEN as u64 } else { 0 };
+    let good = usize::try_from(good).unwrap_or(0);
+    let aside = o.dir.join(format!("{}{}", segment::file_name(o.timeline, segment, true), disk::ASIDE));
+    let mut file = SegmentFile::create_at(&o.dir, &aside, o.timeline, segment, header.marks)?;
+    file.append(&bytes[..good])?;
+    file.end = found.parser.lsn();
+    file.marks = found.parser.marks();
+    file.records = found.parser.records();
+    file.commits = found.parser.commits();
+    file.adopt()?;
+    let (end, marks) = (file.end, file.marks);
+    let (current, prev_sha, len) = match found.trailer {
+        Some(t) => {
+            let (sha, len) = file.seal_stored(&bytes[good..good + TRAILER_LEN], t.sha)?;
+            (None, sha, len)
+        }
+        None => {
+            let len = file.len();
+            (Some(file), header.prev_sha, len)
+        }
+    };
+    let tail = tail_at(segment, len, end, &marks);
+    Ok(Some(Recovered { current, created_ns: header.created_ns, prev_sha, tail, marks }))
+}
