@@ -18,6 +18,7 @@ pub mod fold;
 pub mod log;
 pub mod net;
 pub mod position;
+pub mod quiesce;
 pub mod receive;
 pub mod record;
 pub mod segment;
