@@ -32,6 +32,7 @@ pub const ALL: &[&str] = &[
     "catalog::checkpoint",
     "catalog::after_checkpoint",
     "blocks::write",
+    "blocks::sync",
     "apply::before_batch",
     "apply::after_fold",
     "apply::stage",

@@ -333,12 +333,7 @@ impl<'w, W: World> Planner<'w, W> {
         Ok(())
     }
 
-    fn place_file(
-        &mut self,
-        id: FileId,
-        to: &Slot,
-        gains: &HashMap<FileId, usize>,
-    ) -> Result<(), PlanError> {
+    fn place_file(&mut self, id: FileId, to: &Slot, gains: &HashMap<FileId, usize>) -> Result<(), PlanError> {
         let occupant = self.have.get(to).copied();
         if let Some(old) = occupant {
             if self.world.is_dir(old) {
@@ -376,8 +371,7 @@ impl<'w, W: World> Planner<'w, W> {
 
     /// A name of `id` that is to go and that nothing but this gain needs as its source.
     fn spare(&self, id: FileId, gains: &HashMap<FileId, usize>) -> Option<Slot> {
-        let mut free: Vec<&Slot> =
-            self.at.get(&id)?.iter().filter(|s| !self.want.contains_key(*s)).collect();
+        let mut free: Vec<&Slot> = self.at.get(&id)?.iter().filter(|s| !self.want.contains_key(*s)).collect();
         let kept = free.len() < self.at[&id].len() || self.world.unchanged_name(id).is_some();
         if !kept && free.len() < 2 && gains.get(&id).is_some_and(|&n| n > 1) {
             return None;

@@ -49,7 +49,8 @@ impl Tree {
             }
             let dir = placed[pick.0 as usize % placed.len()];
             let slot = Slot::new(dir, &[b'a' + pick.1 % 6]);
-            if tree.slots.contains_key(&slot) || (is_dir(FileId(id)) && tree.slots.values().any(|i| i.0 == id))
+            if tree.slots.contains_key(&slot)
+                || (is_dir(FileId(id)) && tree.slots.values().any(|i| i.0 == id))
             {
                 continue;
             }
@@ -105,7 +106,8 @@ impl Tree {
     }
 
     fn drop_below(&mut self, dir: FileId) {
-        let below: Vec<_> = self.slots.iter().filter(|(s, _)| s.dir == dir).map(|(s, i)| (s.clone(), *i)).collect();
+        let below: Vec<_> =
+            self.slots.iter().filter(|(s, _)| s.dir == dir).map(|(s, i)| (s.clone(), *i)).collect();
         for (slot, id) in below {
             self.slots.remove(&slot);
             if is_dir(id) {
@@ -123,7 +125,8 @@ impl Tree {
                 parts.push(b"stage"[..].into());
                 break;
             }
-            let (s, _) = self.slots.iter().find(|(_, id)| **id == at).expect("the directory stands somewhere");
+            let (s, _) =
+                self.slots.iter().find(|(_, id)| **id == at).expect("the directory stands somewhere");
             parts.push(s.name.clone());
             at = s.dir;
         }
@@ -172,7 +175,8 @@ fn changes(a: &Tree, b: &Tree) -> (Tree, Vec<Change>) {
 fn planned(a: &Tree, b: &Tree) -> (Tree, Vec<Change>, Vec<Op>) {
     let (start, changes) = changes(a, b);
     let changed: BTreeSet<Slot> = changes.iter().map(|c| c.slot.clone()).collect();
-    let ops = plan(&changes, "p", &Both { a: &start, changed: &changed }).expect("two trees have a way between them");
+    let ops = plan(&changes, "p", &Both { a: &start, changed: &changed })
+        .expect("two trees have a way between them");
     (start, changes, ops)
 }
 
@@ -180,7 +184,9 @@ fn check(a: &Tree, b: &Tree) -> usize {
     let (start, changes, ops) = planned(a, b);
     let kept: HashMap<Slot, (FileId, FileId)> = changes
         .iter()
-        .filter_map(|c| Some((c.slot.clone(), (c.have.filter(|i| !is_dir(*i))?, c.want.filter(|i| !is_dir(*i))?))))
+        .filter_map(|c| {
+            Some((c.slot.clone(), (c.have.filter(|i| !is_dir(*i))?, c.want.filter(|i| !is_dir(*i))?)))
+        })
         .collect();
     let mut now = start;
     for op in &ops {
@@ -204,7 +210,9 @@ fn check_real(a: &Tree, b: &Tree) {
     let mut now = start;
     for op in &ops {
         match op {
-            Op::Move { from, to, .. } => std::fs::rename(root.join(now.path(from)), root.join(now.path(to))).unwrap(),
+            Op::Move { from, to, .. } => {
+                std::fs::rename(root.join(now.path(from)), root.join(now.path(to))).unwrap()
+            }
             Op::Exchange { a, b, .. } => rustix::fs::renameat_with(
                 CWD,
                 root.join(now.path(a)),
@@ -213,9 +221,13 @@ fn check_real(a: &Tree, b: &Tree) {
                 RenameFlags::EXCHANGE,
             )
             .unwrap(),
-            Op::Link { from, to, .. } => std::fs::hard_link(root.join(now.path(from)), root.join(now.path(to))).unwrap(),
+            Op::Link { from, to, .. } => {
+                std::fs::hard_link(root.join(now.path(from)), root.join(now.path(to))).unwrap()
+            }
             Op::Unlink { slot, .. } => std::fs::remove_file(root.join(now.path(slot))).unwrap(),
-            Op::Discard { slot, id } if is_dir(*id) => std::fs::remove_dir_all(root.join(now.path(slot))).unwrap(),
+            Op::Discard { slot, id } if is_dir(*id) => {
+                std::fs::remove_dir_all(root.join(now.path(slot))).unwrap()
+            }
             Op::Discard { slot, .. } => std::fs::remove_file(root.join(now.path(slot))).unwrap(),
         }
         now.run(op);
@@ -284,8 +296,14 @@ fn usual_changes_take_the_fewest_steps() {
     // A file replaced by rename; a directory moved; two directories swapped; two files swapped.
     assert_eq!(check(&slots(&[(root, "f", 20)]), &slots(&[(root, "f", 21)])), 1);
     assert_eq!(check(&slots(&[(root, "f", 20), (root, "d", 2)]), &slots(&[(2, "f", 20), (root, "d", 2)])), 1);
-    assert_eq!(check(&slots(&[(root, "a", 2), (root, "b", 3)]), &slots(&[(root, "a", 3), (root, "b", 2)])), 1);
-    assert_eq!(check(&slots(&[(root, "a", 20), (root, "b", 21)]), &slots(&[(root, "a", 21), (root, "b", 20)])), 1);
+    assert_eq!(
+        check(&slots(&[(root, "a", 2), (root, "b", 3)]), &slots(&[(root, "a", 3), (root, "b", 2)])),
+        1
+    );
+    assert_eq!(
+        check(&slots(&[(root, "a", 20), (root, "b", 21)]), &slots(&[(root, "a", 21), (root, "b", 20)])),
+        1
+    );
     // A log rotated: a.1 goes, a becomes a.1, a new a.
     let before = slots(&[(root, "a", 20), (root, "a.1", 21)]);
     let after = slots(&[(root, "a", 22), (root, "a.1", 20)]);

@@ -40,6 +40,7 @@ impl Catalog {
     /// # Errors
     /// [`ErrorKind::Corrupt`](crate::error::ErrorKind::Corrupt) for a record that does not fit the tree.
     pub fn fold(&mut self, record: &Record<'_>) -> Result<()> {
+        self.settled = false;
         match *record {
             Record::Create { id, kind, ref attrs, rdev, target } => {
                 self.create(id, kind, attrs, rdev, target)
@@ -62,6 +63,18 @@ impl Catalog {
             let next = self.next_id();
             return Err(misfit(format!("create of file {id}: ids are not used twice, the next is {next}")));
         }
+        self.add(id, kind, attrs, rdev, target)
+    }
+
+    /// Adds an inode without a name.
+    pub(super) fn add(
+        &mut self,
+        id: FileId,
+        kind: Kind,
+        attrs: &Attrs,
+        rdev: u64,
+        target: &[u8],
+    ) -> Result<()> {
         check_attrs(id, attrs)?;
         let device = matches!(kind, Kind::CharDevice | Kind::BlockDevice);
         let link = kind == Kind::Symlink;
@@ -112,7 +125,7 @@ impl Catalog {
         Ok(())
     }
 
-    fn truncate(&mut self, id: FileId, size: u64) -> Result<()> {
+    pub(super) fn truncate(&mut self, id: FileId, size: u64) -> Result<()> {
         let slot = self.file(id, "truncate")?;
         self.set_size(slot, end_of(id, size, 0)?);
         if size == 0 {
@@ -149,14 +162,14 @@ impl Catalog {
         }
     }
 
-    fn set_attrs(&mut self, id: FileId, attrs: &Attrs) -> Result<()> {
+    pub(super) fn set_attrs(&mut self, id: FileId, attrs: &Attrs) -> Result<()> {
         let slot = self.known(id, "attributes")?;
         check_attrs(id, attrs)?;
         self.change(slot, |n| put_attrs(n, attrs));
         Ok(())
     }
 
-    fn set_xattr(&mut self, id: FileId, name: &[u8], value: Option<&[u8]>) -> Result<()> {
+    pub(super) fn set_xattr(&mut self, id: FileId, name: &[u8], value: Option<&[u8]>) -> Result<()> {
         let slot = self.known(id, "extended attribute")?;
         let sound = !name.is_empty() && name.len() <= NAME_MAX && !name.contains(&0);
         if !sound || value.is_some_and(|v| v.len() > XATTR_MAX) {

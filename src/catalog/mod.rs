@@ -101,6 +101,8 @@ pub struct Catalog {
     lsn: Lsn,
     cut: Cut,
     time: i64,
+    /// Nothing was folded since [`Catalog::set_position`].
+    settled: bool,
     next_id: u64,
     excludes: Excludes,
     nodes: Slab<Node>,
@@ -155,6 +157,7 @@ impl Catalog {
             lsn: Lsn::FIRST,
             cut: Cut::Exact,
             time: 0,
+            settled: true,
             next_id: FileId::ROOT.0,
             excludes: Excludes::default(),
             nodes: Slab::new(),
@@ -209,6 +212,14 @@ impl Catalog {
     /// Notes where the last commit folded ends, how good it is and when it was.
     pub fn set_position(&mut self, lsn: Lsn, cut: Cut, time: i64) {
         (self.lsn, self.cut, self.time) = (lsn, cut, time);
+        self.settled = self.nameless.is_empty() && self.moved.is_empty();
+    }
+
+    /// Whether this is the tree at [`lsn`](Self::lsn): false from the first record of a change set
+    /// until its position is set.
+    #[must_use]
+    pub fn settled(&self) -> bool {
+        self.settled
     }
 
     /// The id the next created file gets.
@@ -431,6 +442,53 @@ impl Catalog {
         }
         self.nodes.remove(slot, Node::empty());
         FileId(id)
+    }
+
+    /// Puts back an inode that was stored. The root is there already and gets its attributes. Names follow
+    /// by [`link`](Self::link) and [`settle`](Self::settle).
+    pub(crate) fn restore(&mut self, inode: &Inode<'_>) -> Result<()> {
+        let Inode { id, kind, ref attrs, rdev, .. } = *inode;
+        if id == FileId::ROOT {
+            if kind != Kind::Dir {
+                return Err(misfit("the root is not a directory"));
+            }
+            self.set_attrs(id, attrs)?;
+        } else {
+            if id.0 == 0 || self.contains(id) {
+                return Err(misfit(format!("file {id} is stored twice")));
+            }
+            self.add(id, kind, attrs, rdev, inode.target.unwrap_or_default())?;
+        }
+        for (name, value) in inode.xattrs {
+            self.set_xattr(id, name, Some(value))?;
+        }
+        if kind == Kind::File {
+            self.truncate(id, inode.size)?;
+            self.set_content(id, inode.content, inode.hashed);
+        }
+        if let Some(local) = inode.seen.map(|s| s.local)
+            && self.by_local(local.dev, local.ino).is_some()
+        {
+            return Err(misfit(format!("file {id} is stored as a local inode that another file is")));
+        }
+        self.set_seen(id, inode.seen);
+        Ok(())
+    }
+
+    /// Puts back what is no part of the tree.
+    pub(crate) fn restore_rest(&mut self, next_id: FileId, excludes: Excludes) -> Result<()> {
+        if next_id.0 < self.next_id {
+            return Err(misfit(format!("the next file id is stored as {next_id}, which is used")));
+        }
+        (self.next_id, self.excludes) = (next_id.0, excludes);
+        Ok(())
+    }
+
+    /// Every entry: directory, name, inode.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (FileId, &[u8], FileId)> {
+        let id = |slot| FileId(self.nodes.at(slot).id);
+        let used = (0..self.entries.bound()).map(|i| self.entries.at(i)).filter(|e| e.node != NONE);
+        used.map(move |e| (id(e.parent), &*e.name, id(e.node)))
     }
 
     /// Everything an inode adds to the metadata digest, names aside.

@@ -47,7 +47,7 @@ impl Catalog {
         self.node(dir).map_or(0, |n| n.child_count as usize)
     }
 
-    /// The names of an inode, the newest first.
+    /// The names of an inode, in no particular order.
     pub fn names(&self, id: FileId) -> impl Iterator<Item = (FileId, &[u8])> {
         let mut at = self.node(id).map_or(NONE, |n| n.names);
         std::iter::from_fn(move || {
@@ -97,7 +97,7 @@ impl Catalog {
     }
 
     /// Gives inode `id` the name; whatever had it before loses it. A directory leaves its old name.
-    pub(super) fn link(&mut self, parent: FileId, name: &[u8], id: FileId) -> Result<()> {
+    pub(crate) fn link(&mut self, parent: FileId, name: &[u8], id: FileId) -> Result<()> {
         let dir = self.directory(parent, "link")?;
         let Some(node) = self.slot(id) else {
             return Err(misfit(format!("link of {} to file {id}, which does not exist", shown(name))));
