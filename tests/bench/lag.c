@@ -1,0 +1,94 @@
+/* Lag from "write returned" to "visible on the follower", one operation at a time on a quiet tree.
+ *
+ *   lag SOURCE DEST COUNT PAUSE_MS KIND      KIND: create, append, replace
+ *
+ * SOURCE and DEST are the same directory on the two sides. The clock starts when the last system call of
+ * the operation returned; it stops when the bytes can be read under the name in DEST. An inotify
+ * descriptor on DEST says when to look. Prints microseconds: count p50 p90 p99 max. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/inotify.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+static void die(const char *what) {
+	fprintf(stderr, "lag: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static double now(void) {
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
+}
+
+static int order(const void *a, const void *b) {
+	double x = *(const double *)a, y = *(const double *)b;
+	return (x > y) - (x < y);
+}
+
+/* Whether the file ends with the line of operation i. */
+static int visible(const char *path, const char *line) {
+	char tail[64];
+	size_t n = strlen(line);
+	int fd = open(path, O_RDONLY);
+	if (fd < 0)
+		return 0;
+	off_t size = lseek(fd, 0, SEEK_END);
+	int ok = size >= (off_t)n && pread(fd, tail, n, size - n) == (ssize_t)n && !memcmp(tail, line, n);
+	close(fd);
+	return ok;
+}
+
+static void put(const char *path, int flags, const char *line) {
+	int fd = open(path, O_WRONLY | O_CREAT | flags, 0644);
+	if (fd < 0 || write(fd, line, strlen(line)) != (ssize_t)strlen(line) || close(fd))
+		die(path);
+}
+
+int main(int argc, char **argv) {
+	if (argc < 6)
+		return 2;
+	const char *kind = argv[5];
+	int count = atoi(argv[3]), pause_ms = atoi(argv[4]);
+	double *lags = calloc(count, sizeof *lags);
+	int in = inotify_init1(IN_NONBLOCK);
+	if (in < 0 || inotify_add_watch(in, argv[2], IN_MODIFY | IN_CREATE | IN_MOVED_TO | IN_CLOSE_WRITE) < 0)
+		die("inotify");
+	for (int i = 0; i < count; i++) {
+		char name[64], from[4096], to[4096], aside[4096], line[64], events[65536];
+		snprintf(name, sizeof name, strcmp(kind, "create") ? "%s" : "%s%d", kind, i);
+		snprintf(from, sizeof from, "%s/%s", argv[1], name);
+		snprintf(to, sizeof to, "%s/%s", argv[2], name);
+		snprintf(aside, sizeof aside, "%s/.aside", argv[1]);
+		snprintf(line, sizeof line, "line %d of the measurement\n", i);
+		if (!strcmp(kind, "replace")) {
+			put(aside, O_TRUNC, line);
+			if (rename(aside, from))
+				die("rename");
+		} else
+			put(from, strcmp(kind, "append") ? O_TRUNC : O_APPEND, line);
+		double start = now();
+		while (!visible(to, line)) {
+			struct pollfd p = {in, POLLIN, 0};
+			/* 20 ms: a tool that changes attributes last gives no event for the name. */
+			poll(&p, 1, 20);
+			if (read(in, events, sizeof events) < 0 && errno != EAGAIN)
+				die("inotify");
+			if (now() - start > 30e6) {
+				fprintf(stderr, "lag: operation %d not seen in 30 s\n", i);
+				return 1;
+			}
+		}
+		lags[i] = now() - start;
+		usleep(pause_ms * 1000);
+	}
+	qsort(lags, count, sizeof *lags, order);
+	printf("%d %.0f %.0f %.0f %.0f\n", count, lags[count / 2], lags[count * 9 / 10], lags[count * 99 / 100], lags[count - 1]);
+	return 0;
+}

@@ -1,0 +1,129 @@
+//! Rounds of everything at once: a random application, kills, cut and hostile networks, pauses, stops;
+//! at the end of each round the trees must be equal. `TOWLINE_SOAK_MINUTES` says how long.
+
+use std::time::{Duration, Instant};
+
+use crate::support::bed::{Bed, nap};
+use crate::support::{Load, Node, Proxy, Spec, assert_equal_within, until, within};
+
+fn minutes() -> Duration {
+    let text = std::env::var("TOWLINE_SOAK_MINUTES").unwrap_or_default();
+    let minutes: f64 = text.parse().unwrap_or(0.4);
+    Duration::from_secs_f64(minutes * 60.0)
+}
+
+fn busy(spec: Spec) -> Spec {
+    spec.set("segment_timeout", "\"1s\"")
+        .set("checkpoint_interval", "\"1s\"")
+        .set("checkpoint_bytes", "\"1M\"")
+        .set("rescan_interval", "\"5s\"")
+}
+
+fn mischief(leader: &mut Node, followers: &mut [Node], proxy: &Proxy) -> &'static str {
+    let i = fastrand::usize(..followers.len());
+    let follower = &mut followers[i];
+    match fastrand::u32(..12) {
+        0 => {
+            leader.kill();
+            leader.restart();
+            "leader killed"
+        }
+        1 => {
+            leader.stop();
+            nap(0, 300);
+            leader.restart();
+            "leader stopped"
+        }
+        2 | 3 => {
+            follower.kill();
+            follower.restart();
+            "follower killed"
+        }
+        4 => {
+            follower.stop();
+            nap(0, 300);
+            follower.restart();
+            "follower stopped"
+        }
+        5 | 6 => {
+            proxy.cut();
+            "network cut"
+        }
+        7 => {
+            proxy.stall(true);
+            nap(100, 3000);
+            proxy.stall(false);
+            "network stalled"
+        }
+        8 => {
+            proxy.flip(50_000);
+            nap(100, 800);
+            proxy.flip(0);
+            "bits flipped"
+        }
+        9 => {
+            proxy.truncate(fastrand::u64(1..200_000));
+            nap(100, 800);
+            proxy.truncate(0);
+            "connections truncated"
+        }
+        10 => {
+            // A node between two states may say no; then it goes on.
+            if follower.try_pause().is_ok() {
+                nap(0, 300);
+                follower.resume();
+            }
+            "paused"
+        }
+        _ => {
+            follower.freeze(true);
+            nap(100, 2500);
+            follower.freeze(false);
+            "frozen"
+        }
+    }
+}
+
+#[test]
+fn soak_rounds() {
+    let end = Instant::now() + minutes();
+    let bed = Bed::new("soak");
+    let mut leader = busy(bed.leader("leader")).start();
+    let proxy = Proxy::to(leader.spec.listen);
+    let near = busy(bed.follower("near", proxy.port())).start();
+    let far = busy(bed.follower("far", near.spec.listen)).start();
+    let mut followers = [near, far];
+    let mut round = 0;
+    while round == 0 || Instant::now() < end {
+        round += 1;
+        let seed = fastrand::u64(..);
+        println!("round {round}, seed {seed}");
+        let load =
+            Load::start(&leader.data().join("app"), seed, Duration::from_micros(fastrand::u64(200..3000)));
+        let until_then = Instant::now() + Duration::from_secs(fastrand::u64(4..20)).min(minutes());
+        let mut done: Vec<&str> = Vec::new();
+        while Instant::now() < until_then {
+            nap(20, 800);
+            done.push(mischief(&mut leader, &mut followers, &proxy));
+        }
+        let ops = load.finish();
+        proxy.calm();
+        println!("  {ops} operations; {}", done.join(", "));
+        for follower in &followers {
+            assert_equal_within(within(60), leader.data(), follower.data());
+        }
+        until(within(30), "all is well", || {
+            for node in [&leader, &followers[0], &followers[1]] {
+                let status = node.status()?;
+                if status.error_kind().is_some() {
+                    return Err(status.0.to_string());
+                }
+            }
+            Ok(())
+        });
+    }
+    println!("{round} rounds clean");
+    for node in [&leader, &followers[0], &followers[1]] {
+        node.assert_no_panic();
+    }
+}

@@ -1,0 +1,365 @@
+//! Real applications on the leader; their own checkers on copies of the follower's directory, taken at
+//! random instants while it rests on a cut.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::support::bed::{Bed, copy_tree, free_port, nap, py, soak_or};
+use crate::support::node::STAGE;
+use crate::support::tree::python;
+use crate::support::{Pair, until, within};
+
+/// Copies checked per application.
+fn copies() -> usize {
+    soak_or(100, 20)
+}
+
+/// A process of the test; killed on drop.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::null()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}")))
+    }
+
+    fn assert_alive(&mut self) {
+        assert_eq!(self.0.try_wait().expect("wait"), None, "the application ended early");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn good(out: Output, what: &str) -> String {
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success(), "{what}: {}\n{text}{}", out.status, String::from_utf8_lossy(&out.stderr));
+    text
+}
+
+/// Takes copies while `app` runs, checks each, and wants the copies to move on.
+fn check_copies(pair: &Pair, app: &mut Running, count: usize, mut check: impl FnMut(&Path) -> u64) {
+    let mut seen = Vec::new();
+    for i in 0..count {
+        nap(20, 300);
+        app.assert_alive();
+        let rest = pair.follower.pause();
+        assert_eq!(rest.cut, "exact");
+        let copy = pair.bed.path(format!("copy{i}"));
+        copy_tree(pair.follower.data(), &copy);
+        pair.follower.resume();
+        let _ = fs::remove_dir_all(copy.join(STAGE));
+        seen.push(check(&copy));
+        fs::remove_dir_all(&copy).expect("rm");
+    }
+    let (exact, file) = pair.leader.status().expect("status").cuts();
+    println!(
+        "{count} copies good; progress {:?} to {:?}; {exact} exact cuts, {file} file cuts",
+        seen[0],
+        seen[count - 1]
+    );
+    assert!(seen.is_sorted(), "it went backwards: {seen:?}");
+    let distinct: std::collections::BTreeSet<_> = seen.iter().collect();
+    assert!(distinct.len() > count / 4, "the follower hardly moved: {seen:?}");
+}
+
+fn sqlite(mode: &str) {
+    let pair = Pair::start(&format!("sqlite-{mode}"));
+    let db = pair.data().join("bank.db");
+    let mut app =
+        Running::start(Command::new(python()).arg(py("bank.py")).args(["run", mode]).arg(&db).arg("600"));
+    let seen = pair.follower.data().join("bank.db");
+    until(within(20), "the bank opens on the follower", || {
+        // The first committed state holds all accounts: wait until a copy has them.
+        pair.follower.try_pause()?;
+        let copy = pair.bed.path("probe");
+        let _ = fs::remove_dir_all(&copy);
+        if seen.exists() {
+            copy_tree(pair.follower.data(), &copy);
+        }
+        pair.follower.resume();
+        let out = Command::new(python()).arg(py("bank.py")).arg("check").arg(copy.join("bank.db")).output();
+        let out = out.map_err(|e| e.to_string())?;
+        if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
+    });
+    check_copies(&pair, &mut app, copies(), |copy| {
+        Bed::python("bank.py", &["check", copy.join("bank.db").to_str().expect("path")])
+            .trim()
+            .parse()
+            .expect("moves")
+    });
+    drop(app);
+    pair.finish();
+}
+
+#[test]
+fn sqlite_in_wal_mode() {
+    sqlite("wal");
+}
+
+#[test]
+fn sqlite_in_delete_mode() {
+    sqlite("delete");
+}
+
+#[test]
+fn git_with_commits_and_gc() {
+    let pair = Pair::start("git");
+    let repo = pair.data().join("repo");
+    fs::create_dir(&repo).expect("mkdir");
+    let mut app = Running::start(Command::new("sh").arg(py("git_load.sh")).arg(&repo).arg("600"));
+    let commits = |copy: &Path| -> Result<u64, String> {
+        let git = |words: &[&str]| {
+            let mut c = Command::new("git");
+            c.env("GIT_CONFIG_GLOBAL", "/dev/null").arg("-C").arg(copy.join("repo"));
+            c.args(["-c", "safe.directory=*"]).args(words).output().expect("git")
+        };
+        let out = git(&["fsck", "--full", "--strict"]);
+        if !out.status.success() {
+            return Err(String::from_utf8_lossy(&out.stderr).into_owned());
+        }
+        let count = git(&["log", "-1", "--format=%s"]);
+        let text = String::from_utf8_lossy(&count.stdout).into_owned();
+        text.split_whitespace().last().and_then(|n| n.parse().ok()).ok_or(text)
+    };
+    until(within(20), "the first commit on the follower", || commits(pair.follower.data()).map(|_| ()));
+    check_copies(&pair, &mut app, copies(), |copy| commits(copy).unwrap_or_else(|e| panic!("git fsck: {e}")));
+    drop(app);
+    // A killed git leaves children for a moment.
+    std::thread::sleep(within(1));
+    pair.finish();
+}
+
+fn redis(dir: &Path, port: u16) -> Running {
+    let server = Running::start(
+        Command::new("redis-server")
+            .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--daemonize", "no"])
+            .args(["--auto-aof-rewrite-percentage", "0", "--loglevel", "warning", "--logfile", ""])
+            .args(["--port", &port.to_string(), "--dir"])
+            .arg(dir)
+            .stdout(Stdio::null()),
+    );
+    until(within(10), "redis listens", || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).map(|_| ()).map_err(|e| e.to_string())
+    });
+    server
+}
+
+#[test]
+fn redis_with_an_append_only_file() {
+    let pair = Pair::start("redis");
+    let dir = pair.data().join("redis");
+    fs::create_dir(&dir).expect("mkdir");
+    let port = free_port();
+    let server = redis(&dir, port);
+    let mut app = Running::start(Command::new(python()).arg(py("redis_load.py")).args([
+        "load",
+        &port.to_string(),
+        "600",
+    ]));
+    let manifest = "redis/appendonlydir/appendonly.aof.manifest";
+    let incr = "redis/appendonlydir/appendonly.aof.1.incr.aof";
+    until(within(20), "money on the follower", || {
+        let len = fs::metadata(pair.follower.data().join(incr)).map_err(|e| e.to_string())?.len();
+        if len > 20_000 { Ok(()) } else { Err(format!("{len} bytes")) }
+    });
+    check_copies(&pair, &mut app, copies(), |copy| {
+        let out = Command::new("redis-check-aof").arg(copy.join(manifest)).output().expect("redis-check-aof");
+        // The last command may be cut short, as after a power cut; nothing else may be wrong.
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        let cut_short = text.contains("Unexpected file format")
+            || text.contains("truncated")
+            || text.contains("not valid");
+        assert!(out.status.success() || cut_short, "redis-check-aof: {text}");
+        assert!(!text.contains("Can't open file") && !text.contains("Cannot"), "redis-check-aof: {text}");
+        let port = free_port();
+        let reopened = redis(&copy.join("redis"), port);
+        let moves =
+            Bed::python("redis_load.py", &["check", &port.to_string()]).trim().parse().expect("moves");
+        drop(reopened);
+        moves
+    });
+    drop(app);
+    drop(server);
+    pair.finish();
+}
+
+/// The newest server on this host, with its programs.
+fn postgres_bin() -> PathBuf {
+    let mut all: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .expect("PostgreSQL is installed")
+        .filter_map(|e| Some(e.ok()?.path().join("bin")))
+        .filter(|p| p.join("pg_amcheck").exists())
+        .collect();
+    all.sort();
+    all.pop().expect("a PostgreSQL server with pg_amcheck")
+}
+
+/// A cgroup for the server; removed on drop.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn make() -> Option<Self> {
+        let name = format!("towline-test-{}-{}", std::process::id(), fastrand::u32(..));
+        for base in ["/sys/fs/cgroup/freezer", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"] {
+            let path = Path::new(base).join(&name);
+            if Path::new(base).join("cgroup.procs").exists() && fs::create_dir(&path).is_ok() {
+                if path.join("cgroup.freeze").exists() || path.join("freezer.state").exists() {
+                    return Some(Self(path));
+                }
+                let _ = fs::remove_dir(&path);
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        for (file, word) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
+            if self.0.join(file).exists() {
+                let _ = fs::write(self.0.join(file), word);
+            }
+        }
+        for _ in 0..50 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            nap(50, 100);
+        }
+    }
+}
+
+struct Postgres {
+    bin: PathBuf,
+    dir: PathBuf,
+    port: u16,
+    cgroup: Option<PathBuf>,
+}
+
+impl Postgres {
+    fn tool(&self, name: &str) -> Command {
+        let mut c = Command::new("runuser");
+        c.args(["-u", "postgres", "--"]).arg(self.bin.join(name)).current_dir("/").env("LC_ALL", "C");
+        c.env("PGHOST", "/tmp").env("PGPORT", self.port.to_string()).env("PGDATABASE", "postgres");
+        c
+    }
+
+    fn init(&self) {
+        let out = self.tool("initdb").args(["-A", "trust", "-N", "-k", "-D"]).arg(&self.dir).output();
+        good(out.expect("initdb"), "initdb");
+        let settings = "shared_buffers = '16MB'\nunix_socket_directories = '/tmp'\nlisten_addresses = ''\n\
+            max_wal_size = '64MB'\ncheckpoint_timeout = '30s'\nautovacuum_naptime = '2s'\nmax_connections = 20\n";
+        let conf = self.dir.join("postgresql.conf");
+        let old = fs::read_to_string(&conf).expect("read");
+        fs::write(conf, old + settings).expect("write");
+    }
+
+    fn control(&self, words: &[&str]) {
+        let log = self.dir.with_extension("pglog");
+        let mut c = self.tool("pg_ctl");
+        c.args(words)
+            .args(["-w", "-t", "60", "-D"])
+            .arg(&self.dir)
+            .arg("-o")
+            .arg(format!("-p {}", self.port));
+        c.arg("-l").arg(&log);
+        let mut shell = Command::new("sh");
+        if let Some(cgroup) = &self.cgroup {
+            // The server is born in its cgroup.
+            shell.arg("-c").arg(format!("echo $$ > '{}/cgroup.procs' && exec \"$@\"", cgroup.display()));
+        } else {
+            shell.args(["-c", "exec \"$@\""]);
+        }
+        shell.arg("sh").arg(c.get_program()).args(c.get_args()).current_dir("/");
+        shell.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
+        let ok = shell.status().expect("pg_ctl").success();
+        assert!(ok, "pg_ctl {words:?}:\n{}", fs::read_to_string(log).unwrap_or_default());
+    }
+
+    fn sql(&self, text: &str) -> String {
+        good(self.tool("psql").args(["-XAtqc", text]).output().expect("psql"), text).trim().to_owned()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let mut c = self.tool("pg_ctl");
+        let _ = c.args(["stop", "-m", "immediate", "-w", "-D"]).arg(&self.dir).output();
+    }
+}
+
+/// Starts a server on a copy, asks every checker, and returns the number of transactions it holds.
+fn check_postgres(bin: &Path, copy: &Path) -> u64 {
+    let dir = copy.join("pg");
+    let _ = fs::remove_file(dir.join("postmaster.pid"));
+    let log = dir.with_extension("pglog");
+    fs::write(&log, "").expect("write");
+    fs::set_permissions(&log, fs::Permissions::from_mode(0o666)).expect("chmod");
+    let server = Postgres { bin: bin.to_owned(), dir, port: free_port(), cgroup: None };
+    server.control(&["start"]);
+    let out = server.tool("pg_amcheck").args(["--all", "--install-missing", "--heapallindexed"]).output();
+    good(out.expect("pg_amcheck"), "pg_amcheck");
+    let sums = server.sql(
+        "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history),
+                (select sum(tbalance) from pgbench_tellers) = (select sum(delta) from pgbench_history),
+                (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history)",
+    );
+    assert_eq!(sums, "t|t|t", "balances disagree");
+    let count = server.sql("select count(*) from pgbench_history").parse().expect("count");
+    drop(server);
+    count
+}
+
+#[test]
+fn postgresql_under_pgbench_with_the_freeze() {
+    let bin = postgres_bin();
+    let Some(cgroup) = Cgroup::make() else {
+        println!("skipped: no cgroup can be made on this host");
+        return;
+    };
+    let bed = Bed::new("postgres");
+    let spec = bed.leader("leader");
+    let dir = spec.data.join("pg");
+    fs::create_dir(&dir).expect("mkdir");
+    for p in [&dir, &spec.data] {
+        assert!(Command::new("chown").arg("postgres:").arg(p).status().expect("chown").success());
+    }
+    let server = Postgres { bin: bin.clone(), dir, port: free_port(), cgroup: Some(cgroup.0.clone()) };
+    server.init();
+    server.control(&["start"]);
+    good(server.tool("pgbench").args(["-i", "-s", "1", "-q"]).output().expect("pgbench"), "pgbench -i");
+    let freeze = format!("\"cgroup:{}\"", cgroup.0.display());
+    let leader = spec.set("freeze", &freeze).set("max_cut_delay", "\"200ms\"").start();
+    let follower = bed.follower("follower", leader.spec.listen).start();
+    let pair = Pair { leader, follower, bed };
+    let mut bench = Running::start(
+        server
+            .tool("pgbench")
+            .args(["-n", "-c", "3", "-T", "900", "-R", "80"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null()),
+    );
+    until(within(90), "the follower is filled", || {
+        let status = pair.follower.status()?;
+        let here = pair.follower.data().join("pg/global/pg_control").exists();
+        if here && !status.applied().is_empty() {
+            pair.follower.try_pause().map(|_| ())
+        } else {
+            Err(status.0.to_string())
+        }
+    });
+    pair.follower.resume();
+    check_copies(&pair, &mut bench, soak_or(60, 20), |copy| check_postgres(&bin, copy));
+    drop(bench);
+    good(server.tool("psql").args(["-Xc", "checkpoint"]).output().expect("psql"), "the server is unharmed");
+    server.control(&["stop"]);
+    drop(server);
+    pair.finish();
+}

@@ -1,0 +1,342 @@
+//! Limits of the host and of the data: small queues, few watches, bursts, large files, vanished roots.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::support::bed::{Bed, Sysctl, c_program, copy_tree, host_lock, is_root, run, soak_or};
+use crate::support::{Load, Pair, Spec, assert_equal, assert_equal_within, holds_for, load, until, within};
+
+/// Most resident memory, in kB, whatever the size of the data.
+const MEMORY_KB: u64 = 400 << 10;
+
+fn run_ok(words: &[&str]) -> bool {
+    Command::new(words[0]).args(&words[1..]).status().is_ok_and(|s| s.success())
+}
+
+#[test]
+fn an_event_queue_of_sixteen() {
+    if !is_root() {
+        println!("skipped: needs root to set the size of the event queue");
+        return;
+    }
+    let bed = Bed::new("queue");
+    let leader = {
+        let _alone = host_lock(true);
+        let _small = Sysctl::set("/proc/sys/fs/inotify/max_queued_events", 16);
+        let node = bed.leader("leader").spawn_unlocked();
+        until(within(20), "the leader runs", || node.status().map(|_| ()));
+        node
+    };
+    let follower = bed.follower("follower", leader.spec.listen).start();
+    let pair = Pair { leader, follower, bed };
+    pair.equal(20);
+    let dir = pair.data().join("n");
+    fs::create_dir(&dir).expect("mkdir");
+    assert!(run(&c_program("names", &[]), &["nested", dir.to_str().expect("path"), "500"]));
+    assert!(run(&c_program("names", &[]), &["replace", dir.to_str().expect("path"), "2000"]));
+    load::burst(&pair.data().join("app"), 5, 1500);
+    pair.equal(60);
+    let status = pair.leader.status().expect("status");
+    assert!(status.gaps() > 0, "an overflow is said: {}", status.0);
+    // The loss of events must not starve what follows.
+    fs::write(pair.data().join("after"), "x").expect("write");
+    pair.equal(10);
+    pair.finish();
+}
+
+#[test]
+fn fewer_watches_than_directories() {
+    let few = "echo 40 > /proc/sys/user/max_inotify_watches && exec \"$@\"";
+    let prefix = ["unshare", "--user", "--map-root-user", "sh", "-c", few, "sh"];
+    if !run_ok(&[&prefix[..], &["true"]].concat()) {
+        println!("skipped: this host has no user namespaces");
+        return;
+    }
+    let bed = Bed::new("watches");
+    let mut spec = bed.leader("leader").set("rescan_interval", "\"2s\"");
+    spec.prefix = prefix.iter().map(|&w| w.to_owned()).collect();
+    for i in 0..200 {
+        let dir = spec.data.join(format!("d{i}/e"));
+        fs::create_dir_all(&dir).expect("mkdir");
+        fs::write(dir.join("f"), format!("{i}")).expect("write");
+    }
+    let leader = spec.start();
+    let follower = bed.follower("follower", leader.spec.listen).start();
+    let pair = Pair { leader, follower, bed };
+    pair.equal(30);
+    let status = pair.leader.status().expect("status").0.to_string();
+    assert!(status.contains("watch"), "the limit is said: {status}");
+    for i in 0..200 {
+        fs::write(pair.data().join(format!("d{i}/e/f")), format!("changed {i}")).expect("write");
+        if i % 10 == 0 {
+            fs::create_dir(pair.data().join(format!("d{i}/new"))).expect("mkdir");
+            fs::write(pair.data().join(format!("d{i}/new/f")), "new").expect("write");
+        }
+    }
+    pair.equal(30);
+    pair.finish();
+}
+
+#[test]
+fn a_hundred_thousand_files_in_one_burst_and_one_directory() {
+    let pair = Pair::start("burst");
+    let dir = pair.data().join("many");
+    fs::create_dir(&dir).expect("mkdir");
+    let count = 100_000;
+    assert!(run(&c_program("names", &[]), &["burst", dir.to_str().expect("path"), &count.to_string()]));
+    let start = std::time::Instant::now();
+    let there = pair.follower.data().join("many");
+    until(within(240), "all files", || {
+        let n = fs::read_dir(&there).map(Iterator::count).unwrap_or(0);
+        if n == count { Ok(()) } else { Err(format!("{n} of {count}")) }
+    });
+    println!("{count} files: on the follower {:?} after the burst", start.elapsed());
+    pair.equal(60);
+    fs::remove_file(dir.join("500")).expect("rm");
+    fs::rename(dir.join("501"), dir.join("renamed")).expect("rename");
+    fs::write(dir.join("502"), "changed").expect("write");
+    pair.equal(30);
+    for node in [&pair.leader, &pair.follower] {
+        let peak = node.memory_kb("VmHWM");
+        println!("{}: peak {peak} kB", node.spec.name);
+        assert!(peak < MEMORY_KB, "{peak} kB in {}", node.spec.name);
+    }
+    pair.finish();
+}
+
+#[test]
+fn one_large_file_streams_through_bounded_memory() {
+    use std::io::Write;
+    let pair = Pair::start("large");
+    let size: u64 = soak_or(4 << 30, 512 << 20);
+    let mut file = fs::File::create(pair.data().join("large")).expect("create");
+    let mut rng = fastrand::Rng::with_seed(9);
+    let mut piece = vec![0_u8; 1 << 20];
+    for _ in 0..size >> 20 {
+        rng.fill(&mut piece);
+        file.write_all(&piece).expect("write");
+    }
+    drop(file);
+    pair.equal(soak_or(600, 120));
+    for node in [&pair.leader, &pair.follower] {
+        let peak = node.memory_kb("VmHWM");
+        println!("{}: peak {peak} kB for a file of {} MiB", node.spec.name, size >> 20);
+        assert!(peak < MEMORY_KB, "{peak} kB in {}", node.spec.name);
+    }
+    pair.finish();
+}
+
+fn held(pair: &Pair, on: bool) {
+    until(within(20), if on { "the delete is held" } else { "nothing is held" }, || {
+        let status = pair.leader.status()?;
+        if status.hold().is_some() == on { Ok(()) } else { Err(status.0.to_string()) }
+    });
+}
+
+#[test]
+fn a_delete_of_everything_is_held_until_confirmed() {
+    let pair = Pair::start("guard");
+    for i in 0..40 {
+        let dir = pair.data().join(format!("d{i}"));
+        fs::create_dir(&dir).expect("mkdir");
+        (0..50).for_each(|n| fs::write(dir.join(format!("{n}")), format!("{i} {n}")).expect("write"));
+    }
+    pair.equal(30);
+    copy_tree(pair.data(), &pair.bed.path("before"));
+    for i in 0..40 {
+        fs::rename(pair.data().join(format!("d{i}")), pair.bed.path(format!("away{i}"))).expect("mv");
+    }
+    held(&pair, true);
+    // Some directories may have gone before the guard saw how many there are; half must be there.
+    let left = || {
+        fs::read_dir(pair.follower.data())
+            .map(|d| d.flatten().filter(|e| e.path().join("1").exists()).count())
+    };
+    let at_hold = left().expect("list");
+    assert!(at_hold >= 20, "only {at_hold} of 40 directories are left while the guard holds");
+    holds_for(within(2), "the follower keeps its files", || match left() {
+        Ok(n) if n >= 20 => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    pair.leader.confirm();
+    held(&pair, false);
+    pair.equal(20);
+    assert_eq!(left().expect("list"), 0);
+    fs::write(pair.data().join("after"), "goes on").expect("write");
+    pair.equal(5);
+    pair.finish();
+}
+
+#[test]
+fn a_held_delete_that_is_undone_needs_no_operator() {
+    let pair = Pair::start("undone");
+    let dir = pair.data().join("all");
+    fs::create_dir(&dir).expect("mkdir");
+    (0..3000).for_each(|n| fs::write(dir.join(format!("{n}")), format!("{n}")).expect("write"));
+    pair.equal(30);
+    fs::rename(&dir, pair.bed.path("away")).expect("mv");
+    held(&pair, true);
+    fs::rename(pair.bed.path("away"), &dir).expect("mv back");
+    held(&pair, false);
+    fs::write(dir.join("1"), "changed").expect("write");
+    pair.equal(10);
+    pair.finish();
+}
+
+fn stands_still(pair: &Pair, before: &Path) {
+    until(within(20), "the leader says that its root is gone", || {
+        let Ok(status) = pair.leader.status() else { return Err("no status".into()) };
+        if status.error_kind().is_some() || status.hold().is_some() {
+            Ok(())
+        } else {
+            Err(status.0.to_string())
+        }
+    });
+    std::thread::sleep(within(2));
+    assert_equal(before, pair.follower.data());
+}
+
+#[test]
+fn a_replaced_root_is_not_a_mass_delete() {
+    let pair = Pair::start("replaced");
+    load::burst(&pair.data().join("app"), 1, 200);
+    pair.equal(15);
+    copy_tree(pair.data(), &pair.bed.path("before"));
+    let real = pair.bed.path("real");
+    fs::rename(pair.data(), &real).expect("mv");
+    fs::create_dir(pair.data()).expect("mkdir");
+    stands_still(&pair, &pair.bed.path("before"));
+    fs::write(pair.data().join("impostor"), "x").expect("write");
+    stands_still(&pair, &pair.bed.path("before"));
+    fs::remove_dir_all(pair.data()).expect("rm");
+    fs::rename(&real, pair.data()).expect("mv back");
+    fs::write(pair.data().join("back"), "x").expect("write");
+    pair.equal(40);
+    pair.finish();
+}
+
+#[test]
+fn an_unmounted_root_is_not_a_mass_delete() {
+    let bed = Bed::new("unmounted");
+    let spec: Spec = bed.leader("leader");
+    let real = bed.path("real");
+    fs::create_dir(&real).expect("mkdir");
+    let (from, to) = (real.to_str().expect("path").to_owned(), spec.data.to_str().expect("path").to_owned());
+    if !is_root() || !run_ok(&["mount", "--bind", &from, &to]) {
+        println!("skipped: nothing can be mounted on this host");
+        return;
+    }
+    struct Mount(String);
+    impl Drop for Mount {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").args(["-l", &self.0]).stderr(std::process::Stdio::null()).status();
+        }
+    }
+    let mount = Mount(to.clone());
+    let leader = spec.start();
+    let follower = bed.follower("follower", leader.spec.listen).start();
+    let mut pair = Pair { leader, follower, bed };
+    load::burst(&pair.data().join("app"), 1, 200);
+    pair.equal(15);
+    copy_tree(&real, &pair.bed.path("before"));
+    assert!(run_ok(&["umount", "-l", &to]));
+    stands_still(&pair, &pair.bed.path("before"));
+    // A restart on the bare mount point must not take it for the data.
+    pair.leader.kill();
+    pair.leader = pair.leader.spec.spawn();
+    std::thread::sleep(within(2));
+    assert_equal(&pair.bed.path("before"), pair.follower.data());
+    if pair.leader.ended().is_none() {
+        stands_still(&pair, &pair.bed.path("before"));
+        pair.leader.kill();
+    }
+    assert!(run_ok(&["mount", "--bind", &from, &to]));
+    pair.leader.restart();
+    fs::write(pair.data().join("back"), "x").expect("write");
+    pair.equal(40);
+    pair.follower.stop();
+    pair.leader.stop();
+    drop(mount);
+}
+
+#[test]
+fn a_path_longer_than_the_kernel_takes_is_said_and_harms_nothing() {
+    let pair = Pair::start("longpath");
+    let make = "d=$(printf '%0250d' 0); cd \"$1\"; for i in $(seq 20); do mkdir $d && cd -P $d || exit 1; done; echo x > f";
+    if !run_ok(&["bash", "-c", make, "bash", pair.data().to_str().expect("path")]) {
+        println!("the shell can't make it here");
+    }
+    fs::write(pair.data().join("plain"), "goes on").expect("write");
+    until(within(10), "the rest goes on", || {
+        fs::read(pair.follower.data().join("plain")).map(|_| ()).map_err(|e| e.to_string())
+    });
+    // Either it travels, or it is said.
+    until(within(20), "equal, or said", || {
+        let Some(diff) = crate::support::differences(pair.data(), pair.follower.data()) else {
+            return Ok(());
+        };
+        let status = pair.leader.status()?.0.to_string();
+        if status.contains("long") || status.contains("skipped") {
+            Ok(())
+        } else {
+            Err(format!("{diff} {status}"))
+        }
+    });
+    pair.leader.assert_no_panic();
+    assert!(run_ok(&["rm", "-rf", pair.data().join("0".repeat(250)).to_str().expect("path")]));
+    fs::write(pair.data().join("plain"), "and on").expect("write");
+    pair.equal(20);
+    pair.finish();
+}
+
+#[test]
+fn a_restart_after_changes_while_down_equals_a_live_run() {
+    let mut pair = Pair::start("down");
+    load::burst(&pair.data().join("app"), 3, 500);
+    pair.equal(20);
+    for round in 0..3_u64 {
+        pair.leader.kill();
+        load::burst(&pair.data().join("app"), 10 + round, 150);
+        // Same size, times set back: only the change time tells.
+        let file = pair.data().join("sly");
+        if round == 0 {
+            fs::write(&file, "0000").expect("write");
+        }
+        let time = fs::metadata(&file).expect("stat").modified().expect("mtime");
+        fs::write(&file, format!("{round:04}")).expect("write");
+        fs::File::options().write(true).open(&file).expect("open").set_modified(time).expect("utimes");
+        pair.leader.restart();
+        pair.equal(20);
+        assert_eq!(
+            fs::read(pair.follower.data().join("sly")).expect("read"),
+            format!("{round:04}").as_bytes()
+        );
+    }
+    let load = Load::start(&pair.data().join("app"), 77, Duration::from_millis(1));
+    std::thread::sleep(within(1));
+    assert!(load.finish() > 50);
+    pair.finish();
+}
+
+#[test]
+fn a_follower_that_was_away_for_long_catches_up_from_sealed_segments() {
+    let bed = Bed::new("catchup");
+    let leader = bed.leader("leader").start();
+    let mut follower = bed.follower("follower", leader.spec.listen).start();
+    fs::write(leader.data().join("first"), "x").expect("write");
+    assert_equal_within(within(15), leader.data(), follower.data());
+    follower.kill();
+    let mut noise = vec![0_u8; 1 << 20];
+    for i in 0..48 {
+        fastrand::Rng::with_seed(i).fill(&mut noise);
+        fs::write(leader.data().join(format!("n{i}")), &noise).expect("write");
+    }
+    until(within(60), "sealed segments", || {
+        let sealed = leader.segments().iter().filter(|s| s.extension().is_none()).count();
+        if sealed >= 2 { Ok(()) } else { Err(format!("{sealed} sealed")) }
+    });
+    follower.restart();
+    assert_equal_within(within(60), leader.data(), follower.data());
+}

@@ -1,0 +1,18 @@
+//! What towline must survive, seen from outside: real directories, real processes, real networks.
+//!
+//! `TOWLINE_SOAK=1` runs the long variants; `TOWLINE_KEEP=1` keeps the directories.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "measurements and skips are printed")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod apps;
+mod basic;
+mod garbage;
+mod limits;
+mod names;
+mod network;
+mod objects;
+mod order;
+mod writers;
