@@ -437,3 +437,6 @@ pub fn parse_name(name: &[u8]) -> Option<(TimelineId, SegmentNo, bool)> {
     let segment = u64::from_str_radix(hex.get(8..)?, 16).ok()?;
     Some((TimelineId(timeline), SegmentNo(segment), partial))
 }
+
+#[cfg(test)]
+mod tests;

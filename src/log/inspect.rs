@@ -1,1 +1,452 @@
-//! Looking at segment files offline.
+//! Looking at segment files offline: what `towline log dump`, `verify` and `stat` print.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use zstd::bulk::Decompressor;
+
+use super::recover::read_all;
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::{Attrs, Record, Records};
+use crate::segment::{
+    self, FRAME_LEN, Fault, FrameHeader, HEADER_LEN, Header, Item, Parser, Step, TRAILER_LEN, Trailer, flags,
+};
+
+/// How a segment's file ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ending {
+    /// With its trailer.
+    Sealed,
+    /// It is being written; all there is, is good.
+    Open,
+    /// It is being written, and the last write is incomplete. The next start cuts it off.
+    Torn,
+    /// It is damaged.
+    Corrupt,
+}
+
+/// What is known of one file after reading all of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Report {
+    pub file: PathBuf,
+    pub system: String,
+    pub timeline: u32,
+    pub segment: u64,
+    /// LSN of the first frame.
+    pub start: String,
+    /// LSN after the last good frame.
+    pub end: String,
+    pub frames: u64,
+    pub records: u64,
+    pub commits: u64,
+    pub exact: u64,
+    pub aborts: u64,
+    /// Uncompressed bytes of the frames.
+    pub raw_bytes: u64,
+    /// Bytes of the file that are good.
+    pub stored_bytes: u64,
+    pub ending: Ending,
+    /// Where and why the good part ends, when it is torn or corrupt.
+    pub problem: Option<String>,
+    #[serde(skip)]
+    header: Option<Header>,
+    #[serde(skip)]
+    trailer: Option<Trailer>,
+}
+
+/// The segment files that `paths` mean: files as they are, of directories all segments in order (of
+/// a state directory those of its log).
+pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut out = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            out.push(path.clone());
+            continue;
+        }
+        let log = path.join("log");
+        let dir = if log.is_dir() { &log } else { path };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
+            let entry = entry.map_err(|e| Error::io("list", dir, e))?.path();
+            if entry.file_name().is_some_and(|n| segment::parse_name(n.as_bytes()).is_some()) {
+                found.push(entry);
+            }
+        }
+        found.sort();
+        out.append(&mut found);
+    }
+    Ok(out)
+}
+
+/// One thing met while reading a file.
+enum Seen<'a> {
+    Header(&'a Header),
+    Frame(&'a FrameHeader, &'a [u8]),
+    Trailer(&'a Trailer),
+}
+
+struct Examination<'a> {
+    path: &'a Path,
+    bytes: &'a [u8],
+    report: Report,
+    parser: Parser,
+    zstd: Decompressor<'static>,
+}
+
+/// Reads and checks all of one file: structure, checksums, records, SHA-256.
+fn examine(path: &Path, mut each: impl FnMut(Seen<'_>) -> Result<()>) -> Result<Report> {
+    let bytes = read_all(path)?;
+    let name = path.file_name().and_then(|n| segment::parse_name(n.as_bytes()));
+    let head = bytes.get(..HEADER_LEN).unwrap_or(&bytes);
+    let zstd = Decompressor::new().map_err(Error::from)?;
+    let mut report = Report {
+        file: path.to_owned(),
+        system: String::new(),
+        timeline: name.map_or(0, |n| n.0.0),
+        segment: name.map_or(0, |n| n.1.0),
+        start: String::new(),
+        end: String::new(),
+        frames: 0,
+        records: 0,
+        commits: 0,
+        exact: 0,
+        aborts: 0,
+        raw_bytes: 0,
+        stored_bytes: 0,
+        ending: Ending::Corrupt,
+        problem: None,
+        header: None,
+        trailer: None,
+    };
+    let header = match Header::decode(head) {
+        Ok(header) => header,
+        Err(fault) => {
+            let open = name.is_some_and(|n| n.2) && head.iter().all(|&b| b == 0);
+            report.ending = if open { Ending::Open } else { Ending::Corrupt };
+            report.problem = (!open).then(|| format!("byte 0: {fault}"));
+            return Ok(report);
+        }
+    };
+    let (timeline, number) = name.map_or((header.timeline, header.segment), |n| (n.0, n.1));
+    report.system = header.system.to_string();
+    report.start = header.start.to_string();
+    let parser = Parser::new(header.system, timeline, number);
+    let mut run = Examination { path, bytes: &bytes, report, parser, zstd };
+    let fault = run.read(&mut each)?;
+    let partial = name.is_some_and(|n| n.2);
+    Ok(run.finish(header, partial, fault))
+}
+
+impl Examination<'_> {
+    fn at(&self) -> usize {
+        usize::try_from(self.parser.offset()).unwrap_or(usize::MAX)
+    }
+
+    /// Reads items to the end; returns what is wrong there.
+    fn read(&mut self, each: &mut impl FnMut(Seen<'_>) -> Result<()>) -> Result<Option<Fault>> {
+        loop {
+            let at = self.at();
+            let rest = self.bytes.get(at..).unwrap_or(&[]);
+            let before = self.parser.clone();
+            match self.parser.next(rest) {
+                Step::Item(Item::Header(h)) => {
+                    self.report.header = Some(h);
+                    each(Seen::Header(&h))?;
+                }
+                Step::Item(Item::Frame(f)) => match self.frame(&f, &rest[FRAME_LEN..f.stored()]) {
+                    Ok(raw) => each(Seen::Frame(&f, &raw))?,
+                    Err(fault) => {
+                        self.parser = before;
+                        return Ok(Some(fault));
+                    }
+                },
+                Step::Item(Item::Trailer(t)) => {
+                    let sha: [u8; 32] = Sha256::digest(&self.bytes[..at + TRAILER_LEN - t.sha.len()]).into();
+                    if sha != t.sha {
+                        self.parser = before;
+                        return Ok(Some(Fault::Sha));
+                    }
+                    each(Seen::Trailer(&t))?;
+                    self.report.trailer = Some(t);
+                }
+                Step::Zeros | Step::More(_) if rest.iter().all(|&b| b == 0) => return Ok(None),
+                Step::Zeros => return Ok(Some(Fault::Magic)),
+                Step::More(_) => return Ok(Some(Fault::NoTrailer)),
+                Step::Bad(fault) => return Ok(Some(fault)),
+            }
+        }
+    }
+
+    /// Decompresses a frame and checks its records against its header.
+    fn frame(&mut self, f: &FrameHeader, payload: &[u8]) -> std::result::Result<Vec<u8>, Fault> {
+        let raw = self.zstd.decompress(payload, f.raw_len as usize).map_err(|_| Fault::Payload)?;
+        if raw.len() != f.raw_len as usize {
+            return Err(Fault::Payload);
+        }
+        let said = super::summarize(&raw, f.flags).map_err(|_| Fault::Summary("records in the frame"))?;
+        if said.records != f.records || said.time != f.time {
+            return Err(Fault::Summary("records in the frame"));
+        }
+        let r = &mut self.report;
+        r.frames += 1;
+        r.raw_bytes += u64::from(f.raw_len);
+        r.exact += u64::from(f.flags & flags::EXACT != 0);
+        r.aborts += u64::from(f.flags & flags::ABORT != 0);
+        Ok(raw)
+    }
+
+    fn finish(self, header: Header, partial: bool, fault: Option<Fault>) -> Report {
+        let mut report = self.report;
+        let at = self.parser.offset();
+        (report.timeline, report.segment) = (header.timeline.0, header.segment.0);
+        report.end = self.parser.lsn().to_string();
+        report.records = self.parser.records();
+        report.commits = self.parser.commits();
+        report.stored_bytes = at;
+        let rest = usize::try_from(at).ok().and_then(|at| self.bytes.get(at..)).unwrap_or(&[]);
+        let padded = self.parser.done() && !partial && !rest.is_empty();
+        let fault = if padded { Some(Fault::AfterTrailer) } else { fault };
+        report.ending = match fault {
+            None if self.parser.done() => Ending::Sealed,
+            None if partial => Ending::Open,
+            None => Ending::Corrupt,
+            Some(_) if !partial => Ending::Corrupt,
+            Some(f) if f.foreign() => Ending::Corrupt,
+            Some(_) => {
+                let (system, timeline) = (header.system, header.timeline);
+                match segment::durable_after(rest, system, timeline, header.segment, at) {
+                    Some(_) => Ending::Corrupt,
+                    None => Ending::Torn,
+                }
+            }
+        };
+        if matches!(report.ending, Ending::Torn | Ending::Corrupt) {
+            let fault = fault.unwrap_or(Fault::NoTrailer);
+            report.problem = Some(format!("byte {at}: {fault}"));
+            tracing::debug!(file = %self.path.display(), offset = at, %fault, "a segment does not end well");
+        }
+        report
+    }
+}
+
+/// Why `next`, the next file that was named, does not follow `before` in one log; `None`: it does,
+/// or they are of different logs.
+fn misfit(before: &Report, next: &Report) -> Option<String> {
+    if before.system != next.system || before.timeline != next.timeline || before.segment >= next.segment {
+        return None;
+    }
+    if before.segment + 1 < next.segment {
+        return Some(format!("segments {:X} to {:X} are missing before it", before.segment + 1, next.segment - 1));
+    }
+    let Some((t, h)) = before.trailer.as_ref().zip(next.header.as_ref()) else {
+        return Some("the segment before it was never sealed".to_owned());
+    };
+    let chained = h.prev_sha == t.sha && h.marks == t.marks;
+    (!chained).then(|| format!("byte 0: {}", Fault::Chain))
+}
+
+fn line(out: &mut dyn Write, text: &str) -> Result<()> {
+    writeln!(out, "{text}").map_err(|e| Error::from(e).wrap("cannot write the output"))
+}
+
+fn json(out: &mut dyn Write, report: &Report) -> Result<()> {
+    let text = serde_json::to_string(report).map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
+    line(out, &text)
+}
+
+/// Checks files completely and prints one line for each (with `as_json` one JSON object).
+///
+/// # Errors
+/// `Corrupt` after all lines when a file is damaged, a segment between two is missing, or two do not
+/// belong together. A torn end is reported but legal in the newest segment.
+pub fn verify(paths: &[PathBuf], as_json: bool, out: &mut dyn Write) -> Result<()> {
+    let (mut bad, mut before): (u64, Option<Report>) = (0, None);
+    for path in paths {
+        let mut report = examine(path, |_| Ok(()))?;
+        if let Some(before) = &before {
+            if report.problem.is_none()
+                && let Some(problem) = misfit(before, &report)
+            {
+                report.ending = Ending::Corrupt;
+                report.problem = Some(problem);
+            }
+        }
+        bad += u64::from(report.ending == Ending::Corrupt);
+        if as_json {
+            json(out, &report)?;
+        } else {
+            let word = match report.ending {
+                Ending::Sealed => "ok",
+                Ending::Open => "ok, open",
+                Ending::Torn => "ok, torn end",
+                Ending::Corrupt => "CORRUPT",
+            };
+            let why = report.problem.as_deref().map_or(String::new(), |p| format!(" ({p})"));
+            let r = &report;
+            let text =
+                format!("{}: {word}{why}, {} to {}, {} records", r.file.display(), r.start, r.end, r.records);
+            line(out, &text)?;
+        }
+        before = Some(report);
+    }
+    if bad == 0 {
+        return Ok(());
+    }
+    let message = format!("{bad} of {} segments damaged; fetch good copies from another node", paths.len());
+    Err(Error::new(ErrorKind::Corrupt, message))
+}
+
+/// Prints the figures of each file: a table, or with `as_json` one JSON object a line.
+pub fn stat(paths: &[PathBuf], as_json: bool, out: &mut dyn Write) -> Result<()> {
+    if !as_json {
+        let head = ["segment", "start", "end", "frames", "records", "commits", "exact", "raw", "stored"];
+        let [a, b, c, d, e, f, g, h, i] = head;
+        line(out, &format!("{a:24} {b:>17} {c:>17} {d:>8} {e:>8} {f:>8} {g:>8} {h:>10} {i:>10}  end"))?;
+    }
+    for path in paths {
+        let r = examine(path, |_| Ok(()))?;
+        if as_json {
+            json(out, &r)?;
+            continue;
+        }
+        let name = format!("{:08X}{:016X}", r.timeline, r.segment);
+        let ending = format!("{:?}", r.ending).to_lowercase();
+        line(
+            out,
+            &format!(
+                "{name:24} {:>17} {:>17} {:>8} {:>8} {:>8} {:>8} {:>10} {:>10}  {ending}",
+                r.start, r.end, r.frames, r.records, r.commits, r.exact, r.raw_bytes, r.stored_bytes
+            ),
+        )?;
+    }
+    Ok(())
+}
+
+/// Prints every structure and record of the files.
+///
+/// # Errors
+/// `Corrupt` at the first damage, after what is good before it.
+pub fn dump(paths: &[PathBuf], out: &mut dyn Write) -> Result<()> {
+    for path in paths {
+        line(out, &format!("file {}", path.display()))?;
+        let report = examine(path, |seen| match seen {
+            Seen::Header(h) => line(out, &header_text(h)),
+            Seen::Frame(f, raw) => {
+                line(out, &frame_text(f))?;
+                for record in Records::new(raw) {
+                    let (at, record) = record?;
+                    line(
+                        out,
+                        &format!("  {} {}", crate::position::Lsn(f.start.0 + at as u64), text(&record)),
+                    )?;
+                }
+                Ok(())
+            }
+            Seen::Trailer(t) => line(
+                out,
+                &format!(
+                    "trailer end={} records={} commits={} sha256={}",
+                    t.end,
+                    t.records,
+                    t.commits,
+                    hex(&t.sha)
+                ),
+            ),
+        })?;
+        match (report.ending, report.problem) {
+            (Ending::Corrupt, Some(problem)) => {
+                return Err(Error::new(ErrorKind::Corrupt, format!("'{}', {problem}", path.display())));
+            }
+            (_, Some(problem)) => line(out, &format!("torn {problem}"))?,
+            (Ending::Open, None) => line(out, "open")?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Seconds and nanoseconds since 1970.
+fn time(ns: i64) -> String {
+    format!("{}.{:09}", ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000))
+}
+
+fn header_text(h: &Header) -> String {
+    format!(
+        "header system={} timeline={} segment={:X} start={} created={} open={} commit={} exact={} previous={}",
+        h.system,
+        h.timeline,
+        h.segment.0,
+        h.start,
+        time(h.created_ns),
+        h.marks.open,
+        h.marks.commit,
+        h.marks.exact,
+        hex(&h.prev_sha)
+    )
+}
+
+fn frame_text(f: &FrameHeader) -> String {
+    let names =
+        [(flags::STARTS, "starts"), (flags::ENDS, "ends"), (flags::EXACT, "exact"), (flags::ABORT, "abort")];
+    let set: Vec<_> = names.iter().filter(|(bit, _)| f.flags & bit != 0).map(|(_, name)| *name).collect();
+    format!(
+        "frame {} raw={} stored={} records={} flags={}",
+        f.start,
+        f.raw_len,
+        f.stored_len,
+        f.records,
+        set.join(",")
+    )
+}
+
+fn attrs_text(a: &Attrs) -> String {
+    format!("mode={:o} uid={} gid={} mtime={}.{:09}", a.mode, a.uid, a.gid, a.mtime.sec, a.mtime.nsec)
+}
+
+fn text(record: &Record<'_>) -> String {
+    match record {
+        Record::Create { id, kind, attrs, rdev, target } => {
+            let target = target.escape_ascii();
+            format!("create {id} {kind:?} {} rdev={rdev} target=\"{target}\"", attrs_text(attrs))
+        }
+        Record::Write { id, offset, data } => format!("write {id} offset={offset} len={}", data.len()),
+        Record::Truncate { id, size } => format!("truncate {id} size={size}"),
+        Record::Punch { id, offset, len } => format!("punch {id} offset={offset} len={len}"),
+        Record::Link { parent, name, id } => format!("link {parent} \"{}\" {id}", name.escape_ascii()),
+        Record::Unlink { parent, name } => format!("unlink {parent} \"{}\"", name.escape_ascii()),
+        Record::Attr { id, attrs } => format!("attributes {id} {}", attrs_text(attrs)),
+        Record::Xattr { id, name, value } => {
+            let value = value.map_or("removed".to_owned(), |v| format!("len={}", v.len()));
+            format!("xattr {id} \"{}\" {value}", name.escape_ascii())
+        }
+        Record::Commit(c) => format!(
+            "commit cut={} partial={} time={} meta={:032x} content={:032x} inodes={}",
+            c.cut,
+            c.partial,
+            time(c.time),
+            c.meta,
+            c.content,
+            c.inodes
+        ),
+        Record::Abort => "abort".to_owned(),
+        Record::RestorePoint { time: t, name } => {
+            format!("restore-point \"{}\" time={}", name.escape_ascii(), time(*t))
+        }
+        Record::Gap { end, reason, time: t } => {
+            format!("gap {} reason={reason:?} time={}", if *end { "ends" } else { "begins" }, time(*t))
+        }
+        Record::Excludes { version, patterns } => {
+            format!("excludes version={version} \"{}\"", patterns.escape_ascii())
+        }
+    }
+}

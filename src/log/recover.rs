@@ -155,7 +155,7 @@ fn read_sealed(o: &LogOptions, segment: SegmentNo) -> Result<Sealed> {
     Ok(Sealed { segment, len, trailer })
 }
 
-fn read_all(path: &Path) -> Result<Vec<u8>> {
+pub(super) fn read_all(path: &Path) -> Result<Vec<u8>> {
     let file = fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
     let len = file.metadata().map_err(|e| Error::io("stat", path, e))?.len();
     if len > FILE_MAX {
