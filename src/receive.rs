@@ -1,1 +1,319 @@
-//! receive
+//! Following a node: connect, prove a common past, take log, say how far it got. For ever, with pauses
+//! after failures.
+//!
+//! Received bytes go to [`Log::append_stored`], which checks every frame before it writes; damaged
+//! bytes end the connection and are asked for again. Three loops share a connection: one hears, one
+//! appends (a thread, since the log blocks while the disk does), one acknowledges. This module does not
+//! know what applies the log, only how far it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::failpoint;
+use crate::log::{Log, Tail};
+use crate::net::{self, MessageReader, MessageWriter, TcpHalves, Traffic, Upstream, UpstreamState};
+use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
+use crate::segment;
+use crate::session::{self, Backoff};
+use crate::wire::{Ack, Body, Code, Decision, Hello, Message, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want};
+
+/// Pieces of log (at most 1 MiB each) received but not yet handed to the log.
+const PIECES: usize = 4;
+/// A connection that lasted this long was a good one, whatever ended it.
+const GOOD: Duration = Duration::from_secs(10);
+
+/// How far a directory is: what the acknowledgements need to know of apply.
+pub trait Progress: Send + Sync + 'static {
+    /// Everything before this is visible.
+    fn lsn(&self) -> Lsn;
+    /// Time of the commit there, nanoseconds since 1970.
+    fn time(&self) -> i64;
+}
+
+/// What receiving works with.
+pub struct ReceiveContext<P> {
+    /// `host:port` of the node to follow.
+    pub upstream: String,
+    /// This node's name.
+    pub name: String,
+    /// The system it holds.
+    pub system: SystemId,
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// Where log goes to.
+    pub log: Log,
+    /// Where an empty log begins: the commit of the snapshot the directory was filled from.
+    pub start: Lsn,
+    /// How far the directory is.
+    pub applied: watch::Receiver<P>,
+    /// An upstream that sends nothing for this long is given up.
+    pub peer_timeout: Duration,
+    /// Where the state of all this is shown.
+    pub status: Arc<Upstream>,
+}
+
+/// Why one connection ended.
+enum End {
+    /// The own log failed; it must be opened anew.
+    Local(Error),
+    /// The upstream said no.
+    Refused(Code, String),
+    /// The connection or the peer.
+    Lost(Error),
+}
+
+impl<E: Into<Error>> From<E> for End {
+    fn from(e: E) -> Self {
+        Self::Lost(e.into())
+    }
+}
+
+type Ended<T> = std::result::Result<T, End>;
+
+/// Follows until cancelled.
+///
+/// # Errors
+/// The own log's failure. Everything about the peer is tried again, with pauses, for ever.
+pub async fn run<P: Progress>(context: ReceiveContext<P>, cancel: CancellationToken) -> Result<()> {
+    let mut backoff = Backoff::new(fastrand::u64(..));
+    let mut said = String::new();
+    loop {
+        let (began, before) = (Instant::now(), context.log.tail().end);
+        let Err(end) = connection(&context, &cancel).await else { return Ok(()) };
+        if context.log.tail().end > before || began.elapsed() >= GOOD {
+            backoff.reset();
+            said.clear();
+        }
+        let reason = match end {
+            End::Local(e) => return Err(e),
+            End::Refused(code, reason) => {
+                if !code.passes() {
+                    backoff.slow();
+                }
+                let state = if code == Code::Resync { UpstreamState::Resync } else { UpstreamState::Refused };
+                context.status.update(|s| (s.state, s.code) = (state, Some(code)));
+                format!("refused: {}", reason.escape_debug())
+            }
+            End::Lost(e) => {
+                context.status.update(|s| (s.state, s.code) = (UpstreamState::Connecting, None));
+                e.to_string()
+            }
+        };
+        context.status.update(|s| {
+            s.error = Some(reason.clone());
+            s.attempts += 1;
+        });
+        if reason != said {
+            tracing::warn!("upstream {}: {reason}; trying again", context.upstream);
+            said = reason;
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            () = tokio::time::sleep(backoff.next().unwrap_or(Backoff::LAST)) => {}
+        }
+    }
+}
+
+/// One connection, from its first byte to its end. `Ok`: it was cancelled.
+async fn connection<P: Progress>(context: &ReceiveContext<P>, cancel: &CancellationToken) -> Ended<()> {
+    let (reader, writer) = tokio::select! {
+        () = cancel.cancelled() => return Ok(()),
+        opened = open(context) => opened?,
+    };
+    take(reader, writer, context, cancel).await
+}
+
+/// Connects and agrees on where log comes from.
+async fn open<P: Progress>(context: &ReceiveContext<P>) -> Ended<TcpHalves> {
+    let (hello, from) = hello(context).await?;
+    let stream = net::connect(&context.upstream).await?;
+    let traffic = Arc::new(Traffic::default());
+    let (mut reader, mut writer) = net::over_tcp(stream, context.peer_timeout, &traffic)?;
+    let (flush, welcome) = (hello.flush, net::greet(&mut reader, &mut writer, hello).await?);
+    match welcome.decision {
+        Decision::StreamFrom { segment, offset } if (segment, offset) == from => {}
+        Decision::StreamFrom { segment, offset } => {
+            let text = format!("the upstream would send from {segment:?} byte {offset}, not what was asked");
+            return Err(End::Lost(Error::new(ErrorKind::Corrupt, text)));
+        }
+        Decision::Refuse { code, reason } => return Err(End::Refused(code, reason)),
+        Decision::Resync { reason } => return Err(End::Refused(Code::Resync, reason)),
+        Decision::Fill | Decision::ResumeFill => {
+            let reason = "the upstream would send a first copy, but this node holds data".to_owned();
+            return Err(End::Refused(Code::Resync, reason));
+        }
+    }
+    tracing::info!("streaming from '{}' at {} from {flush} on", welcome.name, context.upstream);
+    context.status.update(|s| {
+        s.name = Some(welcome.name);
+        s.state = UpstreamState::Streaming;
+        (s.code, s.error, s.attempts) = (None, None, 0);
+    });
+    Ok((reader, writer))
+}
+
+/// The loops of a connection that streams.
+async fn take<R, W, P>(
+    mut reader: MessageReader<R>,
+    mut writer: MessageWriter<W>,
+    context: &ReceiveContext<P>,
+    cancel: &CancellationToken,
+) -> Ended<()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+    P: Progress,
+{
+    let (pieces, queue) = mpsc::channel(PIECES);
+    let log = context.log.clone();
+    let mut appending = tokio::task::spawn_blocking(move || append(&log, queue));
+    let mut appended = None;
+    let result = tokio::select! {
+        () = cancel.cancelled() => Ok(()),
+        joined = &mut appending => {
+            appended = Some(joined);
+            Ok(())
+        }
+        heard = hear(&mut reader, &context.status, &pieces) => heard,
+        acked = acknowledge(&mut writer, context) => acked,
+    };
+    // What was received whole is still appended; the next hello then speaks of all of it.
+    drop(pieces);
+    let joined = match appended {
+        Some(joined) => joined,
+        None => appending.await,
+    };
+    let appended = joined.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
+    if let Some(e) = context.log.failure() {
+        return Err(End::Local(e));
+    }
+    if let Err(e) = appended {
+        writer.goodbye(Code::Protocol, &e.to_string()).await;
+        return Err(End::Lost(e.wrap("received log was not taken")));
+    }
+    if result.is_ok() {
+        writer.goodbye(Code::Shutdown, "the node stops").await;
+    }
+    result
+}
+
+/// Hands received log to the log, in order. Ends with the queue or the first error.
+fn append(log: &Log, mut queue: mpsc::Receiver<(SegmentNo, u64, Body)>) -> Result<()> {
+    while let Some((segment, offset, bytes)) = queue.blocking_recv() {
+        log.append_stored(segment, offset, &bytes)?;
+        failpoint::pass("receive::after_write")?;
+    }
+    Ok(())
+}
+
+async fn hear<R: AsyncRead + Unpin>(
+    reader: &mut MessageReader<R>,
+    status: &Upstream,
+    pieces: &mpsc::Sender<(SegmentNo, u64, Body)>,
+) -> Ended<()> {
+    loop {
+        match reader.next().await? {
+            Some(Message::Log { segment, offset, bytes }) => {
+                if pieces.send((segment, offset, bytes)).await.is_err() {
+                    // The appender has ended and says why.
+                    return Ok(());
+                }
+            }
+            Some(Message::Keepalive(k)) => status.keepalive(&k),
+            Some(Message::Goodbye { code, reason }) => return Err(End::Refused(code, reason)),
+            Some(other) => return Err(End::Lost(net::unexpected(&other))),
+            None => {
+                let text = "the upstream closed the connection";
+                return Err(End::Lost(Error::new(ErrorKind::Unavailable, text)));
+            }
+        }
+    }
+}
+
+/// Says where this node stands whenever that changes, and at least every half timeout.
+async fn acknowledge<W, P>(writer: &mut MessageWriter<W>, context: &ReceiveContext<P>) -> Ended<()>
+where
+    W: AsyncWrite + Unpin,
+    P: Progress,
+{
+    let mut tail_of = context.log.subscribe();
+    let mut applied_of = context.applied.clone();
+    let half = context.peer_timeout / 2;
+    let mut last: Option<(Ack, Instant)> = None;
+    loop {
+        let tail = *tail_of.borrow_and_update();
+        if let Some(e) = context.log.failure() {
+            return Err(End::Local(e));
+        }
+        let (apply, apply_time) = {
+            let applied = applied_of.borrow_and_update();
+            (applied.lsn(), applied.time())
+        };
+        context.status.positions(tail.end, (tail.commit, tail.commit_time), apply);
+        let flush = tail.end.max(context.start);
+        let write = context.log.written().max(flush);
+        let ack = Ack { write, flush, apply, apply_time };
+        if last.is_none_or(|(sent, at)| sent != ack || at.elapsed() >= half) {
+            writer.send(&Message::Ack(ack)).await?;
+            last = Some((ack, Instant::now()));
+        }
+        let due = last.map_or_else(Instant::now, |(_, at)| at + half);
+        tokio::select! {
+            changed = tail_of.changed() => changed.map_err(|_| closed("log"))?,
+            changed = applied_of.changed() => changed.map_err(|_| closed("directory"))?,
+            () = tokio::time::sleep_until(due) => {}
+        }
+    }
+}
+
+fn closed(what: &str) -> End {
+    End::Local(Error::new(ErrorKind::Cancelled, format!("the {what} was closed")))
+}
+
+/// What to say, and from where log is to come.
+async fn hello<P: Progress>(context: &ReceiveContext<P>) -> Ended<(Hello, (SegmentNo, u64))> {
+    let (log, start, timeline) = (context.log.clone(), context.start, context.timeline);
+    let stand = tokio::task::spawn_blocking(move || stand(&log, start, timeline)).await;
+    let stand = stand.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
+    let (flush, from, prefix) = stand.map_err(End::Local)?;
+    let hello = Hello {
+        versions: (VERSION_MIN, VERSION_MAX),
+        system: context.system,
+        timeline,
+        flush,
+        segment: from.0,
+        offset: from.1,
+        prefix,
+        want: Want::Stream,
+        name: context.name.clone(),
+    };
+    Ok((hello, from))
+}
+
+/// The end of the own log, where it continues, and the hash that proves it.
+fn stand(log: &Log, start: Lsn, timeline: TimelineId) -> Result<(Lsn, (SegmentNo, u64), [u8; 32])> {
+    let at = log.resume_at().context(|| "cannot go on with the log")?;
+    let Tail { end, .. } = log.tail();
+    if at == (SegmentNo(0), 0) {
+        return Ok((start, (start.segment(), 0), SHA256_EMPTY));
+    }
+    let previous = SegmentNo(at.0.0.saturating_sub(1));
+    let name = segment::file_name(timeline, previous, false);
+    let previous = std::fs::metadata(log.dir().join(name)).ok().map(|m| m.len());
+    let (segment, offset) = session::resume_point(at, previous);
+    if offset == 0 {
+        return Ok((end.max(start), (segment, 0), SHA256_EMPTY));
+    }
+    let missing = || {
+        let text = format!("segment {} of this node's own log is not there; fill the node anew", segment.0);
+        Error::new(ErrorKind::Missing, text)
+    };
+    let prefix = log.prefix_hash(segment, offset)?.ok_or_else(missing)?;
+    Ok((end, (segment, offset), prefix))
+}

@@ -31,8 +31,6 @@ pub struct Here {
     pub timeline: TimelineId,
     /// End of its durable log.
     pub end: Lsn,
-    /// End of its last complete change set.
-    pub commit: Lsn,
     /// First position of the oldest log it still has.
     pub oldest: Lsn,
 }
@@ -117,10 +115,10 @@ fn acquainted(hello: &Hello, here: &Here) -> Result<(), (Code, String)> {
 
 /// A copy goes on from its snapshot as long as all log since then is here; else it starts anew.
 fn resume_fill(snapshot: Lsn, here: &Here) -> Decision {
-    if snapshot > here.commit {
+    if snapshot > here.end {
         let reason = format!(
             "the follower's copy began at {snapshot}, past this node's log, which ends at {}; empty the follower's two directories",
-            here.commit
+            here.end
         );
         return Decision::Refuse { code: Code::Diverged, reason };
     }
@@ -276,7 +274,6 @@ mod tests {
             system: SystemId(7),
             timeline: TimelineId(2),
             end: Lsn(5000),
-            commit: Lsn(4900),
             oldest: Lsn(1000),
         }
     }
@@ -345,7 +342,7 @@ mod tests {
             ("half filled, its log gone", Hello { want: Want::ResumeFill(Lsn(999)), ..base() }, same, "fill"),
             (
                 "half filled from the future",
-                Hello { want: Want::ResumeFill(Lsn(4901)), ..base() },
+                Hello { want: Want::ResumeFill(Lsn(5001)), ..base() },
                 same,
                 "Diverged",
             ),

@@ -1,0 +1,52 @@
+//! The first copy of an empty follower, over the connection it later takes log from.
+//!
+//! The leader sends its catalog as of a commit S. The follower makes the tree and asks for contents,
+//! some batches of files at a time; the leader reads the live files by its catalog, without locks, while the
+//! application writes. So contents are fuzzy; the log from S on makes them right:
+//!
+//! - what changes after S is in the log, and is replayed over the copy;
+//! - what was read but never made it into the log (written, read, then written back between two
+//!   passes of capture) shows as a block hash that is not the catalog's: such blocks are reported and
+//!   sent in the log whatever they hold by then;
+//! - at the end a barrier puts everything before it into the log: replayed to there (E), the copy is right.
+//!
+//! Files that vanish or change size meanwhile are no error: the log says so too.
+//!
+//! The follower writes under final names, sets attributes when a file is whole, and notes finished
+//! files in a journal once they are durable, so that a copy that breaks off goes on where it was.
+
+use std::sync::{Arc, RwLock};
+
+use crate::catalog::{Catalog, Seen};
+use crate::error::Result;
+use crate::position::{FileId, Lsn};
+use crate::sys::Root;
+
+mod adaptive;
+mod read;
+mod source;
+
+pub use source::{Serving, serve};
+
+/// What a first copy is read from: a leader's capture, or a follower's apply.
+pub trait CopySource: Send + Sync {
+    /// The tree as of the last commit.
+    fn catalog(&self) -> Arc<RwLock<Catalog>>;
+
+    /// The data directory.
+    fn root(&self) -> Arc<Root>;
+
+    /// Blocks until everything the directory held at the call is committed; the commit's LSN.
+    fn barrier(&self) -> Result<Lsn>;
+
+    /// The known hashes of `n` blocks of a file from block `first` on, zero past its end. `None`: the file is not
+    /// hashed, or not there.
+    fn hashes(&self, id: FileId, first: u64, n: u64) -> Option<Vec<u128>>;
+
+    /// These blocks were read and sent as something that the catalog does not say: their content
+    /// must be in the log before the next barrier ends.
+    fn mismatch(&self, id: FileId, blocks: Vec<u64>);
+
+    /// All blocks of a file that was not hashed, read while it stood still.
+    fn learned(&self, id: FileId, seen: Seen, hashes: Vec<u128>);
+}

@@ -1,0 +1,343 @@
+//! Framed connections over anything that reads and writes bytes: whole messages in and out, counters,
+//! silence deadlines. TCP today; what wraps a TCP stream later fits the same functions.
+//!
+//! A peer is alive as long as bytes come from it, whatever they are: each read has the deadline, a
+//! message as a whole has none, so a large message on a slow line is no dead peer. Both sides send
+//! something at least every half deadline.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::wire::{Code, HEADER, Head, Hello, Message, TRAILER, Welcome};
+
+mod upstream;
+
+pub use upstream::{FillProgress, Upstream, UpstreamState, UpstreamStatus};
+
+/// Longest time from the first byte of a connection to the end of hello and welcome.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Longest wait for a TCP connection to be made.
+pub const CONNECT: Duration = Duration::from_secs(10);
+/// Longest wait for a goodbye to leave.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Bytes read at once where messages are small.
+const READ_BUFFER: usize = 32 << 10;
+
+/// Nanoseconds since 1970 by this machine's clock.
+#[must_use]
+pub fn wall_clock() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// The clock that stamps commits, as far as this node knows it. A leader's is its own; a follower
+/// learns it from keepalives, and passes it on to those that follow it.
+#[derive(Clone, Debug, Default)]
+pub struct LeaderClock {
+    offset: Arc<AtomicI64>,
+}
+
+impl LeaderClock {
+    /// The leader's clock shows `now`.
+    pub fn learn(&self, now: i64) {
+        self.offset.store(now.saturating_sub(wall_clock()), Ordering::Relaxed);
+    }
+
+    /// What the leader's clock shows.
+    #[must_use]
+    pub fn now(&self) -> i64 {
+        wall_clock().saturating_add(self.offset.load(Ordering::Relaxed))
+    }
+}
+
+/// What passed over a connection.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    received: AtomicU64,
+    sent: AtomicU64,
+    heard: AtomicI64,
+}
+
+impl Traffic {
+    /// Bytes received and sent.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.received.load(Ordering::Relaxed), self.sent.load(Ordering::Relaxed))
+    }
+
+    /// When the last byte came, nanoseconds since 1970; 0 before the first.
+    #[must_use]
+    pub fn heard(&self) -> i64 {
+        self.heard.load(Ordering::Relaxed)
+    }
+}
+
+/// The receiving half of a connection.
+#[derive(Debug)]
+pub struct MessageReader<R> {
+    inner: BufReader<R>,
+    traffic: Arc<Traffic>,
+    silence: Duration,
+}
+
+impl<R: AsyncRead + Unpin> MessageReader<R> {
+    /// Reads messages from `inner`; a peer that sends nothing for `silence` is given up.
+    pub fn new(inner: R, silence: Duration, traffic: Arc<Traffic>) -> Self {
+        Self { inner: BufReader::with_capacity(READ_BUFFER, inner), traffic, silence }
+    }
+
+    /// The next message; `None` when the peer closed the connection between two messages.
+    ///
+    /// # Errors
+    /// `Corrupt` for bytes that are no message (nothing of them is used), `Unavailable` for a peer
+    /// that is silent or breaks off. Not to be called again after an error, nor after being dropped half-way.
+    pub async fn next(&mut self) -> Result<Option<Message>> {
+        let mut head = Vec::with_capacity(HEADER);
+        if !self.fill(&mut head, HEADER).await? {
+            return Ok(None);
+        }
+        let head: [u8; HEADER] = head.as_slice().try_into().map_err(|_| broken_off())?;
+        let head = Head::decode(&head)?;
+        let len = head.len + TRAILER;
+        let mut body = Vec::with_capacity(len);
+        if !self.fill(&mut body, len).await? {
+            return Err(broken_off());
+        }
+        Ok(Some(head.message(body)?))
+    }
+
+    /// Reads exactly `len` bytes into the empty `to`; false at a clean end before the first.
+    async fn fill(&mut self, to: &mut Vec<u8>, len: usize) -> Result<bool> {
+        while to.len() < len {
+            let mut rest = (&mut self.inner).take((len - to.len()) as u64);
+            let read = tokio::time::timeout(self.silence, rest.read_buf(to)).await;
+            let n = read.map_err(|_| silent(self.silence))?.context(|| "connection lost")?;
+            if n == 0 {
+                return if to.is_empty() { Ok(false) } else { Err(broken_off()) };
+            }
+            self.traffic.received.fetch_add(n as u64, Ordering::Relaxed);
+            self.traffic.heard.store(wall_clock(), Ordering::Relaxed);
+        }
+        Ok(true)
+    }
+}
+
+fn broken_off() -> Error {
+    Error::new(ErrorKind::Unavailable, "the peer broke the connection off inside a message")
+}
+
+fn silent(limit: Duration) -> Error {
+    let text = format!("the peer sent nothing for {} ms and is taken for dead", limit.as_millis());
+    Error::new(ErrorKind::Unavailable, text)
+}
+
+/// The error of a message that the protocol does not allow at this point.
+#[must_use]
+pub fn unexpected(message: &Message) -> Error {
+    let text = format!("the peer sent a {:?} message, which has no place here", message.kind());
+    Error::new(ErrorKind::Corrupt, text)
+}
+
+/// The sending half of a connection. Nothing is kept back: what is sent is handed to the operating
+/// system, and a peer that does not read holds the sender up.
+#[derive(Debug)]
+pub struct MessageWriter<W> {
+    inner: W,
+    traffic: Arc<Traffic>,
+}
+
+impl<W: AsyncWrite + Unpin> MessageWriter<W> {
+    /// Sends messages into `inner`.
+    pub fn new(inner: W, traffic: Arc<Traffic>) -> Self {
+        Self { inner, traffic }
+    }
+
+    /// Sends one message.
+    pub async fn send(&mut self, message: &Message) -> Result<()> {
+        self.send_encoded(&message.encode()).await
+    }
+
+    /// Sends messages that are already encoded.
+    pub async fn send_encoded(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let n = self.inner.write(bytes).await.context(|| "connection lost")?;
+            if n == 0 {
+                return Err(Error::from(io::Error::from(io::ErrorKind::BrokenPipe)).wrap("connection lost"));
+            }
+            self.traffic.sent.fetch_add(n as u64, Ordering::Relaxed);
+            bytes = &bytes[n..];
+        }
+        self.inner.flush().await.context(|| "connection lost")
+    }
+
+    /// Says why the connection ends, if that can be said at once, and ends it.
+    pub async fn goodbye(&mut self, code: Code, reason: &str) {
+        let message = Message::Goodbye { code, reason: reason.to_owned() };
+        let said = async {
+            self.send(&message).await?;
+            self.inner.shutdown().await.map_err(Error::from)
+        };
+        // The peer may be gone already; the goodbye is a courtesy.
+        let _ = tokio::time::timeout(GOODBYE, said).await;
+    }
+}
+
+/// The two halves of a TCP connection, ready for messages.
+pub type TcpHalves = (MessageReader<OwnedReadHalf>, MessageWriter<OwnedWriteHalf>);
+
+/// Prepares a TCP stream: no delay for small messages, both halves counted by `traffic`.
+pub fn over_tcp(stream: TcpStream, silence: Duration, traffic: &Arc<Traffic>) -> Result<TcpHalves> {
+    stream.set_nodelay(true).context(|| "cannot set up the connection")?;
+    let (read, write) = stream.into_split();
+    let reader = MessageReader::new(read, silence, Arc::clone(traffic));
+    Ok((reader, MessageWriter::new(write, Arc::clone(traffic))))
+}
+
+/// Connects to `host:port`.
+pub async fn connect(address: &str) -> Result<TcpStream> {
+    let attempt = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await;
+    let too_slow = |_| Error::new(ErrorKind::Unavailable, "no answer in time");
+    let stream = attempt.map_err(too_slow).and_then(|r| r.map_err(Error::from));
+    stream.map_err(|e| e.with_kind(ErrorKind::Unavailable).wrap(&format!("cannot connect to {address}")))
+}
+
+/// Says hello over a new connection and takes the answer.
+pub async fn greet<R, W>(
+    reader: &mut MessageReader<R>,
+    writer: &mut MessageWriter<W>,
+    hello: Hello,
+) -> Result<Welcome>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let dialogue = async {
+        writer.send(&Message::Hello(hello)).await?;
+        match reader.next().await? {
+            Some(Message::Welcome(welcome)) => Ok(welcome),
+            Some(Message::Goodbye { reason, .. }) => {
+                let text = format!("the peer said goodbye instead of welcome: {}", reason.escape_debug());
+                Err(Error::new(ErrorKind::Unavailable, text))
+            }
+            Some(other) => Err(unexpected(&other)),
+            None => Err(Error::new(ErrorKind::Unavailable, "the peer closed the connection without a welcome")),
+        }
+    };
+    let late = |_| Error::new(ErrorKind::Unavailable, "no welcome within the time allowed");
+    tokio::time::timeout(HANDSHAKE, dialogue).await.map_err(late)?
+}
+
+/// Lets one log line through per period and counts the rest.
+#[derive(Debug)]
+pub struct Quiet {
+    period: Duration,
+    state: std::sync::Mutex<(Option<Instant>, u64)>,
+}
+
+impl Quiet {
+    /// One line per `period`.
+    #[must_use]
+    pub const fn new(period: Duration) -> Self {
+        Self { period, state: std::sync::Mutex::new((None, 0)) }
+    }
+
+    /// Whether to write a line now: how many were left out since the last one.
+    pub fn line(&self) -> Option<u64> {
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if state.0.is_some_and(|last| last.elapsed() < self.period) {
+            state.1 += 1;
+            return None;
+        }
+        state.0 = Some(Instant::now());
+        Some(std::mem::take(&mut state.1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::position::Lsn;
+
+    fn pair(silence: Duration) -> (MessageReader<tokio::io::DuplexStream>, tokio::io::DuplexStream) {
+        let (a, b) = tokio::io::duplex(64);
+        (MessageReader::new(a, silence, Arc::default()), b)
+    }
+
+    #[tokio::test]
+    async fn messages_arrive_whole_whatever_the_pieces() {
+        let (mut reader, far) = pair(Duration::from_secs(5));
+        let traffic = Arc::new(Traffic::default());
+        let mut writer = MessageWriter::new(far, Arc::clone(&traffic));
+        let sent = tokio::spawn(async move {
+            for n in 0..50 {
+                writer.send(&Message::FillEnd { end: Lsn(n) }).await.unwrap();
+            }
+            writer.goodbye(Code::Shutdown, "bye").await;
+        });
+        for n in 0..50 {
+            assert_eq!(reader.next().await.unwrap(), Some(Message::FillEnd { end: Lsn(n) }));
+        }
+        assert!(matches!(reader.next().await.unwrap(), Some(Message::Goodbye { code: Code::Shutdown, .. })));
+        assert_eq!(reader.next().await.unwrap(), None);
+        sent.await.unwrap();
+        assert_eq!(reader.traffic.bytes().0, traffic.bytes().1);
+        assert!(reader.traffic.heard() > 0);
+    }
+
+    #[tokio::test]
+    async fn silence_is_a_dead_peer_but_slow_bytes_are_not() {
+        let (mut reader, mut far) = pair(Duration::from_millis(300));
+        let bytes = Message::FillEnd { end: Lsn(3) }.encode();
+        let feeder = tokio::spawn(async move {
+            for b in bytes {
+                tokio::time::sleep(Duration::from_millis(30)).await;
+                far.write_all(&[b]).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_secs(100)).await;
+        });
+        assert_eq!(reader.next().await.unwrap(), Some(Message::FillEnd { end: Lsn(3) }));
+        let err = reader.next().await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Unavailable);
+        assert!(err.to_string().contains("nothing for 300 ms"), "{err}");
+        feeder.abort();
+    }
+
+    #[tokio::test]
+    async fn random_bytes_and_broken_messages_are_named_errors() {
+        let (mut reader, mut far) = pair(Duration::from_secs(5));
+        far.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let err = reader.next().await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Corrupt);
+        assert!(err.to_string().contains("does not speak towline"), "{err}");
+
+        let (mut reader, mut far) = pair(Duration::from_secs(5));
+        let bytes = Message::FillEnd { end: Lsn(3) }.encode();
+        far.write_all(&bytes[..10]).await.unwrap();
+        drop(far);
+        assert_eq!(reader.next().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn a_quiet_line_counts_what_it_left_out() {
+        let quiet = Quiet::new(Duration::from_millis(30));
+        assert_eq!(quiet.line(), Some(0));
+        assert_eq!((quiet.line(), quiet.line()), (None, None));
+        std::thread::sleep(Duration::from_millis(40));
+        assert_eq!(quiet.line(), Some(2));
+    }
+
+    #[test]
+    fn a_followers_idea_of_the_leaders_clock_follows_keepalives() {
+        let clock = LeaderClock::default();
+        assert!((clock.now() - wall_clock()).abs() < 1_000_000_000);
+        clock.learn(wall_clock() - 3_600_000_000_000);
+        assert!((clock.now() - wall_clock() + 3_600_000_000_000).abs() < 1_000_000_000);
+    }
+}
