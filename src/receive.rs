@@ -17,16 +17,16 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::log::{Log, Tail};
-use crate::net::{self, MessageReader, MessageWriter, TcpHalves, Traffic, Upstream, UpstreamState};
+use crate::net::{
+    self, End, Ended, MessageReader, MessageWriter, TcpHalves, Traffic, Upstream, UpstreamState,
+};
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::segment;
-use crate::session::{self, Backoff};
+use crate::session;
 use crate::wire::{Ack, Body, Code, Decision, Hello, Message, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want};
 
 /// Pieces of log (at most 1 MiB each) received but not yet handed to the log.
 const PIECES: usize = 4;
-/// A connection that lasted this long was a good one, whatever ended it.
-const GOOD: Duration = Duration::from_secs(10);
 
 /// How far a directory is: what the acknowledgements need to know of apply.
 pub trait Progress: Send + Sync + 'static {
@@ -58,66 +58,14 @@ pub struct ReceiveContext<P> {
     pub status: Arc<Upstream>,
 }
 
-/// Why one connection ended.
-enum End {
-    /// The own log failed; it must be opened anew.
-    Local(Error),
-    /// The upstream said no.
-    Refused(Code, String),
-    /// The connection or the peer.
-    Lost(Error),
-}
-
-impl<E: Into<Error>> From<E> for End {
-    fn from(e: E) -> Self {
-        Self::Lost(e.into())
-    }
-}
-
-type Ended<T> = std::result::Result<T, End>;
-
 /// Follows until cancelled.
 ///
 /// # Errors
 /// The own log's failure. Everything about the peer is tried again, with pauses, for ever.
 pub async fn run<P: Progress>(context: ReceiveContext<P>, cancel: CancellationToken) -> Result<()> {
-    let mut backoff = Backoff::new(fastrand::u64(..));
-    let mut said = String::new();
-    loop {
-        let (began, before) = (Instant::now(), context.log.tail().end);
-        let Err(end) = connection(&context, &cancel).await else { return Ok(()) };
-        if context.log.tail().end > before || began.elapsed() >= GOOD {
-            backoff.reset();
-            said.clear();
-        }
-        let reason = match end {
-            End::Local(e) => return Err(e),
-            End::Refused(code, reason) => {
-                if !code.passes() {
-                    backoff.slow();
-                }
-                let state = if code == Code::Resync { UpstreamState::Resync } else { UpstreamState::Refused };
-                context.status.update(|s| (s.state, s.code) = (state, Some(code)));
-                format!("refused: {}", reason.escape_debug())
-            }
-            End::Lost(e) => {
-                context.status.update(|s| (s.state, s.code) = (UpstreamState::Connecting, None));
-                e.to_string()
-            }
-        };
-        context.status.update(|s| {
-            s.error = Some(reason.clone());
-            s.attempts += 1;
-        });
-        if reason != said {
-            tracing::warn!("upstream {}: {reason}; trying again", context.upstream);
-            said = reason;
-        }
-        tokio::select! {
-            () = cancel.cancelled() => return Ok(()),
-            () = tokio::time::sleep(backoff.next().unwrap_or(Backoff::LAST)) => {}
-        }
-    }
+    let progress = || context.log.tail().end.0;
+    let attempt = async || connection(&context, &cancel).await;
+    net::keep_trying(&context.upstream, &context.status, &cancel, progress, attempt).await
 }
 
 /// One connection, from its first byte to its end. `Ok`: it was cancelled.

@@ -270,12 +270,7 @@ mod tests {
     const HASH: [u8; 32] = [3; 32];
 
     fn here() -> Here {
-        Here {
-            system: SystemId(7),
-            timeline: TimelineId(2),
-            end: Lsn(5000),
-            oldest: Lsn(1000),
-        }
+        Here { system: SystemId(7), timeline: TimelineId(2), end: Lsn(5000), oldest: Lsn(1000) }
     }
 
     fn hello() -> Hello {

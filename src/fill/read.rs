@@ -295,28 +295,13 @@ fn is_racy(ctime: Time) -> bool {
     wall_clock().saturating_sub(at) < RACY
 }
 
-/// Appends up to `want` bytes of the file to `to`, without clearing the room first.
+/// Appends up to `want` bytes of the file to `to`.
 fn read_into(file: impl AsFd, to: &mut Vec<u8>, want: usize, at: u64) -> std::io::Result<usize> {
-    let mut done = 0;
-    while done < want {
-        to.reserve_exact(want - done);
-        let mut rest = std::mem::take(to);
-        // The spare room may be larger than what is wanted; what is read beyond is cut off again.
-        let len = rest.len();
-        let read = rustix::io::pread(&file, rustix::buffer::spare_capacity(&mut rest), at + done as u64);
-        *to = rest;
-        match read {
-            Ok(0) => break,
-            Ok(n) => {
-                let n = n.min(want - done);
-                to.truncate(len + n);
-                done += n;
-            }
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(done)
+    let len = to.len();
+    to.resize(len + want, 0);
+    let n = sys::read_at(file, &mut to[len..], at)?;
+    to.truncate(len + n);
+    Ok(n)
 }
 
 /// Packs items into messages.
@@ -399,7 +384,9 @@ impl Packer<'_> {
         if self.shared.lock().compress() {
             let squeezed = self.compressor.compress(&message[BEFORE..]);
             // One that does not shrink goes as it is.
-            if let Ok(squeezed) = squeezed.map_err(drop).and_then(|s| if s.len() < raw_len { Ok(s) } else { Err(()) }) {
+            if let Ok(squeezed) =
+                squeezed.map_err(drop).and_then(|s| if s.len() < raw_len { Ok(s) } else { Err(()) })
+            {
                 message = wire::begin(wire::Kind::FillData, 9 + squeezed.len());
                 wire::put_fill_data(&mut message, self.batch, Encoding::Zstd, raw);
                 message.extend_from_slice(&squeezed);

@@ -1,7 +1,7 @@
 //! The sending side of a first copy: the snapshot, then contents as they are asked for.
 
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -42,9 +42,9 @@ pub struct Serving {
 }
 
 /// Makes signs of life.
-pub type Alive<'a> = dyn Fn() -> Message + Sync + 'a;
+pub(super) type Alive<'a> = dyn Fn() -> Message + Sync + 'a;
 /// Is told of files and bytes sent.
-pub type Sent<'a> = dyn Fn(u64, u64) + Sync + 'a;
+pub(super) type Sent<'a> = dyn Fn(u64, u64) + Sync + 'a;
 
 /// Serves a first copy to its end.
 ///
@@ -130,7 +130,9 @@ async fn send_snapshot<W: AsyncWrite + Unpin>(out: &mut Outgoing<'_, W>, serving
         let head = message.len();
         // Just written by this node: in memory, so that no thread is changed for it.
         let mut piece = Read::by_ref(&mut file).take(SNAPSHOT_PIECE as u64);
-        piece.read_to_end(&mut message).map_err(|e| Error::io("read the snapshot in", &serving.scratch, e))?;
+        piece
+            .read_to_end(&mut message)
+            .map_err(|e| Error::io("read the snapshot in", &serving.scratch, e))?;
         if message.len() == head {
             break;
         }

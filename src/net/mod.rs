@@ -17,8 +17,10 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::wire::{Code, HEADER, Head, Hello, Message, TRAILER, Welcome};
 
+mod retry;
 mod upstream;
 
+pub use retry::{End, Ended, keep_trying};
 pub use upstream::{FillProgress, Upstream, UpstreamState, UpstreamStatus};
 
 /// Longest time from the first byte of a connection to the end of hello and welcome.
@@ -227,7 +229,9 @@ where
                 Err(Error::new(ErrorKind::Unavailable, text))
             }
             Some(other) => Err(unexpected(&other)),
-            None => Err(Error::new(ErrorKind::Unavailable, "the peer closed the connection without a welcome")),
+            None => {
+                Err(Error::new(ErrorKind::Unavailable, "the peer closed the connection without a welcome"))
+            }
         }
     };
     let late = |_| Error::new(ErrorKind::Unavailable, "no welcome within the time allowed");

@@ -100,7 +100,9 @@ pub async fn serve(listener: TcpListener, context: ServeContext, cancel: Cancell
             let _guest = guest;
             let traffic = Arc::new(Traffic::default());
             match net::over_tcp(stream, context.peer_timeout, &traffic) {
-                Ok(halves) => attend(halves, &address.to_string(), &traffic, &places, &context, &cancel).await,
+                Ok(halves) => {
+                    attend(halves, &address.to_string(), &traffic, &places, &context, &cancel).await
+                }
                 Err(e) => tracing::debug!("{address}: {e}"),
             }
         });
@@ -136,7 +138,10 @@ pub async fn attend<R, W>(
         Err(e) => {
             if let Some(n) = STRANGERS.line() {
                 let reason = e.to_string();
-                tracing::warn!("{address}: connection closed: {} ({n} more like this)", reason.escape_debug());
+                tracing::warn!(
+                    "{address}: connection closed: {} ({n} more like this)",
+                    reason.escape_debug()
+                );
             }
             return;
         }
