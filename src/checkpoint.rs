@@ -480,3 +480,154 @@ pub fn load(path: &Path) -> Result<Catalog> {
     let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
     decode(file).context(|| format!("checkpoint '{}'", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{BLOCK, Record};
+    use proptest::prelude::*;
+
+    const SYSTEM: SystemId = SystemId(3);
+
+    /// One inode of each kind, a hard link, xattrs, a file not hashed, local inodes, and a position.
+    fn sample(n: u64) -> Catalog {
+        let attrs = Attrs { mode: 0o4755, uid: 7, gid: 8, mtime: Time { sec: -1, nsec: 5 } };
+        let mut c = Catalog::new(SYSTEM, attrs);
+        let mut fold = |record: &Record<'_>| c.fold(record).unwrap();
+        for id in 2..n + 9 {
+            let kind = Kind::from_u8(u8::try_from(id.min(8) - 1).unwrap()).unwrap();
+            let target: &[u8] = if kind == Kind::Symlink { b"../\xff" } else { b"" };
+            let rdev = u64::from(kind == Kind::CharDevice) * 259;
+            let id = FileId(id);
+            fold(&Record::Create { id, kind, attrs, rdev, target });
+            let parent = if id.0 > 4 { FileId(3) } else { FileId::ROOT };
+            fold(&Record::Link { parent, name: format!("\n{id}").as_bytes(), id });
+        }
+        fold(&Record::Link { parent: FileId(3), name: &[b'n'; 255], id: FileId(2) });
+        fold(&Record::Truncate { id: FileId(2), size: 3 * BLOCK + 1 });
+        fold(&Record::Xattr { id: FileId::ROOT, name: b"user.b", value: Some(b"") });
+        fold(&Record::Xattr { id: FileId(4), name: b"user.a", value: Some(&[0; 5000]) });
+        fold(&Record::Excludes { version: 4, patterns: b"*.tmp\ncore" });
+        c.settle().unwrap();
+        c.set_content(FileId(2), 0, n % 2 == 0);
+        let local = LocalId { dev: 5, ino: 6, btime: Time { sec: 9, nsec: 1 } };
+        c.set_seen(FileId(2), Some(Seen { local, ctime: Time { sec: 2, nsec: 3 }, racy: true }));
+        c.set_position(Lsn(77 << 24), Cut::File, -4);
+        c
+    }
+
+    fn bytes(c: &Catalog) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode(c, &mut out).unwrap();
+        out
+    }
+
+    fn assert_same(a: &Catalog, b: &Catalog) {
+        assert_eq!((a.system(), a.lsn(), a.cut(), a.time()), (b.system(), b.lsn(), b.cut(), b.time()));
+        assert_eq!((a.digest(), a.unhashed(), a.next_id()), (b.digest(), b.unhashed(), b.next_id()));
+        assert_eq!((a.excludes(), a.len()), (b.excludes(), b.len()));
+        let sorted = |c: &Catalog| {
+            let mut inodes: Vec<_> = c.inodes().map(|i| format!("{i:?}")).collect();
+            inodes.extend(c.entries().map(|e| format!("{e:?}")));
+            inodes.sort();
+            inodes
+        };
+        assert_eq!(sorted(a), sorted(b));
+        assert_eq!(b.digest(), b.recomputed_digest());
+    }
+
+    #[test]
+    fn a_catalog_survives_the_round_trip() {
+        for n in [0, 1, 5000] {
+            let c = sample(n);
+            assert_same(&c, &decode(&bytes(&c)[..]).unwrap());
+            let mut snapshot = Vec::new();
+            encode_snapshot(&c, &mut snapshot).unwrap();
+            let mut without = c;
+            without.forget_locals();
+            assert_same(&without, &decode(&snapshot[..]).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_change_set_half_folded_is_not_stored() {
+        let mut c = sample(1);
+        c.fold(&Record::Unlink { parent: FileId(3), name: &[b'n'; 255] }).unwrap();
+        assert_eq!(encode(&c, &mut Vec::new()).unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn every_byte_counts() {
+        let raw = zstd::decode_all(&bytes(&sample(1))[..]).unwrap();
+        let read = |raw: &[u8]| decode(&zstd::encode_all(raw, 1).unwrap()[..]);
+        read(&raw).unwrap();
+        for at in 0..raw.len() - 5000 {
+            let mut bad = raw.clone();
+            bad[at] ^= 0x10;
+            let e = read(&bad).expect_err(&format!("byte {at}"));
+            assert!(matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Refused), "byte {at}: {e:?}");
+            let kind = read(&raw[..at]).unwrap_err().kind();
+            assert_eq!(kind, ErrorKind::Corrupt, "cut at {at}");
+        }
+        let stored = bytes(&sample(1));
+        for at in 0..stored.len() {
+            assert_eq!(decode(&stored[..at]).unwrap_err().kind(), ErrorKind::Corrupt, "cut at {at}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_with_a_good_sum_are_still_checked(at in 0..700_usize, value: u8, stored: bool) {
+            let whole = bytes(&sample(1));
+            if stored {
+                let mut bad = whole.clone();
+                let at = at % bad.len();
+                bad[at] = value;
+                // Either it is refused, or the changed bit means nothing to zstd.
+                if let Ok(c) = decode(&bad[..]) {
+                    assert_same(&sample(1), &c);
+                }
+            } else {
+                let mut raw = zstd::decode_all(&whole[..]).unwrap();
+                raw.truncate(raw.len() - 32);
+                let at = at % raw.len();
+                raw[at] = value;
+                let sum: [u8; 32] = Sha256::digest(&raw).into();
+                raw.extend_from_slice(&sum);
+                if let Ok(c) = decode(&zstd::encode_all(&raw[..], 1).unwrap()[..]) {
+                    prop_assert_eq!(c.digest(), c.recomputed_digest());
+                    for id in c.ids() {
+                        prop_assert!(c.path(id).is_some());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_newest_two_are_kept_and_the_older_serves_when_the_newest_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(load_newest(dir.path(), SYSTEM).unwrap().is_none());
+        let mut c = sample(1);
+        for lsn in 1..=4 {
+            c.set_position(Lsn(lsn << 24), Cut::Exact, 0);
+            prepare_catalog(dir.path(), &c).unwrap().finish().unwrap();
+        }
+        drop(prepare_catalog(dir.path(), &c).unwrap());
+        assert_eq!(list(dir.path()).unwrap(), [3, 4]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        assert_eq!(load_newest(dir.path(), SYSTEM).unwrap().unwrap().lsn(), Lsn(4 << 24));
+        assert_eq!(load_newest(dir.path(), SystemId(4)).unwrap_err().kind(), ErrorKind::Refused);
+        let damage = |n| {
+            let path = dir.path().join(name(n));
+            let mut bytes = fs::read(&path).unwrap();
+            let at = bytes.len() / 2;
+            bytes[at] ^= 1;
+            fs::write(&path, bytes).unwrap();
+        };
+        damage(4);
+        assert_eq!(load_newest(dir.path(), SYSTEM).unwrap().unwrap().lsn(), Lsn(3 << 24));
+        damage(3);
+        assert_eq!(load_newest(dir.path(), SYSTEM).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+}

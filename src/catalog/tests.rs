@@ -239,7 +239,7 @@ fn diff(old: &Model, new: &Model, all_unlinks: bool) -> Vec<(u64, u8, Option<u64
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases * 2))]
 
     #[test]
     fn any_records_leave_a_sound_catalog_or_are_refused(steps in proptest::collection::vec(step(), 0..60)) {

@@ -259,10 +259,13 @@ impl Fold {
     }
 
     /// The content of a file is not known any more: its next change ships the whole file.
-    pub fn forget_hashes(&mut self, id: FileId) {
+    pub fn forget_hashes(&mut self, id: FileId) -> Result<()> {
         self.learning.remove(&id);
-        self.blocks.remove(id);
-        self.write().set_content(id, 0, false);
+        if self.before(id).hashed {
+            self.blocks.doubt(id)?;
+            self.write().set_content(id, 0, false);
+        }
+        Ok(())
     }
 
     /// The known hashes of `n` blocks of a file from `first` on; blocks past its end are 0.
@@ -347,3 +350,6 @@ impl Fold {
         self.last.map_or(Ok(()), |commit| self.compare(&commit, true))
     }
 }
+
+#[cfg(test)]
+mod tests;
