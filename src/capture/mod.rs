@@ -1,1 +1,281 @@
-//! capture
+//! Capture: a data directory's changes become change sets in the log. It does not know that followers
+//! exist.
+//!
+//! | file | what it owns |
+//! | --- | --- |
+//! | `watch` | watches, the dirty set, the drain that makes "everything up to now" a fact |
+//! | `pass` | examining names, deciding whether a cut is exact |
+//! | `content` | reading files, comparing block hashes |
+//! | `stage` | what a pass has found, laid over the catalog |
+//! | `commit` | names to records, the fold, the commit |
+//! | `hot` | files whose changes cause no event |
+//! | `hashing` | reading what the first scan did not read |
+//! | `engine` | the loop: hints, requests, scans, guards, checkpoints |
+
+mod commit;
+mod content;
+mod engine;
+mod hashing;
+mod hot;
+mod pass;
+mod stage;
+mod watch;
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::catalog::{Catalog, Seen};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fold::Fold;
+use crate::log::Log;
+use crate::position::{FileId, Lsn};
+use crate::sys::Root;
+use watch::Dirty;
+
+/// Most requests waiting for the engine.
+const REQUESTS_MAX: usize = 1024;
+
+/// What capture can be told.
+#[derive(Clone, Debug)]
+pub struct CaptureOptions {
+    /// Between full stat scans.
+    pub rescan_interval: Duration,
+    /// How long a pass tries for an exact cut.
+    pub max_cut_delay: Duration,
+    /// A pass that deletes more than this share, in percent, is held.
+    pub max_delete_percent: u8,
+    /// The guard applies from this many entries.
+    pub max_delete_min: u64,
+    /// Glob patterns of relative paths that are not replicated.
+    pub excludes: Vec<String>,
+    /// Between polls of hot files.
+    pub hot_interval: Duration,
+    /// See [`crate::quiesce`].
+    pub freeze: String,
+    /// Longest freeze.
+    pub max_freeze: Duration,
+    /// Command before a cut that needs quiet.
+    pub before_cut: Option<String>,
+    /// Command after it.
+    pub after_cut: Option<String>,
+    /// Bytes a second of background hashing.
+    pub scrub_rate: u64,
+    /// Log between checkpoints.
+    pub checkpoint_bytes: u64,
+    /// Time between checkpoints.
+    pub checkpoint_interval: Duration,
+}
+
+/// What capture did and sees; part of `towline status`.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs, reason = "the names say it; the README lists them")]
+pub struct CaptureStats {
+    pub cuts_exact: u64,
+    pub cuts_file: u64,
+    pub last_exact: String,
+    pub last_exact_time: i64,
+    pub gaps: u64,
+    pub found_by_scan: u64,
+    pub unstable: u64,
+    pub events: u64,
+    pub watches: u64,
+    pub unwatched: u64,
+    pub hot_files: u64,
+    pub hidden_processes: u64,
+    pub unhashed_files: u64,
+    pub other_file_systems: u64,
+    pub files: u64,
+    pub freezes: u64,
+    pub freeze_failures: u64,
+    pub unreadable: Option<String>,
+    pub hold: Option<String>,
+}
+
+/// What is asked of the engine.
+enum Request {
+    Barrier(SyncSender<Result<Lsn>>),
+    Mismatch(FileId, Vec<u64>),
+    Learned(FileId, Seen, Vec<u128>),
+    Reload(Box<CaptureOptions>),
+}
+
+struct Shared {
+    catalog: Arc<RwLock<Catalog>>,
+    fold: Mutex<Fold>,
+    root: Arc<Root>,
+    log: Log,
+    dirty: Arc<Dirty>,
+    requests: Mutex<VecDeque<Request>>,
+    stats: Mutex<CaptureStats>,
+    failure: Mutex<Option<Error>>,
+    confirmed: AtomicBool,
+    stop: AtomicBool,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere does not make plain values wrong; the engine's own failure is reported by it.
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts capture.
+#[derive(Debug)]
+pub struct Capture;
+
+/// A running capture.
+#[derive(Clone)]
+pub struct CaptureHandle {
+    shared: Arc<Shared>,
+}
+
+impl Capture {
+    /// Scans the directory, then follows it on a thread of its own. Returns after the metadata scan: a first scan makes
+    /// the base of the system, a later one becomes a change set.
+    ///
+    /// # Errors
+    /// When the directory can't be watched or scanned, or the log refuses.
+    pub fn start(
+        root: Arc<Root>,
+        fold: Fold,
+        log: Log,
+        state: &Path,
+        options: CaptureOptions,
+    ) -> Result<CaptureHandle> {
+        let dirty = Arc::new(Dirty::default());
+        let shared = Arc::new(Shared {
+            catalog: Arc::clone(&fold.catalog),
+            fold: Mutex::new(fold),
+            root,
+            log,
+            dirty,
+            requests: Mutex::new(VecDeque::new()),
+            stats: Mutex::new(CaptureStats::default()),
+            failure: Mutex::new(None),
+            confirmed: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            thread: Mutex::new(None),
+        });
+        let mut engine = engine::Engine::new(Arc::clone(&shared), state, options)?;
+        engine.first_scan()?;
+        let running = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("capture".to_owned())
+            .spawn(move || {
+                if let Err(e) = engine.run() {
+                    *lock(&running.failure) = Some(e);
+                }
+            })
+            .map_err(|e| Error::io("start thread", "capture", e))?;
+        *lock(&shared.thread) = Some(thread);
+        Ok(CaptureHandle { shared })
+    }
+}
+
+impl CaptureHandle {
+    fn ask(&self, request: Request) -> Result<()> {
+        let mut requests = lock(&self.shared.requests);
+        if requests.len() >= REQUESTS_MAX {
+            return Err(Error::new(ErrorKind::Unavailable, "capture has too many requests waiting; try again"));
+        }
+        requests.push_back(request);
+        drop(requests);
+        self.shared.dirty.poke();
+        Ok(())
+    }
+
+    /// Commits everything the directory holds at the call, durably; the LSN of the commit that covers it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Held`] while a guard holds, [`ErrorKind::Unavailable`] when `timeout` passes.
+    pub fn barrier(&self, timeout: Duration) -> Result<Lsn> {
+        let (tx, rx) = sync_channel(1);
+        self.ask(Request::Barrier(tx))?;
+        let lsn = rx.recv_timeout(timeout).map_err(|_| {
+            self.failure().unwrap_or_else(|| {
+                let text = "no capture pass ended in time; look at the capture part of status";
+                Error::new(ErrorKind::Unavailable, text)
+            })
+        })??;
+        if self.shared.log.wait_durable(lsn, timeout)? {
+            return Ok(lsn);
+        }
+        Err(Error::new(ErrorKind::Unavailable, "the log was not fsynced in time"))
+    }
+
+    /// These blocks go into the log with the next pass, changed or not.
+    pub fn force(&self, id: FileId, blocks: Vec<u64>) {
+        if let Err(e) = self.ask(Request::Mismatch(id, blocks)) {
+            *lock(&self.shared.failure) = Some(e);
+        }
+    }
+
+    /// A file that was not hashed was read while it had these stamps.
+    pub fn learned(&self, id: FileId, seen: Seen, hashes: Vec<u128>) {
+        // If it can't be noted, the background hashing reads the file again.
+        let _ = self.ask(Request::Learned(id, seen, hashes));
+    }
+
+    /// The tree as of the last commit.
+    #[must_use]
+    pub fn catalog(&self) -> Arc<RwLock<Catalog>> {
+        Arc::clone(&self.shared.catalog)
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn root(&self) -> Arc<Root> {
+        Arc::clone(&self.shared.root)
+    }
+
+    /// Runs `f` while no commit is under way: catalog and block hashes are those of its LSN.
+    pub fn settled<T>(&self, f: impl FnOnce(&Fold) -> T) -> T {
+        f(&lock(&self.shared.fold))
+    }
+
+    /// Lets a held mass delete through.
+    pub fn confirm(&self) {
+        self.shared.confirmed.store(true, Ordering::SeqCst);
+        self.shared.dirty.poke();
+    }
+
+    /// What it did and sees.
+    #[must_use]
+    pub fn stats(&self) -> CaptureStats {
+        let mut stats = lock(&self.shared.stats).clone();
+        let catalog = self.shared.catalog.read().unwrap_or_else(PoisonError::into_inner);
+        stats.files = catalog.len() as u64;
+        stats.unhashed_files = catalog.unhashed();
+        stats.events = self.shared.dirty.events();
+        stats
+    }
+
+    /// Takes new options into force.
+    pub fn reload(&self, options: CaptureOptions) {
+        if let Err(e) = self.ask(Request::Reload(Box::new(options))) {
+            tracing::warn!("options are not taken over: {e}");
+        }
+    }
+
+    /// Why it stopped, if it did.
+    #[must_use]
+    pub fn failure(&self) -> Option<Error> {
+        lock(&self.shared.failure).clone()
+    }
+
+    /// Makes a last pass and a checkpoint, and stops.
+    pub fn stop(&self) -> Result<()> {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.dirty.poke();
+        let thread = lock(&self.shared.thread).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+        self.failure().map_or(Ok(()), Err)
+    }
+}
