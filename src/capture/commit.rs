@@ -94,7 +94,7 @@ impl Pass<'_> {
                     let record = Record::Write { id: *id, offset: *offset, data: &NO_DATA[..*len] };
                     fold.record_hashed(&record, Some(hashes))?;
                 }
-                Staged::Unhashed(id) => fold.forget_hashes(*id),
+                Staged::Unhashed(id) => fold.forget_hashes(*id)?,
             }
         }
         Ok(())

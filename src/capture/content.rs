@@ -74,7 +74,11 @@ impl Pass<'_> {
                 self.notes.unreadable = Some(String::from_utf8_lossy(path).into_owned());
                 return Ok(());
             }
-            Err(e) => return gone(e).map(|_: Option<()>| ()).map_err(|e| Error::io("open", self.root.join(path), e)),
+            Err(e) => {
+                return gone(e)
+                    .map(|_: Option<()>| ())
+                    .map_err(|e| Error::io("open", self.root.join(path), e));
+            }
         };
         let before = sys::stat_fd(&fd).map_err(|e| Error::io("stat", self.root.join(path), e))?;
         if before.local != stat.local {
@@ -83,7 +87,8 @@ impl Pass<'_> {
         }
         let size = self.compare(&fd, id, &before, node)?;
         let after = sys::stat_fd(&fd).map_err(|e| Error::io("stat", self.root.join(path), e))?;
-        let stable = (after.size, after.attrs.mtime, after.ctime) == (before.size, before.attrs.mtime, before.ctime);
+        let stable =
+            (after.size, after.attrs.mtime, after.ctime) == (before.size, before.attrs.mtime, before.ctime);
         if !stable {
             self.unstable.insert(path.to_vec());
         }
@@ -91,7 +96,10 @@ impl Pass<'_> {
             self.keep(&Record::Attr { id, attrs: before.attrs })?;
         }
         let seen = Seen { racy: !stable || racy(&before), ..seen_now(&before) };
-        self.stage.set_node(id, Node { size, attrs: before.attrs, seen: Some(seen), hashed: true, kind: node.kind });
+        self.stage.set_node(
+            id,
+            Node { size, attrs: before.attrs, seen: Some(seen), hashed: true, kind: node.kind },
+        );
         Ok(())
     }
 
@@ -161,7 +169,8 @@ impl Pass<'_> {
     /// Blocks `[from, to)` are a hole here: punch those that are not zero there.
     fn zero_range(&mut self, r: &mut Reading<'_>, from: u64, to: u64) -> Result<()> {
         let (mut first, end) = (from / BLOCK, (to / BLOCK).min(r.known));
-        let forced: Vec<u64> = self.forced.get(&r.id).map(|b| b.iter().copied().collect()).unwrap_or_default();
+        let forced: Vec<u64> =
+            self.forced.get(&r.id).map(|b| b.iter().copied().collect()).unwrap_or_default();
         while first < end {
             let count = (end - first).min(4096);
             let known = self.known(r.id, first, count)?;

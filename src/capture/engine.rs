@@ -320,7 +320,9 @@ impl Engine {
         let learned = {
             let catalog = self.shared.catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner);
             match self.hashing.due(&catalog) {
-                Some(due) if due.is_zero() => self.hashing.slice(&self.shared.root, &catalog, &mut self.buffer),
+                Some(due) if due.is_zero() => {
+                    self.hashing.slice(&self.shared.root, &catalog, &mut self.buffer)
+                }
                 _ => None,
             }
         };
@@ -397,7 +399,10 @@ impl Engine {
         let lsn = fold.read().lsn();
         // The catalog must never be ahead of the log that it was folded from.
         if lsn > Lsn::FIRST && !self.shared.log.wait_durable(lsn, Duration::from_secs(30))? {
-            return Err(Error::new(ErrorKind::Io, "the log is not durable 30 s after a commit; look at its disk"));
+            return Err(Error::new(
+                ErrorKind::Io,
+                "the log is not durable 30 s after a commit; look at its disk",
+            ));
         }
         checkpoint::save(&self.state.join("catalog"), &fold)?;
         self.checkpoint_at = (lsn, Instant::now());
@@ -555,7 +560,9 @@ fn mass_delete(pass: &Pass<'_>, shared: &Shared, options: &CaptureOptions) -> Op
         return None;
     }
     let gone = pass.deletions();
-    if gone * 100 <= total * u64::from(options.max_delete_percent) || shared.confirmed.swap(false, Ordering::SeqCst) {
+    if gone * 100 <= total * u64::from(options.max_delete_percent)
+        || shared.confirmed.swap(false, Ordering::SeqCst)
+    {
         return None;
     }
     Some(format!(

@@ -66,7 +66,11 @@ impl Hashing {
         let still = (after.size, after.attrs.mtime, after.ctime)
             == (reading.stat.size, reading.stat.attrs.mtime, reading.stat.ctime);
         let whole = reading.at == reading.stat.size;
-        (still && whole).then(|| Learned { id: reading.id, seen: super::content::seen_now(&after), hashes: reading.hashes })
+        (still && whole).then(|| Learned {
+            id: reading.id,
+            seen: super::content::seen_now(&after),
+            hashes: reading.hashes,
+        })
     }
 
     fn open_next(&mut self, root: &Root, catalog: &Catalog) {
@@ -80,7 +84,9 @@ impl Hashing {
             let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
             let Ok(fd) = root.open_beneath(&path, flags, 0) else { continue };
             let Ok(stat) = sys::stat_fd(&fd) else { continue };
-            if inode.seen.is_some_and(|s| s.local == stat.local && s.ctime == stat.ctime) && inode.size == stat.size {
+            if inode.seen.is_some_and(|s| s.local == stat.local && s.ctime == stat.ctime)
+                && inode.size == stat.size
+            {
                 self.reading = Some(Reading { id, fd, stat, at: 0, hashes: Vec::new() });
                 return;
             }

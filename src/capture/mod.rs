@@ -181,7 +181,10 @@ impl CaptureHandle {
     fn ask(&self, request: Request) -> Result<()> {
         let mut requests = lock(&self.shared.requests);
         if requests.len() >= REQUESTS_MAX {
-            return Err(Error::new(ErrorKind::Unavailable, "capture has too many requests waiting; try again"));
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "capture has too many requests waiting; try again",
+            ));
         }
         requests.push_back(request);
         drop(requests);

@@ -97,7 +97,13 @@ impl Pass<'_> {
     }
 
     /// Stages a write with the hashes of its blocks.
-    pub(super) fn keep_write(&mut self, id: FileId, offset: u64, data: &[u8], hashes: Vec<u128>) -> Result<()> {
+    pub(super) fn keep_write(
+        &mut self,
+        id: FileId,
+        offset: u64,
+        data: &[u8],
+        hashes: Vec<u128>,
+    ) -> Result<()> {
         self.room(data.len() + 64)?;
         Record::Write { id, offset, data }.encode(&mut self.raw);
         self.stage.records.push(Staged::Write { id, offset, len: data.len(), hashes });
@@ -273,7 +279,7 @@ impl Pass<'_> {
 
     fn excluded(&self, path: &[u8]) -> bool {
         use std::os::unix::ffi::OsStrExt;
-        path == crate::apply::STAGE.as_bytes()
+        path == sys::STAGE_DIR
             || (!self.excludes.is_empty() && self.excludes.is_match(std::ffi::OsStr::from_bytes(path)))
     }
 
@@ -297,7 +303,13 @@ impl Pass<'_> {
         } else {
             Vec::new()
         };
-        self.keep(&Record::Create { id, kind: stat.kind, attrs: stat.attrs, rdev: stat.rdev, target: &target })?;
+        self.keep(&Record::Create {
+            id,
+            kind: stat.kind,
+            attrs: stat.attrs,
+            rdev: stat.rdev,
+            target: &target,
+        })?;
         let seen = Some(Seen { local: stat.local, ctime: stat.ctime, racy: false });
         self.stage.create(id, Node { kind: stat.kind, attrs: stat.attrs, size: 0, seen, hashed: true });
         self.xattrs(fd, name, id, true)?;
@@ -367,7 +379,9 @@ impl Pass<'_> {
             None => {
                 let catalog = self.read();
                 let inode = catalog.get(id);
-                inode.map_or_else(Vec::new, |n| n.xattrs.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect())
+                inode.map_or_else(Vec::new, |n| {
+                    n.xattrs.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect()
+                })
             }
         };
         for (k, _) in before.iter().filter(|(k, _)| !now.iter().any(|(n, _)| n == k)) {
@@ -392,7 +406,9 @@ impl Pass<'_> {
         };
         for staged in &self.stage.records {
             let Staged::Meta(from, to) = staged else { continue };
-            if let Ok((Record::Xattr { id: of, name, value }, _)) = Record::decode(&self.stage.buffer[*from..*to]) {
+            if let Ok((Record::Xattr { id: of, name, value }, _)) =
+                Record::decode(&self.stage.buffer[*from..*to])
+            {
                 if of == id {
                     match value {
                         Some(v) => map.insert(name.to_vec(), v.to_vec()),
@@ -421,7 +437,8 @@ impl Pass<'_> {
             done.contains_key(path)
                 || self.unstable.contains(path)
                 || (named && self.dirs.contains(dir))
-                || (named && self.dirs.iter().any(|d| d.starts_with(path) && d.get(path.len()) == Some(&b'/')))
+                || (named
+                    && self.dirs.iter().any(|d| d.starts_with(path) && d.get(path.len()) == Some(&b'/')))
                 || self.is_examined(path)
         })
     }

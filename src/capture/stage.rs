@@ -80,7 +80,13 @@ impl Stage {
     /// The inode as it will be.
     pub(super) fn node(&self, catalog: &Catalog, id: FileId) -> Option<Node> {
         self.nodes.get(&id).copied().or_else(|| {
-            catalog.get(id).map(|n| Node { kind: n.kind, attrs: n.attrs, size: n.size, seen: n.seen, hashed: n.hashed })
+            catalog.get(id).map(|n| Node {
+                kind: n.kind,
+                attrs: n.attrs,
+                size: n.size,
+                seen: n.seen,
+                hashed: n.hashed,
+            })
         })
     }
 
@@ -117,8 +123,10 @@ impl Stage {
 
     /// Every name of `parent` as it will be.
     pub(super) fn children(&self, catalog: &Catalog, parent: FileId) -> Vec<(Vec<u8>, FileId)> {
-        let mut out: BTreeMap<Vec<u8>, FileId> = catalog.children(parent).map(|(n, id)| (n.to_vec(), id)).collect();
-        for ((_, name), id) in self.slots.range((parent, Vec::new())..).take_while(|((p, _), _)| *p == parent) {
+        let mut out: BTreeMap<Vec<u8>, FileId> =
+            catalog.children(parent).map(|(n, id)| (n.to_vec(), id)).collect();
+        for ((_, name), id) in self.slots.range((parent, Vec::new())..).take_while(|((p, _), _)| *p == parent)
+        {
             match id {
                 Some(id) => out.insert(name.clone(), *id),
                 None => out.remove(name),

@@ -173,7 +173,8 @@ impl Watch {
             notify::Config::default().with_follow_symlinks(false),
         )
         .map_err(|e| watch_error(&barrier, &e))?;
-        let mut watch = Self { watcher, dirty, root: root.to_owned(), marks, turn: 0, unwatched: 0, watched: 0 };
+        let mut watch =
+            Self { watcher, dirty, root: root.to_owned(), marks, turn: 0, unwatched: 0, watched: 0 };
         watch.watcher.watch(&barrier, RecursiveMode::NonRecursive).map_err(|e| watch_error(&barrier, &e))?;
         Ok(watch)
     }
@@ -193,7 +194,10 @@ impl Watch {
                     Ok(true)
                 }
                 notify::ErrorKind::Io(ref io)
-                    if matches!(io.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
+                    if matches!(
+                        io.kind(),
+                        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+                    ) =>
                 {
                     Ok(false)
                 }

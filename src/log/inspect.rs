@@ -242,7 +242,11 @@ fn misfit(before: &Report, next: &Report) -> Option<String> {
         return None;
     }
     if before.segment + 1 < next.segment {
-        return Some(format!("segments {:X} to {:X} are missing before it", before.segment + 1, next.segment - 1));
+        return Some(format!(
+            "segments {:X} to {:X} are missing before it",
+            before.segment + 1,
+            next.segment - 1
+        ));
     }
     let Some((t, h)) = before.trailer.as_ref().zip(next.header.as_ref()) else {
         return Some("the segment before it was never sealed".to_owned());
