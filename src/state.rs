@@ -25,7 +25,8 @@
 //! | 70 | 8 | applied LSN of the last clean rest |
 //! | 78 | 1 | clean stop |
 //! | 79 | 8 | created, ns since 1970 |
-//! | 87 | blob | name, at most 63 bytes |
+//! | 87 | 8 | version of the exclude patterns in force |
+//! | 95 | blob | name, at most 63 bytes |
 //! | .. | blob | data directory's path, at most 4095 bytes |
 //! | end | 4 | CRC32C of everything before |
 
@@ -111,6 +112,8 @@ pub struct Control {
     pub clean: bool,
     /// When the state directory was made, ns since 1970.
     pub created: i64,
+    /// Version of the exclude patterns that the log last carried; 0 before there were any.
+    pub excludes: u64,
     /// The node's name.
     pub name: String,
     /// The data directory.
@@ -131,6 +134,7 @@ impl Control {
             applied: Lsn::ZERO,
             clean: false,
             created: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
+            excludes: 0,
             name: name.to_owned(),
             data_path: data.to_owned(),
         }
@@ -164,6 +168,7 @@ impl Control {
         out.put_u64(self.applied.0);
         out.put_u8(u8::from(self.clean));
         out.put_i64(self.created);
+        out.put_u64(self.excludes);
         out.put_blob(self.name.as_bytes());
         out.put_blob(self.data_path.as_os_str().as_bytes());
         let crc = crc32c::crc32c(&out);
@@ -216,8 +221,13 @@ impl Control {
             fill,
             data_local: (local != LocalId::default()).then_some(local),
             applied: Lsn(r.u64("applied")?),
-            clean: r.u8("clean")? == 1,
+            clean: match r.u8("clean")? {
+                0 => false,
+                1 => true,
+                v => return Err(DecodeError::Invalid { what: "clean", value: u64::from(v) }),
+            },
             created: r.i64("created")?,
+            excludes: r.u64("version of patterns")?,
             name: String::from_utf8_lossy(r.blob(NAME_MAX, "name")?).into_owned(),
             data_path: PathBuf::from(std::ffi::OsString::from_vec(r.blob(PATH_MAX, "data path")?.to_vec())),
         };
