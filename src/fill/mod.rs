@@ -19,14 +19,29 @@ use std::sync::{Arc, RwLock};
 
 use crate::catalog::{Catalog, Seen};
 use crate::error::Result;
+use crate::net::wall_clock;
 use crate::position::{FileId, Lsn};
+use crate::record::Time;
 use crate::sys::Root;
 
 mod adaptive;
+mod journal;
 mod read;
 mod source;
+mod target;
+mod tree;
+mod write;
 
 pub use source::{Serving, serve};
+pub use target::{FillContext, run};
+
+/// A change time this young can hide another change: two ticks of the coarse clock of older kernels.
+const RACY: i64 = 40_000_000;
+
+fn racy(ctime: Time) -> bool {
+    let at = ctime.sec.saturating_mul(1_000_000_000).saturating_add(i64::from(ctime.nsec));
+    wall_clock().saturating_sub(at) < RACY
+}
 
 /// What a first copy is read from: a leader's capture, or a follower's apply.
 pub trait CopySource: Send + Sync {

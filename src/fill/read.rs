@@ -13,9 +13,8 @@ use super::adaptive::Adaptive;
 use super::source::Request;
 use crate::catalog::{Catalog, LocalId, Seen, block_hashes, blocks_of};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::wall_clock;
 use crate::position::{FileId, SystemId};
-use crate::record::{BLOCK, Kind, Time};
+use crate::record::{BLOCK, Kind};
 use crate::sys::{self, Root, Stat};
 use crate::wire::{self, Encoding, ITEM_HEAD, Message, Outcome};
 
@@ -35,8 +34,6 @@ const AGAIN: [Duration; 4] = [
 const LEARN_MAX: u64 = 4 << 20;
 /// Blocks of a hole compared at once.
 const HOLE_STEP: u64 = 4096;
-/// A change time this young can hide another change.
-const RACY: i64 = 40_000_000;
 
 /// One message ready to be sent.
 pub(super) struct Packet {
@@ -158,7 +155,7 @@ impl Reading<'_> {
             outcome = Outcome::Changing;
             self.source.mismatch(id, findings.differ);
         } else if let Some(hashes) = findings.hashes.filter(|_| still) {
-            let seen = Seen { local: after.local, ctime: after.ctime, racy: is_racy(after.ctime) };
+            let seen = Seen { local: after.local, ctime: after.ctime, racy: super::racy(after.ctime) };
             self.source.learned(id, seen, hashes);
         }
         packer.end(id, outcome, after.size)
@@ -288,11 +285,6 @@ impl Reading<'_> {
         let pairs = known.into_iter().chain(std::iter::repeat(0)).zip(hashes).zip(first..);
         f.differ.extend(pairs.filter(|((k, h), _)| k != *h).map(|(_, block)| block));
     }
-}
-
-fn is_racy(ctime: Time) -> bool {
-    let at = ctime.sec.saturating_mul(1_000_000_000).saturating_add(i64::from(ctime.nsec));
-    wall_clock().saturating_sub(at) < RACY
 }
 
 /// Appends up to `want` bytes of the file to `to`.

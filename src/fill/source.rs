@@ -29,6 +29,9 @@ const MESSAGES: usize = 8;
 /// Longest wait for a follower to close the connection after a copy.
 const FAREWELL: Duration = Duration::from_secs(10);
 
+/// Longest wait for a commit that a snapshot can be taken at; then the follower is to ask again.
+const SETTLING: Duration = Duration::from_secs(60);
+
 /// What a first copy is served with.
 pub struct Serving {
     /// Where it is read from.
@@ -148,15 +151,26 @@ async fn send_snapshot<W: AsyncWrite + Unpin>(out: &mut Outgoing<'_, W>, serving
 fn encode_snapshot(source: &dyn CopySource, scratch: &Path) -> Result<(File, Lsn)> {
     let file = tempfile::tempfile_in(scratch).map_err(|e| Error::io("make a file in", scratch, e))?;
     let mut out = BufWriter::with_capacity(256 << 10, file);
-    let catalog = source.catalog();
-    let lsn = {
-        let catalog = catalog.read().unwrap_or_else(PoisonError::into_inner);
-        checkpoint::encode(&catalog, &mut out)?;
-        catalog.lsn()
-    };
+    let lsn = encode_between_commits(source, &mut out)?;
     let mut file = out.into_inner().map_err(|e| Error::io("write a snapshot in", scratch, e.into_error()))?;
     file.seek(SeekFrom::Start(0)).map_err(|e| Error::io("read a snapshot in", scratch, e))?;
     Ok((file, lsn))
+}
+
+fn encode_between_commits(source: &dyn CopySource, out: &mut BufWriter<File>) -> Result<Lsn> {
+    let catalog = source.catalog();
+    let began = std::time::Instant::now();
+    loop {
+        {
+            let catalog = catalog.read().unwrap_or_else(PoisonError::into_inner);
+            match checkpoint::encode_snapshot(&catalog, out) {
+                // In the middle of a change set; nothing was written.
+                Err(e) if e.kind() == ErrorKind::Unavailable && began.elapsed() < SETTLING => {}
+                other => return other.map(|()| catalog.lsn()),
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// A follower's wish: these files, in this batch.

@@ -1,0 +1,536 @@
+//! The receiving side of a first copy.
+//!
+//! What is durable, in this order: the snapshot; the control file's "copying"; entries in the data directory;
+//! finished files in the journal; the checkpoint of the whole; the control file's "filled". So every entry
+//! in the directory is known by the snapshot, whenever a copy breaks off.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::{self, File};
+use std::io::{BufReader, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::journal::{Finished, Journal};
+use super::tree::{Skipped, Tree, foreign};
+use super::write::{Done, Work, Writer, keep_journal};
+use crate::blocks::Blocks;
+use crate::catalog::Catalog;
+use crate::checkpoint;
+use crate::disk::{self, AtomicFile};
+use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
+use crate::net::{
+    self, End, Ended, FillProgress, MessageReader, MessageWriter, Traffic, Upstream, UpstreamState,
+};
+use crate::position::{FileId, Lsn, SegmentNo, SystemId};
+use crate::record::Kind;
+use crate::state::{FillState, StateDir};
+use crate::sys::{self, Root};
+use crate::wire::{
+    Ack, BATCH_IDS, Code, Decision, Hello, Message, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want, Welcome,
+};
+
+/// Threads that write contents.
+const WRITERS: usize = 2;
+/// Messages received but not yet written, for each of them.
+const MESSAGES: usize = 8;
+/// Batches asked for but not yet written.
+const OUTSTANDING: usize = 3;
+/// Content expected of one batch, unless a single file is larger.
+const BATCH_BYTES: u64 = 8 << 20;
+/// Finished files on their way to the journal.
+const NOTES: usize = 4096;
+/// File name of the snapshot in the directory of the fill.
+const SNAPSHOT: &str = "snapshot";
+
+/// What a first copy needs.
+pub struct FillContext {
+    /// `host:port` of the node to copy from.
+    pub upstream: String,
+    /// This node's name.
+    pub name: String,
+    /// The data directory: empty, or holding an unfinished copy.
+    pub root: Arc<Root>,
+    /// The state directory, set up as a follower's.
+    pub state: Arc<StateDir>,
+    /// An upstream that sends nothing for this long is given up.
+    pub peer_timeout: Duration,
+    /// Where the state of all this is shown.
+    pub status: Arc<Upstream>,
+}
+
+/// Copies until the control file says "filled" (or beyond), or it is cancelled.
+///
+/// # Errors
+/// `Refused` when the data directory holds anything else, and this node's own disk errors. Everything
+/// about the peer is tried again, with pauses, for ever.
+pub async fn run(context: FillContext, cancel: CancellationToken) -> Result<()> {
+    let context = Arc::new(context);
+    let progress = AtomicU64::new(0);
+    let attempt = async || {
+        // Whatever works for an attempt holds a token: the next one, or the end, waits for all of them.
+        let (token, mut ended) = mpsc::channel::<()>(1);
+        let result = tokio::select! {
+            () = cancel.cancelled() => Ok(()),
+            result = attempt(&context, token) => result,
+        };
+        ended.recv().await;
+        progress.store(context.status.status().fill.map_or(0, |p| p.files), Ordering::Relaxed);
+        result
+    };
+    let made = || progress.load(Ordering::Relaxed);
+    net::keep_trying(&context.upstream, &context.status, &cancel, made, attempt).await
+}
+
+/// An unfinished copy as it lies on disk.
+struct Begun {
+    catalog: Catalog,
+    done: HashMap<FileId, Finished>,
+    journal: Journal,
+}
+
+/// Held by every thread of an attempt.
+type Token = mpsc::Sender<()>;
+
+async fn local<T: Send + 'static>(
+    token: &Token,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Ended<T> {
+    let token = token.clone();
+    let working = move || {
+        let _token = token;
+        work()
+    };
+    let joined = tokio::task::spawn_blocking(working).await;
+    let result = joined.unwrap_or_else(|e| Err(Error::new(ErrorKind::Io, e.to_string())));
+    result.map_err(End::Local)
+}
+
+/// One connection, to the end of the copy.
+async fn attempt(context: &Arc<FillContext>, token: Token) -> Ended<()> {
+    let standing = Arc::clone(context);
+    let (hello, begun) = local(&token, move || stand(&standing)).await?;
+    if matches!(hello.want, Want::Stream) {
+        return Ok(());
+    }
+    let stream = net::connect(&context.upstream).await?;
+    let traffic = Arc::new(Traffic::default());
+    let (mut reader, mut writer) = net::over_tcp(stream, context.peer_timeout, &traffic)?;
+    let welcome = net::greet(&mut reader, &mut writer, hello).await?;
+    let begun = match (&welcome.decision, begun) {
+        (Decision::Refuse { code, reason }, _) => return Err(End::Refused(*code, reason.clone())),
+        (Decision::Resync { reason }, _) => return Err(End::Refused(Code::Resync, reason.clone())),
+        (Decision::ResumeFill, Some(begun)) => begun,
+        (Decision::Fill, begun) => {
+            let clearing = Arc::clone(context);
+            local(&token, move || clear(&clearing, begun)).await?;
+            receive_snapshot(&mut reader, context, &welcome, &token).await?
+        }
+        _ => {
+            let text = "the upstream decided on something that was not asked for";
+            return Err(End::Lost(Error::new(ErrorKind::Corrupt, text)));
+        }
+    };
+    context.status.update(|s| {
+        s.name = Some(welcome.name.clone());
+        s.state = UpstreamState::Filling;
+        (s.code, s.error, s.attempts) = (None, None, 0);
+    });
+    copy(reader, writer, context, begun, token).await
+}
+
+/// Finds out what is there, and what to ask for. [`Want::Stream`]: the copy is complete already.
+fn stand(context: &FillContext) -> Result<(Hello, Option<Begun>)> {
+    let control = context.state.control();
+    let control = control.ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
+    let mut hello = Hello {
+        versions: (VERSION_MIN, VERSION_MAX),
+        system: SystemId::NONE,
+        timeline: control.timeline,
+        flush: Lsn::ZERO,
+        segment: SegmentNo(0),
+        offset: 0,
+        prefix: SHA256_EMPTY,
+        want: Want::Fill,
+        name: context.name.clone(),
+    };
+    match control.fill {
+        FillState::None => {
+            refuse_foreign(&context.root)?;
+            Ok((hello, None))
+        }
+        FillState::Copying { start } => {
+            let path = context.state.fill().join(SNAPSHOT);
+            let file = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
+            let mut catalog = checkpoint::decode(BufReader::new(file))?;
+            catalog.forget_locals();
+            let (journal, mut done) = Journal::open(&context.state.fill(), control.system, start)?;
+            Tree { root: &context.root, catalog: &catalog }.take_over(&mut done)?;
+            (hello.system, hello.want) = (control.system, Want::ResumeFill(start));
+            Ok((hello, Some(Begun { catalog, done, journal })))
+        }
+        FillState::Filled { .. } | FillState::Done => {
+            hello.want = Want::Stream;
+            Ok((hello, None))
+        }
+    }
+}
+
+/// A directory that is not empty belongs to somebody else.
+fn refuse_foreign(root: &Root) -> Result<()> {
+    let mut first = None;
+    let fd = root.open_dir(b"").map_err(|e| Error::io("open directory", root.path(), e))?;
+    sys::list_dir(&fd, |name, _, _| {
+        first.get_or_insert_with(|| name.to_owned());
+    })
+    .map_err(|e| Error::io("list", root.path(), e))?;
+    first.map_or(Ok(()), |name| Err(foreign(&root.join(name.to_bytes()))))
+}
+
+/// Removes what is left of a copy that can't go on, so that a new one can begin.
+fn clear(context: &FillContext, begun: Option<Begun>) -> Result<()> {
+    if let Some(begun) = begun {
+        tracing::warn!("the copy begun at {} can't go on and begins anew", begun.catalog.lsn());
+        Tree { root: &context.root, catalog: &begun.catalog }.discard()?;
+        context.state.change(|c| c.fill = FillState::None)?;
+    }
+    let blocks = context.state.blocks();
+    match fs::remove_dir_all(&blocks) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &blocks, e)),
+        _ => disk::create_dir_durable(&blocks),
+    }
+}
+
+/// Takes the snapshot and makes it durable: from here on the copy can be resumed.
+async fn receive_snapshot<R: AsyncRead + Unpin>(
+    reader: &mut MessageReader<R>,
+    context: &Arc<FillContext>,
+    welcome: &Welcome,
+    token: &Token,
+) -> Ended<Begun> {
+    let mut file = AtomicFile::create(&context.state.fill(), SNAPSHOT).map_err(End::Local)?;
+    let (mut hash, mut len) = (Sha256::new(), 0_u64);
+    let damaged = |why: &str| End::Lost(Error::new(ErrorKind::Corrupt, format!("the snapshot {why}")));
+    let start = loop {
+        match reader.next().await? {
+            Some(Message::SnapshotData { offset, bytes }) => {
+                if offset != len {
+                    return Err(damaged("has a gap"));
+                }
+                hash.update(&bytes[..]);
+                len += bytes.len() as u64;
+                let path = file.aside().to_owned();
+                file.write_all(&bytes).map_err(|e| End::Local(Error::io("write", path, e)))?;
+            }
+            Some(Message::SnapshotEnd { lsn, len: all, sha256 }) => {
+                if all != len || hash.finalize()[..] != sha256 {
+                    return Err(damaged("does not match its SHA-256"));
+                }
+                break lsn;
+            }
+            Some(Message::Keepalive(k)) => context.status.keepalive(&k),
+            Some(Message::Goodbye { code, reason }) => return Err(End::Refused(code, reason)),
+            Some(other) => return Err(End::Lost(net::unexpected(&other))),
+            None => return Err(End::Lost(lost())),
+        }
+    };
+    let (context, system, timeline) = (Arc::clone(context), welcome.system, welcome.timeline);
+    let begun = local(token, move || {
+        let name = file.aside().to_owned();
+        let stored = File::open(&name).map_err(|e| Error::io("open", &name, e))?;
+        file.flush().map_err(|e| Error::io("write", &name, e))?;
+        let mut catalog = checkpoint::decode(BufReader::new(stored))?;
+        catalog.forget_locals();
+        if catalog.system() != system || catalog.lsn() != start {
+            let text = "the snapshot is not of the system or position that the upstream said";
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        }
+        file.commit()?;
+        let dir = context.state.fill();
+        Journal::create(&dir, system, start)?;
+        failpoint::pass("fill::manifest").map_err(|e| Error::io("write", &dir, e))?;
+        context.state.change(|c| {
+            (c.system, c.timeline, c.fill) = (system, timeline, FillState::Copying { start });
+        })?;
+        let (journal, done) = Journal::open(&dir, system, start)?;
+        Ok(Begun { catalog, done, journal })
+    });
+    begun.await
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::Unavailable, "the upstream closed the connection during the first copy")
+}
+
+/// Asks for contents, writes them, and completes the copy.
+async fn copy<R, W>(
+    mut reader: MessageReader<R>,
+    mut writer: MessageWriter<W>,
+    context: &Arc<FillContext>,
+    begun: Begun,
+    token: Token,
+) -> Ended<()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let making = Arc::clone(context);
+    let (job, wanted) = local(&token, move || prepare(&making, begun)).await?;
+    let job = job.start(context, token.clone());
+    let hearing = hear(&mut reader, &context.status, job.lanes.clone());
+    let (end, catalog) = tokio::try_join!(hearing, ask(&mut writer, context, job, wanted))?;
+    let closing = Arc::clone(context);
+    local(&token, move || close(&closing, &catalog, end)).await
+}
+
+/// Everything that is known before the first content comes.
+struct Job {
+    work: Arc<Work>,
+    dirs: Vec<FileId>,
+    done: HashMap<FileId, Finished>,
+    journal: Journal,
+    total: FillProgress,
+}
+
+/// The threads under way.
+struct Running {
+    work: Arc<Work>,
+    dirs: Vec<FileId>,
+    done: HashMap<FileId, Finished>,
+    total: FillProgress,
+    lanes: Vec<mpsc::Sender<Message>>,
+    batches: mpsc::Receiver<Done>,
+    journal: tokio::task::JoinHandle<Result<Vec<Finished>>>,
+    token: Token,
+}
+
+/// Makes the directories and lists the files to ask for.
+fn prepare(context: &FillContext, begun: Begun) -> Result<(Job, VecDeque<FileId>)> {
+    let Begun { catalog, done, journal } = begun;
+    let tree = Tree { root: &context.root, catalog: &catalog };
+    let dirs = tree.dirs();
+    tree.make_dirs(&dirs)?;
+    let wanted = tree.wanted(&dirs, &done);
+    let size = |id: &FileId| catalog.get(*id).map_or(0, |i| i.size);
+    let files = catalog.inodes().filter(|i| i.kind == Kind::File && i.size > 0);
+    let (files_total, bytes_total) = files.fold((0, 0), |(n, b), i| (n + 1, b + i.size));
+    let bytes = done.keys().map(size).sum();
+    let total = FillProgress { files: done.len() as u64, files_total, bytes, bytes_total };
+    let blocks = Blocks::open(&context.state.blocks())?;
+    // What an earlier attempt knew of files that it did not finish.
+    wanted.iter().for_each(|&id| blocks.remove(id));
+    let work = Work {
+        root: Arc::clone(&context.root),
+        catalog: Arc::new(catalog),
+        blocks,
+        files: AtomicU64::new(total.files),
+        bytes: AtomicU64::new(total.bytes),
+        skipped: Mutex::default(),
+        changing: Mutex::default(),
+    };
+    let lsn = work.catalog.lsn();
+    tracing::info!(
+        "first copy from {lsn}: {} of {files_total} files, {bytes_total} bytes in all",
+        wanted.len()
+    );
+    Ok((Job { work: Arc::new(work), dirs, done, journal, total }, wanted.into()))
+}
+
+impl Job {
+    fn start(self, context: &FillContext, token: Token) -> Running {
+        let Self { work, dirs, done, journal, total } = self;
+        context.status.update(|s| s.fill = Some(total));
+        let (notes, noted) = std::sync::mpsc::sync_channel(NOTES);
+        let (said, batches) = mpsc::channel(OUTSTANDING + WRITERS);
+        let lanes = (0..WRITERS).map(|_| {
+            let (lane, queue) = mpsc::channel(MESSAGES);
+            let (work, notes, said, token) = (Arc::clone(&work), notes.clone(), said.clone(), token.clone());
+            tokio::task::spawn_blocking(move || {
+                let _token = token;
+                Writer::run(work, notes, queue, &said);
+            });
+            lane
+        });
+        let lanes = lanes.collect();
+        let (keeping, guard) = (Arc::clone(&work), token.clone());
+        let journal = tokio::task::spawn_blocking(move || {
+            let _token = guard;
+            keep_journal(&keeping, &noted, journal)
+        });
+        Running { work, dirs, done, total, lanes, batches, journal, token }
+    }
+}
+
+/// Takes contents and hands them to the threads, until the sender says where the copy ends.
+async fn hear<R: AsyncRead + Unpin>(
+    reader: &mut MessageReader<R>,
+    status: &Upstream,
+    lanes: Vec<mpsc::Sender<Message>>,
+) -> Ended<Lsn> {
+    let mut lanes = Some(lanes);
+    loop {
+        let message = match reader.next().await? {
+            Some(message) => message,
+            None => return Err(End::Lost(lost())),
+        };
+        let batch = match &message {
+            Message::FillData { batch, .. } | Message::BatchEnd { batch } => *batch as usize,
+            Message::Keepalive(k) => {
+                status.keepalive(k);
+                continue;
+            }
+            Message::FillEnd { end } => return Ok(*end),
+            Message::Goodbye { code, reason } => return Err(End::Refused(*code, reason.clone())),
+            other => return Err(End::Lost(net::unexpected(other))),
+        };
+        if let Some(open) = &lanes {
+            if open[batch % open.len()].send(message).await.is_err() {
+                // A thread has failed; it said so on its own way, which ends this loop.
+                lanes = None;
+            }
+        }
+    }
+}
+
+/// Asks for all that is wanted, then completes the tree. Shows signs of life all the while.
+async fn ask<W: AsyncWrite + Unpin>(
+    writer: &mut MessageWriter<W>,
+    context: &Arc<FillContext>,
+    mut job: Running,
+    mut wanted: VecDeque<FileId>,
+) -> Ended<Catalog> {
+    let half = context.peer_timeout / 2;
+    let (mut next, mut outstanding) = (0_u32, 0_usize);
+    let mut due = Instant::now() + half;
+    loop {
+        while outstanding < OUTSTANDING && !wanted.is_empty() {
+            let ids = batch(&job.work.catalog, &mut wanted);
+            writer.send(&Message::FillRequest { batch: next, ids }).await?;
+            next = next.wrapping_add(1);
+            outstanding += 1;
+        }
+        context.status.update(|s| s.fill = Some(job.progress()));
+        if outstanding == 0 {
+            break;
+        }
+        tokio::select! {
+            done = job.batches.recv() => match done {
+                Some(Ok(_)) => outstanding = outstanding.saturating_sub(1),
+                Some(Err(e)) if e.kind() == ErrorKind::Corrupt => return Err(End::Lost(e)),
+                Some(Err(e)) if e.kind() == ErrorKind::Cancelled => return Err(job.journal_error().await),
+                Some(Err(e)) => return Err(End::Local(e)),
+                None => return Err(job.journal_error().await),
+            },
+            () = tokio::time::sleep_until(due) => {
+                writer.send(&Message::Ack(Ack::default())).await?;
+                due = Instant::now() + half;
+            }
+        }
+    }
+    writer.send(&Message::FillDone).await?;
+    let mut finishing = std::pin::pin!(finish(job));
+    loop {
+        tokio::select! {
+            finished = &mut finishing => return finished,
+            () = tokio::time::sleep(half) => {
+                // The sender may have said all it has to say and be gone; whether it has, the other loop knows.
+                let _ = writer.send(&Message::Ack(Ack::default())).await;
+            }
+        }
+    }
+}
+
+/// The next files to ask for together.
+fn batch(catalog: &Catalog, wanted: &mut VecDeque<FileId>) -> Vec<FileId> {
+    let (mut ids, mut bytes) = (Vec::new(), 0_u64);
+    while ids.len() < BATCH_IDS && bytes < BATCH_BYTES {
+        let Some(id) = wanted.pop_front() else { break };
+        bytes += catalog.get(id).map_or(0, |i| i.size);
+        ids.push(id);
+    }
+    ids
+}
+
+impl Running {
+    fn progress(&self) -> FillProgress {
+        let files = self.work.files.load(Ordering::Relaxed);
+        FillProgress { files, bytes: self.work.bytes.load(Ordering::Relaxed), ..self.total }
+    }
+
+    /// Why the journal's thread has ended early.
+    async fn journal_error(self) -> End {
+        let Self { journal, lanes, batches, .. } = self;
+        drop((lanes, batches));
+        match journal.await {
+            Ok(Err(e)) => End::Local(e),
+            _ => End::Lost(Error::new(ErrorKind::Io, "a thread of the copy has ended without a word")),
+        }
+    }
+}
+
+/// All contents are written: ends the threads, makes the rest of the tree, fills in the catalog.
+async fn finish(job: Running) -> Ended<Catalog> {
+    let Running { work, dirs, done, lanes, batches, journal, token, .. } = job;
+    for lane in lanes {
+        // The thread ends by this; one that has ended already needs no word.
+        let _ = lane.send(Message::FillDone).await;
+    }
+    drop(batches);
+    let noted = journal.await.unwrap_or_else(|e| Err(Error::new(ErrorKind::Io, e.to_string())));
+    let noted = noted.map_err(End::Local)?;
+    local(&token, move || {
+        let mut skipped = *work.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        let rest = Tree { root: &work.root, catalog: &work.catalog }.make_rest(&dirs, &mut skipped)?;
+        if skipped != Skipped::default() {
+            tracing::warn!(
+                "without privilege: {} owners, {} devices and {} extended attributes are kept in the catalog only",
+                skipped.owners,
+                skipped.devices,
+                skipped.xattrs
+            );
+        }
+        let disk = work.root.open_dir(b"").map_err(|e| Error::io("open", work.root.path(), e))?;
+        rustix::fs::syncfs(&disk).map_err(|e| Error::io("sync", work.root.path(), e))?;
+        work.blocks.flush()?;
+        work.blocks.sync()?;
+        let changing = std::mem::take(&mut *work.changing.lock().unwrap_or_else(PoisonError::into_inner));
+        let work = Arc::into_inner(work).ok_or_else(|| Error::new(ErrorKind::Io, "a thread of the copy goes on"))?;
+        let mut catalog = Arc::unwrap_or_clone(work.catalog);
+        let empty: Vec<FileId> =
+            catalog.inodes().filter(|i| i.kind == Kind::File && i.size == 0).map(|i| i.id).collect();
+        empty.into_iter().for_each(|id| catalog.set_content(id, 0, true));
+        for file in done.into_values().chain(noted).chain(changing) {
+            catalog.set_content(file.id, file.content, true);
+            catalog.set_seen(file.id, Some(file.seen));
+        }
+        rest.into_iter().for_each(|(id, seen)| catalog.set_seen(id, Some(seen)));
+        failpoint::pass("fill::done").map_err(|e| Error::io("complete", work.root.path(), e))?;
+        Ok(catalog)
+    })
+    .await
+}
+
+/// Makes the copy count.
+fn close(context: &FillContext, catalog: &Catalog, end: Lsn) -> Result<()> {
+    let start = catalog.lsn();
+    checkpoint::prepare_catalog(&context.state.catalog(), catalog)?.finish()?;
+    let dir = context.state.fill();
+    failpoint::pass("fill::end").map_err(|e| Error::io("complete", &dir, e))?;
+    context.state.change(|c| c.fill = FillState::Filled { start, end })?;
+    for entry in fs::read_dir(&dir).map_err(|e| Error::io("list", &dir, e))? {
+        let path = entry.map_err(|e| Error::io("list", &dir, e))?.path();
+        fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+    }
+    tracing::info!(
+        "first copy complete: {} inodes; usable once replayed from {start} to {end}",
+        catalog.len()
+    );
+    Ok(())
+}

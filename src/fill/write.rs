@@ -1,0 +1,261 @@
+//! Writing contents of a first copy: some threads that make, write, hash and finish files, and one that
+//! makes them durable and notes them in the journal.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fs as rfs;
+use tokio::sync::mpsc;
+
+use super::journal::{Finished, Journal};
+use super::tree::{Skipped, Tree, create, dress, seen_of};
+use crate::blocks::Blocks;
+use crate::catalog::{Catalog, block_hashes, blocks_of};
+use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
+use crate::position::FileId;
+use crate::record::{BLOCK, Kind};
+use crate::sys::Root;
+use crate::wire::{Encoding, Item, Items, Message, Outcome};
+
+/// Files that one thread holds open at once; a sender finishes one before it begins the next.
+const OPEN: usize = 16;
+/// Parent directories that one thread holds open.
+const PARENTS: usize = 8;
+/// Content written between two notes in the journal, and the time between them.
+const NOTE_BYTES: u64 = 512 << 20;
+const NOTE_EVERY: Duration = Duration::from_secs(2);
+
+/// What the threads of a copy share.
+pub(super) struct Work {
+    pub(super) root: Arc<Root>,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) blocks: Blocks,
+    /// Files finished and bytes written, earlier attempts included.
+    pub(super) files: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    pub(super) skipped: Mutex<Skipped>,
+    /// Files that are whole but not in the journal, and never to be there: the sender saw them change.
+    pub(super) changing: Mutex<Vec<Finished>>,
+}
+
+/// A finished file on its way to the journal.
+pub(super) type Note = Finished;
+
+/// What the threads tell the connection: a batch is done.
+pub(super) type Done = Result<u32>;
+
+struct Open {
+    fd: OwnedFd,
+    parent: Rc<OwnedFd>,
+    name: Box<[u8]>,
+    /// Where the next content may begin.
+    next: u64,
+    /// The length that writing has given it.
+    len: u64,
+    sum: u128,
+}
+
+/// One writing thread.
+pub(super) struct Writer {
+    work: Arc<Work>,
+    notes: std::sync::mpsc::SyncSender<Note>,
+    open: HashMap<FileId, Open>,
+    parents: VecDeque<(FileId, Rc<OwnedFd>)>,
+    skipped: Skipped,
+    raw: Vec<u8>,
+}
+
+impl Writer {
+    /// Writes what comes through `queue` until it ends, something fails, or any other message comes.
+    pub(super) fn run(
+        work: Arc<Work>,
+        notes: std::sync::mpsc::SyncSender<Note>,
+        mut queue: mpsc::Receiver<Message>,
+        done: &mpsc::Sender<Done>,
+    ) {
+        let mut writer = Self {
+            work,
+            notes,
+            open: HashMap::new(),
+            parents: VecDeque::new(),
+            skipped: Skipped::default(),
+            raw: Vec::new(),
+        };
+        while let Some(message) = queue.blocking_recv() {
+            let result = match message {
+                Message::FillData { encoding, raw_len, bytes, .. } => {
+                    writer.message(encoding, raw_len as usize, &bytes).map(|()| None)
+                }
+                Message::BatchEnd { batch } => writer.batch_end().map(|()| Some(batch)),
+                _ => break,
+            };
+            let Some(said) = result.transpose() else { continue };
+            let failed = said.is_err();
+            if done.blocking_send(said).is_err() || failed {
+                break;
+            }
+        }
+        writer.work.skipped.lock().unwrap_or_else(PoisonError::into_inner).add(writer.skipped);
+    }
+
+    fn message(&mut self, encoding: Encoding, raw_len: usize, bytes: &[u8]) -> Result<()> {
+        if encoding == Encoding::Raw {
+            return self.items(bytes);
+        }
+        let raw = std::mem::take(&mut self.raw);
+        let raw = decompress(raw, raw_len, bytes)?;
+        let result = self.items(&raw);
+        self.raw = raw;
+        result
+    }
+
+    fn items(&mut self, bytes: &[u8]) -> Result<()> {
+        for item in Items::new(bytes) {
+            match item? {
+                Item::Data { id, offset, bytes } => self.data(id, offset, bytes)?,
+                Item::End { id, outcome, .. } => self.end(id, outcome)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn batch_end(&mut self) -> Result<()> {
+        if let Some(id) = self.open.keys().next() {
+            return Err(Error::new(ErrorKind::Corrupt, format!("the sender did not end file {id}")));
+        }
+        Ok(())
+    }
+
+    fn error(&self, verb: &str, id: FileId, e: impl Into<std::io::Error>) -> Error {
+        Error::io(verb, self.work.root.join(&self.work.catalog.path(id).unwrap_or_default()), e)
+    }
+
+    fn parent(&mut self, id: FileId) -> Result<Rc<OwnedFd>> {
+        if let Some((_, fd)) = self.parents.iter().find(|(p, _)| *p == id) {
+            return Ok(Rc::clone(fd));
+        }
+        let fd = Rc::new(Tree { root: &self.work.root, catalog: &self.work.catalog }.dir(id)?);
+        if self.parents.len() >= PARENTS {
+            self.parents.pop_front();
+        }
+        self.parents.push_back((id, Rc::clone(&fd)));
+        Ok(fd)
+    }
+
+    fn opened(&mut self, id: FileId) -> Result<Open> {
+        if let Some(open) = self.open.remove(&id) {
+            return Ok(open);
+        }
+        let work = Arc::clone(&self.work);
+        let tree = Tree { root: &work.root, catalog: &work.catalog };
+        let inode = work.catalog.get(id).filter(|i| i.kind == Kind::File);
+        let unasked =
+            || Error::new(ErrorKind::Corrupt, format!("the sender sent file {id}, which was not asked for"));
+        let (inode, (parent, name)) = inode.zip(tree.first_name(id)).ok_or_else(unasked)?;
+        if self.open.len() >= OPEN {
+            return Err(Error::new(ErrorKind::Corrupt, "the sender began too many files at once"));
+        }
+        let parent = self.parent(parent)?;
+        let fd = create(&parent, name, &inode).map_err(|e| self.error("make", id, e))?;
+        Ok(Open { fd, parent, name: name.into(), next: 0, len: 0, sum: 0 })
+    }
+
+    fn data(&mut self, id: FileId, offset: u64, bytes: &[u8]) -> Result<()> {
+        let mut open = self.opened(id)?;
+        if offset < open.next {
+            let text = format!("the sender sent content of file {id} out of order");
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        }
+        open.next = (offset + bytes.len() as u64).next_multiple_of(BLOCK);
+        let size = self.work.catalog.get(id).map_or(0, |i| i.size);
+        // What the file grew by since the snapshot is in the log.
+        let room = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let bytes = &bytes[..bytes.len().min(room)];
+        if !bytes.is_empty() {
+            crate::sys::write_at(&open.fd, bytes, offset).map_err(|e| self.error("write", id, e))?;
+            let (system, first) = (self.work.catalog.system(), offset / BLOCK);
+            let hashes: Vec<u128> = block_hashes(system, id, first, bytes).collect();
+            open.sum = hashes.iter().fold(open.sum, |sum, h| sum.wrapping_add(*h));
+            if blocks_of(size) > 1 {
+                self.work.blocks.set(id, first, &hashes)?;
+            }
+            open.len = offset + bytes.len() as u64;
+            self.work.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+        self.open.insert(id, open);
+        Ok(())
+    }
+
+    fn end(&mut self, id: FileId, outcome: Outcome) -> Result<()> {
+        let open = self.opened(id)?;
+        let work = Arc::clone(&self.work);
+        let Some(inode) = work.catalog.get(id) else { return Ok(()) };
+        // The end may be a hole, or gone at the sender; the log says what became of it.
+        if open.len != inode.size {
+            rfs::ftruncate(&open.fd, inode.size).map_err(|e| self.error("set the size of", id, e))?;
+        }
+        let stat = dress(&open.fd, &open.parent, &open.name, &inode, &mut self.skipped);
+        let stat = stat.map_err(|e| self.error("set attributes of", id, e))?;
+        failpoint::pass("fill::file").map_err(|e| self.error("finish", id, e))?;
+        let finished = Finished { id, content: open.sum, seen: seen_of(&stat) };
+        if outcome == Outcome::Whole {
+            let stopped = |_| Error::new(ErrorKind::Cancelled, "the journal has stopped");
+            self.notes.send(finished).map_err(stopped)?;
+        } else {
+            work.changing.lock().unwrap_or_else(PoisonError::into_inner).push(finished);
+        }
+        work.files.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Decompresses into a buffer that is used again.
+fn decompress(mut raw: Vec<u8>, raw_len: usize, bytes: &[u8]) -> Result<Vec<u8>> {
+    raw.resize(raw_len, 0);
+    let damaged =
+        |what: &str| Error::new(ErrorKind::Corrupt, format!("compressed content is damaged: {what}"));
+    let n = zstd::bulk::decompress_to_buffer(bytes, &mut raw[..]).map_err(|e| damaged(&e.to_string()))?;
+    if n == raw_len { Ok(raw) } else { Err(damaged("its length is wrong")) }
+}
+
+/// Makes finished files durable, then notes them. Returns all of this attempt when the writers have ended.
+pub(super) fn keep_journal(
+    work: &Work,
+    notes: &std::sync::mpsc::Receiver<Note>,
+    mut journal: Journal,
+) -> Result<Vec<Finished>> {
+    // Opened before the first write: an error of writing back is reported to those who were there.
+    let disk = work.root.open_dir(b"").map_err(|e| Error::io("open", work.root.path(), e))?;
+    let (mut all, mut noted) = (Vec::new(), 0);
+    let mut ended = false;
+    while !ended {
+        let (since, bytes) = (Instant::now(), work.bytes.load(Ordering::Relaxed));
+        loop {
+            match notes.recv_timeout(NOTE_EVERY.saturating_sub(since.elapsed())) {
+                Ok(file) => all.push(file),
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => break,
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
+                    ended = true;
+                    break;
+                }
+            }
+            if work.bytes.load(Ordering::Relaxed).saturating_sub(bytes) >= NOTE_BYTES {
+                break;
+            }
+        }
+        if all.len() == noted {
+            continue;
+        }
+        work.blocks.flush()?;
+        rfs::syncfs(&disk).map_err(|e| Error::io("sync", work.root.path(), e))?;
+        work.blocks.sync()?;
+        journal.add(&all[noted..])?;
+        noted = all.len();
+    }
+    Ok(all)
+}
