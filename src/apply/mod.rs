@@ -1,3 +1,184 @@
 //! Apply: what the log says becomes what the directory holds.
-#[allow(dead_code, reason = "its executor follows")]
+//!
+//! One thread waits for the durable end of the log and takes the complete change sets up to the
+//! newest exact cut (or the newest commit, with [`ApplyCuts::File`]) in batches. A batch is
+//! squashed: its records are folded into the catalog and what they touch is noted (`notes`); the
+//! net change is the difference between the notes and the catalog afterwards. Then the directory follows:
+//!
+//! 1. new directories, nodes and symlinks are made in the staging directory (`content`);
+//! 2. contents are written in log order, a block only the last time it is written; new files where
+//!    they are staged, others in place, each with its attributes after its last write (`attrs`);
+//! 3. names are given and taken, in an order that the planner finds (`plan`, `work`);
+//! 4. directories get their attributes and times, and everything touched is observed again.
+//!
+//! Nothing is synced on the way. A checkpoint (`checkpoints`) syncs the file system and then persists the
+//! catalog; after any stop but a clean one, `recover` redoes the log since the last checkpoint on
+//! whatever state the directory is in, up to the newest cut in the log, which is never before
+//! what was reported as applied: apply reads only fsynced log.
+//!
+//! The digest of every commit is compared before the directory is touched. Before something is
+//! changed its stat is compared with what apply left there: a difference is a local edit.
+
+mod attrs;
+mod checkpoints;
+mod content;
+mod engine;
+mod handle;
+mod intake;
+mod notes;
 mod plan;
+mod recover;
+mod scan;
+mod site;
+#[cfg(test)]
+mod tests;
+mod work;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::position::{Cut, Lsn, SystemId, TimelineId};
+
+pub use handle::{Apply, ApplyHandle};
+
+/// Which cuts the directory may rest on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ApplyCuts {
+    /// Exact ones only: always a state that the leader's directory had at one instant.
+    #[default]
+    Exact,
+    /// Any commit: for applications whose files do not depend on each other.
+    File,
+}
+
+/// What happens to changes that somebody made to a follower's directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LocalEdits {
+    /// Apply stops and names the path.
+    #[default]
+    Refuse,
+    /// They are reported and undone where the log and the catalog suffice.
+    Overwrite,
+}
+
+/// How apply works.
+#[derive(Clone, Debug)]
+pub struct ApplyOptions {
+    /// Which cuts the directory may rest on.
+    pub cuts: ApplyCuts,
+    /// What happens to local edits.
+    pub local_edits: LocalEdits,
+    /// A checkpoint after this many bytes of log.
+    pub checkpoint_bytes: u64,
+    /// A checkpoint after this time, when something changed.
+    pub checkpoint_interval: Duration,
+    /// Start paused: recover, then rest on that cut.
+    pub paused: bool,
+}
+
+impl Default for ApplyOptions {
+    fn default() -> Self {
+        Self {
+            cuts: ApplyCuts::Exact,
+            local_edits: LocalEdits::Refuse,
+            checkpoint_bytes: 256 << 20,
+            checkpoint_interval: Duration::from_secs(300),
+            paused: false,
+        }
+    }
+}
+
+/// Where apply finds things.
+#[derive(Clone, Debug)]
+pub struct ApplyPaths {
+    /// Checkpoints of the catalog.
+    pub catalog: PathBuf,
+    /// Block hashes.
+    pub blocks: PathBuf,
+    /// The system whose log is applied.
+    pub system: SystemId,
+    /// The timeline of the log.
+    pub timeline: TimelineId,
+}
+
+/// Where the directory stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Applied {
+    /// End of the last change set that is visible in the directory.
+    pub lsn: Lsn,
+    /// How good that cut is.
+    pub cut: Cut,
+    /// The leader's clock at its commit, nanoseconds since 1970.
+    pub commit_time: i64,
+    /// Change sets applied since the start.
+    pub commits: u64,
+    /// Whether the directory is usable: recovered, and a first copy replayed to its end.
+    pub consistent: bool,
+}
+
+/// What apply is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ApplyState {
+    /// Comparing the directory with the catalog and redoing the log since the checkpoint.
+    #[default]
+    Recovering,
+    /// Waiting for the log that makes a first copy consistent.
+    Filling,
+    /// At rest on a cut, waiting for log.
+    Idle,
+    /// Changing the directory.
+    Applying,
+    /// At rest on a cut, on request.
+    Paused,
+    /// Stopped on request, at rest on a cut.
+    Stopped,
+    /// Stopped by a failure.
+    Failed,
+}
+
+/// A change that somebody else made to the directory.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct LocalEdit {
+    /// The path, relative to the data directory, escaped.
+    pub path: String,
+    /// What is different.
+    pub what: String,
+}
+
+/// Numbers and states of apply.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ApplyStats {
+    /// What it is doing.
+    pub state: ApplyState,
+    /// Whether a pause was asked for.
+    pub paused: bool,
+    /// LSN of the newest durable checkpoint, as text: log before it is not needed by apply.
+    pub checkpoint: String,
+    /// The same as a number.
+    #[serde(skip)]
+    pub checkpoint_lsn: Lsn,
+    /// Checkpoints written since the start.
+    pub checkpoints: u64,
+    /// Change sets applied since the start.
+    pub commits: u64,
+    /// Records folded since the start.
+    pub records: u64,
+    /// Batches since the start: several change sets waiting become one.
+    pub batches: u64,
+    /// Bytes of log redone at the start.
+    pub redone: u64,
+    /// Entries of the directory looked at by the scan at the start.
+    pub scanned: u64,
+    /// Files redone after a crash that are still to be compared with their hashes.
+    pub suspects: u64,
+    /// Things that could not be done without privilege, by class.
+    pub skipped: BTreeMap<&'static str, u64>,
+    /// Local edits seen since the start.
+    pub local_edits_total: u64,
+    /// The first of them.
+    pub local_edits: Vec<LocalEdit>,
+}

@@ -1,0 +1,318 @@
+//! The thread: recover, then batch after batch, resting on cuts.
+
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
+use crate::fold::Fold;
+use crate::log::{Frame, Log, Tail};
+use crate::position::Lsn;
+use crate::record::{Record, Records};
+use crate::sys::Root;
+
+use super::checkpoints::Checkpoints;
+use super::content::Contents;
+use super::handle::Shared;
+use super::intake::{Batch, Frames, Intake, KEEP_BYTES, Source};
+use super::notes::Notes;
+use super::site::Site;
+use super::work::Work;
+use super::{Applied, ApplyOptions, ApplyPaths, ApplyState};
+
+/// The engine of one start.
+pub(super) struct Engine {
+    pub(super) root: Arc<Root>,
+    pub(super) paths: ApplyPaths,
+    pub(super) log: Log,
+    pub(super) fold: Fold,
+    pub(super) filled: Option<(Lsn, Lsn)>,
+    pub(super) options: ApplyOptions,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What exists once the directory was opened.
+pub(super) struct Running {
+    pub(super) fold: Fold,
+    pub(super) site: Site,
+    pub(super) intake: Intake,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) shared: Arc<Shared>,
+    pub(super) log: Log,
+    tail: watch::Receiver<Tail>,
+    runtime: tokio::runtime::Runtime,
+}
+
+/// Why waiting ended.
+enum Woken {
+    Log,
+    Asked,
+    Time,
+}
+
+impl Engine {
+    pub(super) fn new(
+        root: Arc<Root>,
+        paths: ApplyPaths,
+        log: Log,
+        fold: Fold,
+        filled: Option<(Lsn, Lsn)>,
+        options: ApplyOptions,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self { root, paths, log, fold, filled, options, shared }
+    }
+
+    /// The body of the thread.
+    pub(super) fn run(self) {
+        let shared = Arc::clone(&self.shared);
+        let result = self.work();
+        let mut control = shared.lock();
+        let state = match &result {
+            Ok(()) => ApplyState::Stopped,
+            Err(e) => {
+                tracing::error!(kind = e.kind().word(), "apply stopped: {e}");
+                control.failure = Some(e.clone());
+                ApplyState::Failed
+            }
+        };
+        control.resting = result.is_ok();
+        control.ended = true;
+        drop(control);
+        shared.stats.lock().unwrap_or_else(PoisonError::into_inner).state = state;
+        shared.ended.send_replace(true);
+        shared.changed.notify_all();
+    }
+
+    fn work(self) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(|e| Error::from(e).wrap("cannot wait for the log"))?;
+        let from = self.fold.read().lsn();
+        let source = Source {
+            dir: self.log.dir().to_owned(),
+            system: self.paths.system,
+            timeline: self.paths.timeline,
+        };
+        let cuts = Checkpoints::cuts_before(&self.paths, &self.options);
+        let intake = Intake::open(source, from, cuts)?;
+        let site = Site::open(
+            Arc::clone(&self.root),
+            Arc::clone(&self.fold.catalog),
+            Arc::clone(&self.shared.stats),
+            self.options.local_edits,
+        )?;
+        let checkpoints = Checkpoints::new(&self.paths, &self.root, &self.options, from)?;
+        let mut running = Running {
+            fold: self.fold,
+            site,
+            intake,
+            checkpoints,
+            shared: self.shared,
+            tail: self.log.subscribe(),
+            log: self.log,
+            runtime,
+        };
+        if running.recover(self.filled)? {
+            running.intake.allow(self.options.cuts);
+            running.follow()?;
+            running.finish()?;
+        }
+        Ok(())
+    }
+}
+
+impl Running {
+    pub(super) fn set_state(&self, state: ApplyState) {
+        self.site.stats().state = state;
+    }
+
+    pub(super) fn stopping(&self) -> bool {
+        self.shared.lock().stop
+    }
+
+    fn follow(&mut self) -> Result<()> {
+        loop {
+            let (stop, pause) = {
+                let control = self.shared.lock();
+                (control.stop, control.pause)
+            };
+            if stop {
+                return Ok(());
+            }
+            if !pause && let Some(batch) = self.next_batch()? {
+                self.shared.lock().resting = false;
+                self.set_state(ApplyState::Applying);
+                self.batch(&batch)?;
+                self.settle_suspects()?;
+                self.publish();
+                self.shared.rest();
+                self.settle_later()?;
+                self.checkpoints.maybe(&self.fold, &self.site)?;
+                continue;
+            }
+            self.shared.rest();
+            self.set_state(if pause { ApplyState::Paused } else { ApplyState::Idle });
+            let wait = self.checkpoints.due_in(&self.fold).min(Duration::from_secs(3600));
+            let wait = if self.site.later.is_empty() { wait } else { Duration::ZERO };
+            match self.wait(wait)? {
+                Woken::Log | Woken::Asked => {}
+                Woken::Time => {
+                    self.settle_later()?;
+                    self.checkpoints.maybe(&self.fold, &self.site)?;
+                }
+            }
+        }
+    }
+
+    /// The next batch, the log's own failure first.
+    fn next_batch(&mut self) -> Result<Option<Batch>> {
+        let limit = self.tail.borrow_and_update().end;
+        self.intake.next(limit)
+    }
+
+    /// Waits for log, a request, or time to pass.
+    pub(super) fn wait_log(&mut self) -> Result<()> {
+        self.wait(Duration::from_secs(3600)).map(drop)
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<Woken> {
+        let (tail, shared) = (&mut self.tail, &self.shared);
+        let woken = self.runtime.block_on(async {
+            tokio::select! {
+                changed = tail.changed() => if changed.is_ok() { Woken::Log } else {
+                    // The log is gone: only a stop can follow.
+                    shared.wake.notified().await;
+                    Woken::Asked
+                },
+                () = shared.wake.notified() => Woken::Asked,
+                () = tokio::time::sleep(timeout) => Woken::Time,
+            }
+        });
+        match self.log.failure() {
+            Some(e) => Err(e.wrap("the log failed")),
+            None => Ok(woken),
+        }
+    }
+
+    /// Says where the directory stands.
+    pub(super) fn publish(&self) {
+        let catalog = self.fold.read();
+        let commits = self.site.stats().commits;
+        self.shared.applied.send_replace(Applied {
+            lsn: catalog.lsn(),
+            cut: catalog.cut(),
+            commit_time: catalog.time(),
+            commits,
+            consistent: true,
+        });
+    }
+
+    /// Folds and performs one batch.
+    fn batch(&mut self, batch: &Batch) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let _gate = shared.gate.write().unwrap_or_else(PoisonError::into_inner);
+        failpoint::pass("apply::before_batch")?;
+        let mut kept = Vec::new();
+        let notes = self.fold_batch(batch, &mut kept)?;
+        failpoint::pass("apply::after_fold")?;
+        let catalog = Arc::clone(&self.site.catalog);
+        let observed = {
+            let catalog = catalog.read().unwrap_or_else(PoisonError::into_inner);
+            let mut work = Work::new(&mut self.site, notes, false);
+            work.assign(&catalog);
+            perform(&mut work, &catalog, self.intake.source(), batch, &kept)?;
+            work.observe(&catalog)?
+        };
+        let mut catalog = catalog.write().unwrap_or_else(PoisonError::into_inner);
+        for (id, seen) in observed {
+            catalog.set_seen(id, Some(seen));
+        }
+        drop(catalog);
+        self.site.dirs.clear();
+        failpoint::pass("apply::after_batch")?;
+        Ok(())
+    }
+
+    /// Pass 1: the catalog after the batch, verified, and notes of what it touches. The directory is not touched.
+    pub(super) fn fold_batch(&mut self, batch: &Batch, kept: &mut Vec<Frame>) -> Result<Notes> {
+        let keep = batch.bytes() <= KEEP_BYTES;
+        let mut notes = Notes::new();
+        let mut frames = Frames::open(self.intake.source(), batch)?;
+        while let Some((frame, _)) = frames.next()? {
+            for record in Records::new(&frame.raw) {
+                let (_, record) = record?;
+                notes.note(&self.fold.read(), &record);
+                self.fold.record(&record).map_err(|e| e.wrap(&format!("change set before {}", frame.end)))?;
+                if let Record::Commit(commit) = record {
+                    self.fold.write().set_position(frame.end, commit.cut, commit.time);
+                }
+            }
+            if keep {
+                kept.push(frame);
+            }
+        }
+        let mut stats = self.site.stats();
+        stats.records += notes.records;
+        stats.commits += notes.commits;
+        stats.batches += 1;
+        drop(stats);
+        Ok(notes)
+    }
+
+    /// A clean stop: on a cut, everything synced, a checkpoint written.
+    fn finish(mut self) -> Result<()> {
+        let started = Instant::now();
+        self.site.remove_stage();
+        super::recover::refresh_root(&self.fold, &self.site)?;
+        // What is still doubtful stays within the reach of the next recovery.
+        if self.site.later.is_empty() {
+            self.checkpoints.now(&self.fold, &self.site)?;
+        }
+        tracing::info!(lsn = %self.fold.read().lsn(), took = ?started.elapsed(), "apply stopped cleanly");
+        Ok(())
+    }
+}
+
+/// Pass 2: the directory follows the catalog.
+pub(super) fn perform(
+    work: &mut Work<'_>,
+    catalog: &crate::catalog::Catalog,
+    source: &Source,
+    batch: &Batch,
+    kept: &[Frame],
+) -> Result<()> {
+    work.stand(catalog);
+    work.make(catalog)?;
+    let mut files = Contents::default();
+    if kept.is_empty() && !batch.spans.is_empty() {
+        let mut frames = Frames::open(source, batch)?;
+        while let Some((frame, _)) = frames.next()? {
+            contents(work, catalog, &mut files, &frame.raw)?;
+        }
+    } else {
+        for frame in kept {
+            contents(work, catalog, &mut files, &frame.raw)?;
+        }
+    }
+    drop(files);
+    work.loose_attributes(catalog)?;
+    work.names(catalog)?;
+    work.directories(catalog)
+}
+
+fn contents(
+    work: &mut Work<'_>,
+    catalog: &crate::catalog::Catalog,
+    files: &mut Contents,
+    raw: &[u8],
+) -> Result<()> {
+    for record in Records::new(raw) {
+        let (_, record) = record.map_err(|e| Error::from(e).with_kind(ErrorKind::Corrupt))?;
+        work.content(catalog, files, &record)?;
+    }
+    Ok(())
+}

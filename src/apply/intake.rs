@@ -1,0 +1,202 @@
+//! What of the log can be applied: complete change sets that were not aborted, up to a cut.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::log::{Frame, FrameReader};
+use crate::position::{Lsn, SystemId, TimelineId};
+use crate::segment::flags;
+
+use super::ApplyCuts;
+
+/// A batch takes more change sets while it has less raw log than this: 64 MiB.
+pub(crate) const BATCH_BYTES: u64 = 64 << 20;
+/// A batch of at most this much raw log is kept in memory between its passes: 8 MiB.
+pub(crate) const KEEP_BYTES: u64 = 8 << 20;
+
+/// One complete change set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) start: Lsn,
+    pub(crate) end: Lsn,
+    pub(crate) exact: bool,
+    pub(crate) aborted: bool,
+}
+
+/// Where the log is.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    pub(crate) dir: PathBuf,
+    pub(crate) system: SystemId,
+    pub(crate) timeline: TimelineId,
+}
+
+impl Source {
+    pub(crate) fn open(&self, from: Lsn) -> Result<FrameReader> {
+        FrameReader::open(&self.dir, self.system, self.timeline, from)
+    }
+}
+
+/// Looks ahead of apply for change sets that are complete.
+pub(crate) struct Intake {
+    source: Source,
+    ahead: FrameReader,
+    /// Start of the change set that is not complete yet.
+    open: Option<Lsn>,
+    spans: VecDeque<Span>,
+    cuts: ApplyCuts,
+    /// How many of `spans` end on a cut to rest on.
+    rests: usize,
+}
+
+/// A run of complete change sets that ends on a cut the directory may rest on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) spans: Vec<Span>,
+}
+
+impl Batch {
+    pub(crate) fn start(&self) -> Lsn {
+        self.spans.first().map_or(Lsn::ZERO, |s| s.start)
+    }
+
+    pub(crate) fn end(&self) -> Lsn {
+        self.spans.last().map_or(Lsn::ZERO, |s| s.end)
+    }
+
+    /// Bytes of raw log.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.end().since(self.start())
+    }
+}
+
+impl Intake {
+    pub(crate) fn open(source: Source, from: Lsn, cuts: ApplyCuts) -> Result<Self> {
+        let ahead = source.open(from)?;
+        Ok(Self { source, ahead, open: None, spans: VecDeque::new(), cuts, rests: 0 })
+    }
+
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// The next batch within the durable log before `limit`; `None` when no cut is reached yet.
+    pub(crate) fn next(&mut self, limit: Lsn) -> Result<Option<Batch>> {
+        while !(self.rests > 0 && self.waiting() >= BATCH_BYTES) && self.look(limit)? {}
+        Ok(self.ready().map(|n| self.take(n)))
+    }
+
+    /// Everything up to the newest cut before `limit`, however much, when that is at or after `floor`.
+    pub(crate) fn all(&mut self, limit: Lsn, floor: Lsn) -> Result<Option<Batch>> {
+        while self.look(limit)? {}
+        let newest = self.spans.iter().rposition(|s| self.rest_on(s)).map(|i| i + 1);
+        Ok(newest.filter(|&n| self.spans[n - 1].end >= floor).map(|n| self.take(n)))
+    }
+
+    /// From here on these cuts are good to rest on.
+    pub(crate) fn allow(&mut self, cuts: ApplyCuts) {
+        self.cuts = cuts;
+        self.rests = self.spans.iter().filter(|s| self.rest_on(s)).count();
+    }
+
+    fn take(&mut self, count: usize) -> Batch {
+        let spans: Vec<Span> = self.spans.drain(..count).collect();
+        self.rests -= spans.iter().filter(|s| self.rest_on(s)).count();
+        Batch { spans }
+    }
+
+    fn waiting(&self) -> u64 {
+        match (self.spans.front(), self.spans.back()) {
+            (Some(first), Some(last)) => last.end.since(first.start),
+            _ => 0,
+        }
+    }
+
+    fn rest_on(&self, span: &Span) -> bool {
+        !span.aborted && (span.exact || self.cuts == ApplyCuts::File)
+    }
+
+    /// How many change sets to take: up to the last cut within the size of a batch, else to the first one.
+    fn ready(&self) -> Option<usize> {
+        let first = self.spans.front()?.start;
+        let mut best = None;
+        for (i, span) in self.spans.iter().enumerate() {
+            if best.is_some() && span.end.since(first) > BATCH_BYTES {
+                break;
+            }
+            if self.rest_on(span) {
+                best = Some(i + 1);
+            }
+        }
+        best
+    }
+
+    /// Takes one frame's header; false at the durable end.
+    fn look(&mut self, limit: Lsn) -> Result<bool> {
+        let Some(header) = self.ahead.next_header(limit)? else { return Ok(false) };
+        let starts = header.flags & flags::STARTS != 0;
+        match self.open {
+            None if starts => self.open = Some(header.start),
+            Some(_) if !starts => {}
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("the frame at {} does not follow: a change set starts in another one", header.start),
+                ));
+            }
+        }
+        if header.flags & flags::ENDS != 0
+            && let Some(start) = self.open.take()
+        {
+            let span = Span {
+                start,
+                end: header.end(),
+                exact: header.flags & flags::EXACT != 0,
+                aborted: header.flags & flags::ABORT != 0,
+            };
+            self.rests += usize::from(self.rest_on(&span));
+            self.spans.push_back(span);
+        }
+        Ok(true)
+    }
+}
+
+/// Reads the frames of a batch's change sets, the aborted ones left out.
+pub(crate) struct Frames<'a> {
+    reader: FrameReader,
+    spans: &'a [Span],
+    at: usize,
+}
+
+impl<'a> Frames<'a> {
+    pub(crate) fn open(source: &Source, batch: &'a Batch) -> Result<Self> {
+        Ok(Self { reader: source.open(batch.start())?, spans: &batch.spans, at: 0 })
+    }
+
+    /// The next frame, and whether it is the last one of its change set.
+    pub(crate) fn next(&mut self) -> Result<Option<(Frame, Option<Span>)>> {
+        while let Some(span) = self.spans.get(self.at) {
+            let end = span.end;
+            if span.aborted {
+                match self.reader.next_header(end)? {
+                    Some(header) if header.end() < end => {}
+                    _ => self.at += 1,
+                }
+                continue;
+            }
+            let Some(frame) = self.reader.next(end)? else {
+                return Err(Error::new(
+                    ErrorKind::Missing,
+                    format!("the log ends before {end}, which was complete a moment ago"),
+                ));
+            };
+            if frame.end < end {
+                return Ok(Some((frame, None)));
+            }
+            self.at += 1;
+            return Ok(Some((frame, Some(*span))));
+        }
+        Ok(None)
+    }
+}

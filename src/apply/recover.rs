@@ -1,0 +1,270 @@
+//! Recovery: from a checkpoint, and whatever state the directory is in, to the newest cut in the log.
+//!
+//! The directory is scanned for the inodes that the checkpoint knows. Every record since then is
+//! folded, and performed on what is there, with no shortcut for what may have been applied already:
+//! records are physical, so doing them again does no harm. What the log created since is created
+//! anew, what the checkpoint knew is found wherever it stands (an inode that lives at the end never
+//! lost its inode, because apply only removes what is gone at the end of a batch), and the rest goes.
+//! The end of a first copy takes the same way: there the checkpoint is the snapshot of the leader.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use rustix::fs::{self as rfs, AtFlags, OFlags};
+
+use crate::catalog::{Catalog, block_hashes, blocks_of};
+use crate::error::{Error, Result};
+use crate::fold::Fold;
+use crate::position::{FileId, Lsn};
+use crate::record::{BLOCK, Kind};
+use crate::sys;
+
+use super::ApplyState;
+use super::attrs::timestamps;
+use super::engine::{Running, perform};
+use super::intake::Batch;
+use super::notes::{Notes, is_unknown};
+use super::plan::STAGE;
+use super::scan::{Difference, Found, scan};
+use super::site::{Site, clock, diverged, seen};
+use super::work::Work;
+
+/// Bytes read at once when a content is compared.
+const READ: usize = 256 << 10;
+/// Bytes compared at a rest before the log is looked at again.
+const SLICE: u64 = 16 << 20;
+/// Longest path handed to the kernel at once; the limit is 4096 with the NUL.
+const PATH_PART: usize = 4000;
+
+impl Running {
+    /// Brings the directory to a cut. False: a stop was asked for before that was possible.
+    pub(super) fn recover(&mut self, filled: Option<(Lsn, Lsn)>) -> Result<bool> {
+        let started = Instant::now();
+        let from = self.fold.read().lsn();
+        let floor = filled.map_or(Lsn::ZERO, |(_, end)| end);
+        let Some(batch) = self.what_to_redo(from, floor)? else { return Ok(false) };
+        let shared = Arc::clone(&self.shared);
+        let gate = shared.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let found = scan(&self.site, &self.fold.read())?;
+        {
+            let mut stats = self.site.stats();
+            stats.scanned = found.scanned;
+            stats.redone = batch.bytes();
+        }
+        let mut kept = Vec::new();
+        self.fold.begin_loose();
+        let notes = if batch.spans.is_empty() { Notes::new() } else { self.fold_batch(&batch, &mut kept)? };
+        self.fold.finish_loose()?;
+        let changed = !batch.spans.is_empty() || filled.is_some();
+        let catalog = Arc::clone(&self.site.catalog);
+        let observed = {
+            let catalog = catalog.read().unwrap_or_else(PoisonError::into_inner);
+            let mut work = Work::new(&mut self.site, notes, true);
+            reconcile(&mut work, &catalog, found)?;
+            work.assign(&catalog);
+            perform(&mut work, &catalog, self.intake.source(), &batch, &kept)?;
+            work.observe(&catalog)?
+        };
+        let mut catalog = catalog.write().unwrap_or_else(PoisonError::into_inner);
+        for (id, seen) in observed {
+            catalog.set_seen(id, Some(seen));
+        }
+        drop(catalog);
+        self.site.dirs.clear();
+        drop(gate);
+        self.settle_suspects()?;
+        if changed {
+            self.checkpoints.now(&self.fold, &self.site)?;
+        }
+        let (lsn, redone) = (self.fold.read().lsn(), batch.bytes());
+        tracing::info!(%from, %lsn, redone, took = ?started.elapsed(), "the directory stands on a cut");
+        self.publish();
+        Ok(true)
+    }
+
+    /// The log from the checkpoint to the newest cut, which for a first copy may have to arrive yet.
+    fn what_to_redo(&mut self, from: Lsn, floor: Lsn) -> Result<Option<Batch>> {
+        self.set_state(ApplyState::Recovering);
+        loop {
+            let limit = self.log.tail().end;
+            if let Some(batch) = self.intake.all(limit, floor)? {
+                return Ok(Some(batch));
+            }
+            if from >= floor {
+                return Ok(Some(Batch::default()));
+            }
+            if self.stopping() {
+                return Ok(None);
+            }
+            self.set_state(ApplyState::Filling);
+            self.wait_log()?;
+        }
+    }
+}
+
+/// Turns what the scan found into corrections of the notes, and reports what no interrupted apply explains.
+fn reconcile(work: &mut Work<'_>, catalog: &Catalog, found: Found) -> Result<()> {
+    for &id in &found.lost {
+        let Some(inode) = catalog.get(id) else { continue };
+        let device = matches!(inode.kind, Kind::CharDevice | Kind::BlockDevice);
+        if !(device && inode.seen.is_none()) {
+            return Err(diverged(&catalog.path(id).unwrap_or_default(), "is missing from this directory"));
+        }
+    }
+    for (slot, id) in &found.strange {
+        if found.unknown.get(id).is_some_and(|u| u.dir) {
+            work.dir_at.insert(*id, slot.clone());
+        }
+    }
+    let ours = |work: &Work<'_>, slot: &super::plan::Slot| {
+        work.notes.slots.contains_key(slot) || slot.dir == STAGE || is_unknown(slot.dir)
+    };
+    let mut moved: Vec<_> = found.displaced.iter().map(|(s, id)| (s, *id, "it was moved here")).collect();
+    moved.extend(found.strange.iter().map(|(s, id)| (s, *id, "it was created here")));
+    moved.sort();
+    for &(slot, _, what) in &moved {
+        if !ours(work, slot) {
+            let path = work.path(catalog, slot);
+            work.site.edited(&path, what)?;
+        }
+    }
+    for slot in found.absent.keys() {
+        work.notes.correct(slot.clone(), None);
+    }
+    for (slot, id, _) in moved {
+        // What is unknown in an unknown directory goes with it.
+        if !(is_unknown(id) && is_unknown(slot.dir)) {
+            work.notes.correct(slot.clone(), Some(id));
+        }
+    }
+    work.unknown = found.unknown;
+    work.notes.locate_all();
+    let touched: Vec<FileId> = work.notes.touched.iter().filter(|(_, t)| !t.is_new()).map(|(id, _)| *id).collect();
+    work.restore.extend(touched);
+    work.restore.insert(FileId::ROOT);
+    for d in &found.differences {
+        difference(work, catalog, d)?;
+    }
+    Ok(())
+}
+
+fn difference(work: &mut Work<'_>, catalog: &Catalog, d: &Difference) -> Result<()> {
+    let Some(inode) = catalog.get(d.id) else { return Ok(()) };
+    let file = inode.kind == Kind::File;
+    let touched = work.notes.touched.contains_key(&d.id);
+    if !touched && d.id != FileId::ROOT {
+        let path = catalog.path(d.id).unwrap_or_default();
+        if d.data && inode.kind != Kind::Dir {
+            work.site.edited(&path, "its size or modification time changed")?;
+        } else if d.attrs {
+            work.site.edited(&path, "its mode or owner changed")?;
+        }
+    }
+    work.restore.insert(d.id);
+    // Times cannot tell an interrupted apply, or a new hard link, from an edit: contents can.
+    match (file, touched || !d.data) {
+        (true, true) => work.site.later.push_back((d.id, 0)),
+        (true, false) => work.site.suspects.push(d.id),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Opens a file by its path in the catalog, in parts where it is longer than the kernel takes.
+fn open_known(site: &Site, path: &[u8]) -> std::io::Result<OwnedFd> {
+    let mut rest = path;
+    let mut base: Option<OwnedFd> = None;
+    while rest.len() > PATH_PART {
+        let cut = rest[..PATH_PART].iter().rposition(|&b| b == b'/').unwrap_or(rest.len());
+        let fd = sys::open_beneath(
+            base.as_ref().map_or(site.root.fd(), std::os::fd::AsFd::as_fd),
+            &rest[..cut],
+            OFlags::PATH | OFlags::DIRECTORY,
+            0,
+        )?;
+        base = Some(fd);
+        rest = rest.get(cut + 1..).unwrap_or_default();
+    }
+    let base = base.as_ref().map_or(site.root.fd(), std::os::fd::AsFd::as_fd);
+    sys::open_beneath(base, rest, OFlags::RDONLY | OFlags::NONBLOCK, 0)
+}
+
+/// Compares a file's content with the hashes of its blocks from block `first` on, at most about `limit` bytes.
+/// Returns the block to go on with, if there is more.
+pub(super) fn verify(fold: &Fold, site: &Site, id: FileId, first: u64, limit: u64) -> Result<Option<u64>> {
+    let (path, size, system) = {
+        let catalog = fold.read();
+        match catalog.get(id) {
+            Some(i) if i.kind == Kind::File && i.hashed => {
+                (catalog.path(id).unwrap_or_default(), i.size, catalog.system())
+            }
+            _ => return Ok(None),
+        }
+    };
+    let lost = |e: std::io::Error| site.error("compare the content of", &path, e);
+    let changed = || diverged(&path, "has another content than was applied");
+    let fd = open_known(site, &path).map_err(lost)?;
+    let mut buf = vec![0_u8; READ];
+    let (mut at, count, mut read) = (first, blocks_of(size), 0);
+    while at < count && read < limit {
+        let from = at * BLOCK;
+        // Up to the next data there must be zeros, whose hash is 0.
+        let data = sys::next_data(&fd, from, size).map_err(lost)?.map_or(count, |(start, _)| start / BLOCK);
+        while at < data.min(count) {
+            let n = usize::try_from(data.min(count) - at).unwrap_or(READ).min(READ);
+            if fold.hashes(id, at, n)?.iter().any(|&h| h != 0) {
+                return Err(changed());
+            }
+            at += n as u64;
+        }
+        if at >= count {
+            break;
+        }
+        let got = sys::read_at(&fd, &mut buf, at * BLOCK).map_err(lost)?;
+        let want = usize::try_from(size - at * BLOCK).unwrap_or(READ).min(READ);
+        if got < want {
+            return Err(changed());
+        }
+        let known = fold.hashes(id, at, blocks_of(want as u64) as usize)?;
+        if !block_hashes(system, id, at, &buf[..want]).eq(known.iter().copied()) {
+            return Err(changed());
+        }
+        at += known.len() as u64;
+        read += want as u64;
+    }
+    Ok((at < count).then_some(at))
+}
+
+impl Running {
+    /// Compares what somebody changed with the known hashes before the batch counts as applied.
+    pub(super) fn settle_suspects(&mut self) -> Result<()> {
+        while let Some(id) = self.site.suspects.pop() {
+            verify(&self.fold, &self.site, id, 0, u64::MAX)?;
+        }
+        Ok(())
+    }
+
+    /// Compares a part of what a crash made doubtful. True while there is more.
+    pub(super) fn settle_later(&mut self) -> Result<bool> {
+        if let Some((id, first)) = self.site.later.pop_front()
+            && let Some(next) = verify(&self.fold, &self.site, id, first, SLICE)?
+        {
+            self.site.later.push_front((id, next));
+        }
+        let left = self.site.later.len() as u64;
+        self.site.stats().suspects = left;
+        Ok(left > 0)
+    }
+}
+
+/// Gives the root the time it shall have, after the staging directory came or went, and looks at it again.
+pub(super) fn refresh_root(fold: &Fold, site: &Site) -> Result<()> {
+    let mtime = fold.read().get(FileId::ROOT).map(|i| i.attrs.mtime).unwrap_or_default();
+    rfs::utimensat(site.root.fd(), c".", &timestamps(mtime), AtFlags::empty())
+        .map_err(|e| site.error("set the time of", b"", e))?;
+    let stat = sys::stat_at(site.root.fd(), b".").map_err(|e| site.error("stat", b"", e))?;
+    let stat = stat.ok_or_else(|| Error::io("stat", site.root.path(), std::io::ErrorKind::NotFound))?;
+    fold.write().set_seen(FileId::ROOT, Some(seen(&stat, clock())));
+    Ok(())
+}

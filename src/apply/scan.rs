@@ -1,0 +1,196 @@
+//! The scan at the start: what is in the directory, compared with the catalog of the checkpoint.
+//!
+//! Only differences are kept, so an unchanged directory costs a stat per entry and no memory.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+
+use crate::catalog::Catalog;
+use crate::error::Result;
+use crate::position::FileId;
+use crate::record::Kind;
+use crate::sys::{self, STAGE_DIR, Stat};
+
+use super::notes::UNKNOWN;
+use super::plan::{STAGE, Slot};
+use super::site::{Site, same_inode};
+use super::work::Unknown;
+
+/// How a known inode differs from what was last seen of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Difference {
+    pub(crate) id: FileId,
+    /// Size or modification time; else only the change time.
+    pub(crate) data: bool,
+    /// Mode, owner or group.
+    pub(crate) attrs: bool,
+}
+
+/// What the directory holds beside, and instead of, what the catalog says.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Known inodes at other slots than the catalog's.
+    pub(crate) displaced: HashMap<Slot, FileId>,
+    /// What no catalog knows; the ids are made up.
+    pub(crate) strange: HashMap<Slot, FileId>,
+    pub(crate) unknown: HashMap<FileId, Unknown>,
+    /// Slots of the catalog that do not hold what it says.
+    pub(crate) absent: HashMap<Slot, FileId>,
+    /// Known inodes that are nowhere.
+    pub(crate) lost: HashSet<FileId>,
+    pub(crate) differences: Vec<Difference>,
+    pub(crate) scanned: u64,
+}
+
+struct Scanner<'a> {
+    site: &'a Site,
+    catalog: &'a Catalog,
+    found: Found,
+    visited: HashSet<FileId>,
+    pending: Vec<(FileId, Slot, Arc<OwnedFd>)>,
+    device: u64,
+    mount: u64,
+}
+
+/// Scans everything below the root, the staging directory included.
+pub(crate) fn scan(site: &Site, catalog: &Catalog) -> Result<Found> {
+    let top = site.root.open_dir(b"").map_err(|e| site.error("open", b"", e))?;
+    let stat = sys::stat_fd(&top).map_err(|e| site.error("stat", b"", e))?;
+    let mut s = Scanner {
+        site,
+        catalog,
+        found: Found::default(),
+        visited: HashSet::new(),
+        pending: Vec::new(),
+        device: stat.local.dev,
+        mount: stat.mount,
+    };
+    s.compare(FileId::ROOT, &stat);
+    let top = Arc::new(top);
+    s.list(FileId::ROOT, &top)?;
+    let stage = site.root.open_dir(STAGE_DIR).map_err(|e| site.error("open", STAGE_DIR, e))?;
+    s.list(STAGE, &Arc::new(stage))?;
+    while let Some((id, slot, parent)) = s.pending.pop() {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
+        let fd = sys::open_beneath(parent.as_fd(), &slot.name, flags, 0)
+            .map_err(|e| site.error("open", &slot.name, e))?;
+        drop(parent);
+        s.list(id, &Arc::new(fd))?;
+    }
+    s.absentees();
+    Ok(s.found)
+}
+
+impl Scanner<'_> {
+    fn list(&mut self, dir: FileId, fd: &Arc<OwnedFd>) -> Result<()> {
+        self.visited.insert(dir);
+        let mut names = Vec::new();
+        sys::list_dir(&**fd, |name, _, _| names.push(name.to_owned()))
+            .map_err(|e| self.site.error("list", &self.shown(dir, b""), e))?;
+        let mut matched = 0;
+        for name in names {
+            let bytes = name.to_bytes();
+            if dir == FileId::ROOT && bytes == STAGE_DIR {
+                continue;
+            }
+            let stat = sys::stat_at_c(&**fd, &name)
+                .map_err(|e| self.site.error("stat", &self.shown(dir, bytes), e))?;
+            let Some(stat) = stat else { continue };
+            self.found.scanned += 1;
+            if stat.local.dev != self.device || stat.mount != self.mount {
+                tracing::warn!(path = %self.shown(dir, bytes).escape_ascii(), "another file system is mounted here: left alone");
+                continue;
+            }
+            let id = match self.known(&stat) {
+                Some(id) if self.catalog.lookup(dir, bytes) == Some(id) => {
+                    matched += 1;
+                    self.compare(id, &stat);
+                    id
+                }
+                Some(id) => {
+                    self.found.displaced.insert(Slot::new(dir, bytes), id);
+                    self.compare(id, &stat);
+                    id
+                }
+                None => self.strange(dir, bytes, &stat),
+            };
+            if stat.kind == Kind::Dir && !self.visited.contains(&id) {
+                self.pending.push((id, Slot::new(dir, bytes), Arc::clone(fd)));
+            }
+        }
+        if matched < self.catalog.child_count(dir) {
+            for (name, id) in self.catalog.children(dir) {
+                let stat = sys::stat_at(&**fd, name).map_err(|e| self.site.error("stat", name, e))?;
+                if stat.and_then(|s| self.known(&s)) != Some(id) {
+                    self.found.absent.insert(Slot::new(dir, name), id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn shown(&self, dir: FileId, name: &[u8]) -> Vec<u8> {
+        let mut path = self.catalog.path(dir).unwrap_or_else(|| dir.to_string().into_bytes());
+        if !path.is_empty() && !name.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        path
+    }
+
+    fn known(&self, stat: &Stat) -> Option<FileId> {
+        let id = self.catalog.by_local(stat.local.dev, stat.local.ino)?;
+        let inode = self.catalog.get(id)?;
+        let same = inode.kind == stat.kind && inode.seen.is_some_and(|s| same_inode(&s.local, &stat.local));
+        same.then_some(id)
+    }
+
+    fn strange(&mut self, dir: FileId, name: &[u8], stat: &Stat) -> FileId {
+        let id = FileId(UNKNOWN + self.found.unknown.len() as u64);
+        self.found.strange.insert(Slot::new(dir, name), id);
+        self.found
+            .unknown
+            .insert(id, Unknown { local: stat.local, dir: stat.kind == Kind::Dir, parent: dir });
+        id
+    }
+
+    fn compare(&mut self, id: FileId, stat: &Stat) {
+        let Some(inode) = self.catalog.get(id) else { return };
+        let Some(seen) = inode.seen else { return };
+        let data = stat.attrs.mtime != inode.attrs.mtime || inode.kind == Kind::File && stat.size != inode.size;
+        if seen.ctime == stat.ctime && !data {
+            return;
+        }
+        let (a, b) = (stat.attrs, inode.attrs);
+        let owner = self.site.me.0 == 0 && (a.uid, a.gid) != (b.uid, b.gid);
+        let attrs = inode.kind != Kind::Symlink && a.mode != b.mode || owner;
+        self.found.differences.push(Difference { id, data, attrs });
+    }
+
+    /// Below a directory that was not found nothing was looked at; an inode that is at none of its
+    /// slots, and was not found elsewhere, is lost.
+    fn absentees(&mut self) {
+        let mut dirs: Vec<FileId> = self.found.absent.values().copied().collect();
+        while let Some(dir) = dirs.pop() {
+            if !self.visited.insert(dir) {
+                continue;
+            }
+            for (name, id) in self.catalog.children(dir) {
+                self.found.absent.insert(Slot::new(dir, name), id);
+                dirs.push(id);
+            }
+        }
+        let elsewhere: HashSet<FileId> = self.found.displaced.values().copied().collect();
+        for id in self.found.absent.values() {
+            let mut names = self.catalog.names(*id);
+            if !elsewhere.contains(id)
+                && names.all(|(dir, name)| self.found.absent.contains_key(&Slot::new(dir, name)))
+            {
+                self.found.lost.insert(*id);
+            }
+        }
+    }
+}
