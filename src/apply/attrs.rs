@@ -12,7 +12,6 @@ use rustix::io::Errno;
 
 use crate::catalog::{Catalog, Inode, Seen};
 use crate::error::{Error, Result};
-use crate::failpoint;
 use crate::position::FileId;
 use crate::record::{Kind, Time};
 use crate::sys::{self, Stat};
@@ -116,8 +115,9 @@ impl Work<'_> {
     fn set(&mut self, catalog: &Catalog, id: FileId, target: Target<'_>) -> Result<()> {
         let Some(inode) = catalog.get(id) else { return Ok(()) };
         let path = catalog.path(id).unwrap_or_default();
-        let lost = |e: std::io::Error| Error::io("set attributes of", String::from_utf8_lossy(&path).as_ref(), e);
-        failpoint::pass("apply::attributes").map_err(lost)?;
+        let lost =
+            |e: std::io::Error| Error::io("set attributes of", String::from_utf8_lossy(&path).as_ref(), e);
+        self.site.point("apply::attributes").map_err(lost)?;
         let stat = target.stat().map_err(lost)?;
         if let (Target::Fd(fd), Kind::File) = (target, inode.kind)
             && stat.size != inode.size
@@ -128,7 +128,9 @@ impl Work<'_> {
         let labelled = self.set_xattrs(&inode, target, &path).map_err(lost)?;
         if inode.kind != Kind::Symlink && (chowned || labelled || stat.attrs.mode != inode.attrs.mode) {
             match target.chmod(inode.attrs.mode) {
-                Err(Errno::PERM) if self.site.me.0 != 0 => self.site.skip("the mode of somebody else's file", &path),
+                Err(Errno::PERM) if self.site.me.0 != 0 => {
+                    self.site.skip("the mode of somebody else's file", &path)
+                }
                 other => other.map_err(|e| lost(e.into()))?,
             }
         }
@@ -141,7 +143,13 @@ impl Work<'_> {
         }
     }
 
-    fn set_owner(&mut self, inode: &Inode<'_>, stat: &Stat, target: Target<'_>, path: &[u8]) -> std::io::Result<bool> {
+    fn set_owner(
+        &mut self,
+        inode: &Inode<'_>,
+        stat: &Stat,
+        target: Target<'_>,
+        path: &[u8],
+    ) -> std::io::Result<bool> {
         let (want, have) = (inode.attrs, stat.attrs);
         if (want.uid, want.gid) == (have.uid, have.gid) {
             return Ok(false);
@@ -240,7 +248,8 @@ impl Work<'_> {
     /// What everything this batch changed looks like now.
     pub(crate) fn observe(&mut self, catalog: &Catalog) -> Result<Vec<(FileId, Seen)>> {
         let now = clock();
-        let mut ids: Vec<FileId> = self.stirred.iter().chain(&self.restore).chain(self.notes.touched.keys()).copied().collect();
+        let mut ids: Vec<FileId> =
+            self.stirred.iter().chain(&self.restore).chain(self.notes.touched.keys()).copied().collect();
         ids.sort();
         ids.dedup();
         let mut out = Vec::with_capacity(ids.len());
@@ -259,7 +268,9 @@ impl Work<'_> {
             };
             let device = matches!(inode.kind, Kind::CharDevice | Kind::BlockDevice);
             match stat {
-                Some(stat) if stat.kind == inode.kind && (inode.kind != Kind::File || stat.size == inode.size) => {
+                Some(stat)
+                    if stat.kind == inode.kind && (inode.kind != Kind::File || stat.size == inode.size) =>
+                {
                     out.push((id, seen(&stat, now)));
                 }
                 None if device => {}

@@ -92,19 +92,16 @@ impl Checkpoints {
 
     fn begin(&mut self, fold: &Fold) -> Result<()> {
         failpoint::pass("apply::before_checkpoint")?;
-        let lsn = fold.read().lsn();
-        fold.blocks.flush()?;
-        let next = fold.read().next_id();
-        fold.blocks.checkpoint_begins(next);
-        let prepared = checkpoint::prepare(&self.dir, &fold.read())?;
+        let prepared = checkpoint::prepare(&self.dir, fold)?;
+        let lsn = prepared.lsn();
         let data = self.data.try_clone().map_err(|e| Error::io("open", &self.dir, e))?;
-        let blocks = fold.blocks.clone();
         let (tell, done) = std::sync::mpsc::sync_channel(1);
         let work = move || {
             let result = rustix::fs::syncfs(&data)
-                .map_err(|e| Error::from(std::io::Error::from(e)).wrap("cannot sync the data directory's file system"))
-                .and_then(|()| blocks.sync())
-                .and_then(|()| prepared.finish());
+                .map_err(|e| {
+                    Error::from(std::io::Error::from(e)).wrap("cannot sync the data directory's file system")
+                })
+                .and_then(|()| prepared.finish().map(drop));
             let _ = tell.send(result);
         };
         std::thread::Builder::new()
@@ -118,7 +115,6 @@ impl Checkpoints {
 
     fn ended(&mut self, result: Result<()>, lsn: Lsn, fold: &Fold, site: &Site) -> Result<()> {
         result.map_err(|e| e.wrap("cannot write a checkpoint"))?;
-        fold.blocks.checkpoint_done()?;
         self.last = lsn;
         let mut stats = site.stats();
         stats.checkpoint = lsn.to_string();

@@ -8,7 +8,6 @@ use rustix::io::Errno;
 
 use crate::catalog::Catalog;
 use crate::error::Result;
-use crate::failpoint;
 use crate::position::FileId;
 use crate::record::{BLOCK, Kind, Record};
 use crate::sys;
@@ -68,7 +67,7 @@ impl Work<'_> {
     fn make_one(&mut self, catalog: &Catalog, id: FileId, kind: Kind) -> Result<()> {
         let slot = self.made[&id].clone();
         let Some(inode) = catalog.get(id) else { return Ok(()) };
-        failpoint::pass("apply::stage").map_err(|e| self.error(catalog, "create", &slot, e))?;
+        self.site.point("apply::stage").map_err(|e| self.error(catalog, "create", &slot, e))?;
         let dir = self.dir(catalog, slot.dir)?;
         let node = |kind| rfs::mknodat(&*dir, &*slot.name, kind, Mode::from_raw_mode(0o600), inode.rdev);
         let result = match kind {
@@ -104,7 +103,12 @@ impl Work<'_> {
     }
 
     /// One record of the second pass.
-    pub(crate) fn content(&mut self, catalog: &Catalog, files: &mut Contents, record: &Record<'_>) -> Result<()> {
+    pub(crate) fn content(
+        &mut self,
+        catalog: &Catalog,
+        files: &mut Contents,
+        record: &Record<'_>,
+    ) -> Result<()> {
         let id = match *record {
             Record::Write { id, offset, data } => {
                 files.writes = files.writes.wrapping_add(1);
@@ -116,7 +120,8 @@ impl Work<'_> {
             Record::Truncate { id, size } => {
                 if catalog.contains(id) {
                     let fd = self.open_file(catalog, files, id)?;
-                    rfs::ftruncate(fd, size).map_err(|e| self.content_error(catalog, "truncate", id, e.into()))?;
+                    rfs::ftruncate(fd, size)
+                        .map_err(|e| self.content_error(catalog, "truncate", id, e.into()))?;
                 }
                 id
             }
@@ -161,7 +166,7 @@ impl Work<'_> {
         offset: u64,
         data: &[u8],
     ) -> Result<()> {
-        failpoint::pass("apply::write").map_err(|e| self.content_error(catalog, "write", id, e))?;
+        self.site.point("apply::write").map_err(|e| self.content_error(catalog, "write", id, e))?;
         let (first, n) = (offset / BLOCK, files.writes);
         let blocks = (data.len() as u64).div_ceil(BLOCK);
         let mut at = 0;
@@ -186,7 +191,13 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn content_error(&self, catalog: &Catalog, verb: &str, id: FileId, e: std::io::Error) -> crate::error::Error {
+    fn content_error(
+        &self,
+        catalog: &Catalog,
+        verb: &str,
+        id: FileId,
+        e: std::io::Error,
+    ) -> crate::error::Error {
         self.site.error(verb, &catalog.path(id).unwrap_or_default(), e)
     }
 
@@ -210,7 +221,7 @@ impl Work<'_> {
                 super::site::diverged(&catalog.path(id).unwrap_or_default(), "is not in this directory")
             })?;
             let fd = if self.made.contains_key(&id) && self.created.insert(id) {
-                failpoint::pass("apply::stage").map_err(|e| self.error(catalog, "create", &slot, e))?;
+                self.site.point("apply::stage").map_err(|e| self.error(catalog, "create", &slot, e))?;
                 self.create(catalog, &slot)?
             } else {
                 self.reopen(catalog, id, &slot)?

@@ -91,14 +91,21 @@ impl Apply {
         let Some(catalog) = checkpoint::load_newest(&paths.catalog, paths.system)? else {
             return Err(Error::new(
                 ErrorKind::Missing,
-                format!("there is no checkpoint in '{}': the follower must be filled first", paths.catalog.display()),
+                format!(
+                    "there is no checkpoint in '{}': the follower must be filled first",
+                    paths.catalog.display()
+                ),
             ));
         };
         let checkpoint = catalog.lsn();
         let (applied, cut, time) = (catalog.lsn(), catalog.cut(), catalog.time());
         let fold = fold::Fold::new(catalog, &paths.blocks)?;
         fold.blocks.set_logged(true);
-        let stats = ApplyStats { paused: options.paused, checkpoint: checkpoint.to_string(), ..ApplyStats::default() };
+        let stats = ApplyStats {
+            paused: options.paused,
+            checkpoint: checkpoint.to_string(),
+            ..ApplyStats::default()
+        };
         let shared = Arc::new(Shared {
             control: Mutex::new(Control { pause: options.paused, ..Control::default() }),
             changed: Condvar::new(),
@@ -238,7 +245,9 @@ impl ApplyHandle {
             && thread.join().is_err()
         {
             let mut control = self.shared.lock();
-            control.failure.get_or_insert_with(|| Error::new(ErrorKind::Io, "the thread that applies the log has panicked"));
+            control.failure.get_or_insert_with(|| {
+                Error::new(ErrorKind::Io, "the thread that applies the log has panicked")
+            });
             control.ended = true;
             drop(control);
             self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).state = ApplyState::Failed;

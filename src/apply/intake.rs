@@ -142,7 +142,10 @@ impl Intake {
             _ => {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
-                    format!("the frame at {} does not follow: a change set starts in another one", header.start),
+                    format!(
+                        "the frame at {} does not follow: a change set starts in another one",
+                        header.start
+                    ),
                 ));
             }
         }

@@ -93,16 +93,14 @@ impl Notes {
             }
             Record::Link { parent, name, id } => self.link(catalog, parent, name, id),
             Record::Unlink { parent, name } => {
-                self.unlinked.extend(self.slot(catalog, parent, name));
+                let left = self.slot(catalog, parent, name);
+                self.unlinked.extend(left);
             }
             Record::Commit(_) => {
                 self.commits += 1;
                 self.settle(catalog);
             }
-            Record::Abort
-            | Record::RestorePoint { .. }
-            | Record::Gap { .. }
-            | Record::Excludes { .. } => {}
+            Record::Abort | Record::RestorePoint { .. } | Record::Gap { .. } | Record::Excludes { .. } => {}
         }
     }
 
@@ -112,8 +110,7 @@ impl Notes {
             Entry::Occupied(e) => Some(e.into_mut()),
             Entry::Vacant(e) => {
                 let inode = catalog.get(id)?;
-                let before =
-                    Before { seen: inode.seen, size: inode.size, mtime: inode.attrs.mtime };
+                let before = Before { seen: inode.seen, size: inode.size, mtime: inode.attrs.mtime };
                 Some(e.insert(Touch {
                     kind: inode.kind,
                     before: Some(before),
@@ -177,9 +174,7 @@ impl Notes {
     /// Before names settle: what goes with a directory that lost its name is noted while it can be seen.
     fn settle(&mut self, catalog: &Catalog) {
         let mut dirs: Vec<FileId> = std::mem::take(&mut self.unlinked);
-        dirs.retain(|&id| {
-            catalog.nlink(id) == 0 && catalog.get(id).is_some_and(|i| i.kind == Kind::Dir)
-        });
+        dirs.retain(|&id| catalog.nlink(id) == 0 && catalog.get(id).is_some_and(|i| i.kind == Kind::Dir));
         while let Some(dir) = dirs.pop() {
             for (name, id) in catalog.children(dir) {
                 let Some(inode) = catalog.get(id) else { continue };
@@ -220,9 +215,7 @@ impl Notes {
     pub(crate) fn is_dir(&self, catalog: &Catalog, id: FileId) -> bool {
         match self.touched.get(&id) {
             Some(t) => t.kind == Kind::Dir,
-            None => {
-                self.gone.contains_key(&id) || catalog.get(id).is_some_and(|i| i.kind == Kind::Dir)
-            }
+            None => self.gone.contains_key(&id) || catalog.get(id).is_some_and(|i| i.kind == Kind::Dir),
         }
     }
 

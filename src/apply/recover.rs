@@ -140,7 +140,8 @@ fn reconcile(work: &mut Work<'_>, catalog: &Catalog, found: Found) -> Result<()>
     }
     work.unknown = found.unknown;
     work.notes.locate_all();
-    let touched: Vec<FileId> = work.notes.touched.iter().filter(|(_, t)| !t.is_new()).map(|(id, _)| *id).collect();
+    let touched: Vec<FileId> =
+        work.notes.touched.iter().filter(|(_, t)| !t.is_new()).map(|(id, _)| *id).collect();
     work.restore.extend(touched);
     work.restore.insert(FileId::ROOT);
     for d in &found.differences {

@@ -160,7 +160,8 @@ impl Scanner<'_> {
     fn compare(&mut self, id: FileId, stat: &Stat) {
         let Some(inode) = self.catalog.get(id) else { return };
         let Some(seen) = inode.seen else { return };
-        let data = stat.attrs.mtime != inode.attrs.mtime || inode.kind == Kind::File && stat.size != inode.size;
+        let data =
+            stat.attrs.mtime != inode.attrs.mtime || inode.kind == Kind::File && stat.size != inode.size;
         if seen.ctime == stat.ctime && !data {
             return;
         }

@@ -144,6 +144,13 @@ impl Site {
         let _ = rfs::unlinkat(self.root.fd(), STAGE_DIR, AtFlags::REMOVEDIR);
     }
 
+    /// Passes a failpoint.
+    pub(crate) fn point(&self, name: &'static str) -> std::io::Result<()> {
+        #[cfg(test)]
+        super::tests::burn(self.root.path())?;
+        crate::failpoint::pass(name)
+    }
+
     /// A name in the staging directory that nobody has used.
     pub(crate) fn stage_name(&mut self, id: FileId) -> Vec<u8> {
         self.made += 1;

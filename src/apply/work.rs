@@ -110,7 +110,13 @@ impl<'s> Work<'s> {
         parts.join(&b'/')
     }
 
-    pub(crate) fn error(&self, catalog: &Catalog, verb: &str, slot: &Slot, e: impl Into<std::io::Error>) -> Error {
+    pub(crate) fn error(
+        &self,
+        catalog: &Catalog,
+        verb: &str,
+        slot: &Slot,
+        e: impl Into<std::io::Error>,
+    ) -> Error {
         self.site.error(verb, &self.path(catalog, slot), e)
     }
 
@@ -316,9 +322,9 @@ impl<'s> Work<'s> {
             let world = super::notes::Noted { notes: &self.notes, catalog, unknown: &unknown };
             plan(&changes, &self.site.epoch, &world)
         };
-        let ops = ops.map_err(|e| Error::new(ErrorKind::Diverged, e.to_string())).context(|| {
-            "the names of the log cannot be given in this directory; fill the follower again"
-        })?;
+        let ops = ops
+            .map_err(|e| Error::new(ErrorKind::Diverged, e.to_string()))
+            .context(|| "the names of the log cannot be given in this directory; fill the follower again")?;
         for op in &ops {
             self.run(catalog, op)?;
         }
@@ -332,7 +338,7 @@ impl<'s> Work<'s> {
             Op::Link { id, from, to } => self.link(catalog, *id, from, to),
             Op::Unlink { id, slot } => {
                 self.check(catalog, *id, slot)?;
-                crate::failpoint::pass("apply::unlink").map_err(|e| self.error(catalog, "remove", slot, e))?;
+                self.site.point("apply::unlink").map_err(|e| self.error(catalog, "remove", slot, e))?;
                 let dir = self.dir(catalog, slot.dir)?;
                 rustix::fs::unlinkat(&*dir, &*slot.name, rustix::fs::AtFlags::empty())
                     .map_err(|e| self.error(catalog, "remove", slot, e))?;
@@ -373,7 +379,7 @@ impl<'s> Work<'s> {
         if let Some(over) = over {
             self.check(catalog, over, to)?;
         }
-        crate::failpoint::pass("apply::rename").map_err(|e| self.error(catalog, "rename", from, e))?;
+        self.site.point("apply::rename").map_err(|e| self.error(catalog, "rename", from, e))?;
         let (a, b) = (self.dir(catalog, from.dir)?, self.dir(catalog, to.dir)?);
         let mut flags = if over.is_some() { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         loop {
@@ -382,7 +388,8 @@ impl<'s> Work<'s> {
                 Err(Errno::EXIST) if flags == RenameFlags::NOREPLACE => self.evict(catalog, to)?,
                 // A file system without the flag: look first.
                 Err(Errno::INVAL | Errno::NOSYS) if flags == RenameFlags::NOREPLACE => {
-                    let there = sys::stat_at(&*b, &to.name).map_err(|e| self.error(catalog, "stat", to, e))?;
+                    let there =
+                        sys::stat_at(&*b, &to.name).map_err(|e| self.error(catalog, "stat", to, e))?;
                     if there.is_some() {
                         self.evict(catalog, to)?;
                     }
@@ -403,7 +410,7 @@ impl<'s> Work<'s> {
         use rustix::fs::{RenameFlags, renameat, renameat_with};
         self.check(catalog, a.1, a.0)?;
         self.check(catalog, b.1, b.0)?;
-        crate::failpoint::pass("apply::rename").map_err(|e| self.error(catalog, "exchange", a.0, e))?;
+        self.site.point("apply::rename").map_err(|e| self.error(catalog, "exchange", a.0, e))?;
         let (dir_a, dir_b) = (self.dir(catalog, a.0.dir)?, self.dir(catalog, b.0.dir)?);
         let swapped = renameat_with(&*dir_a, &*a.0.name, &*dir_b, &*b.0.name, RenameFlags::EXCHANGE);
         match swapped {
@@ -428,7 +435,7 @@ impl<'s> Work<'s> {
     fn link(&mut self, catalog: &Catalog, id: FileId, from: &Slot, to: &Slot) -> Result<()> {
         use rustix::fs::{AtFlags, linkat};
         self.check(catalog, id, from)?;
-        crate::failpoint::pass("apply::rename").map_err(|e| self.error(catalog, "link", from, e))?;
+        self.site.point("apply::rename").map_err(|e| self.error(catalog, "link", from, e))?;
         let (a, b) = (self.dir(catalog, from.dir)?, self.dir(catalog, to.dir)?);
         loop {
             match linkat(&*a, &*from.name, &*b, &*to.name, AtFlags::empty()) {
@@ -442,7 +449,7 @@ impl<'s> Work<'s> {
     }
 
     fn discard(&mut self, catalog: &Catalog, id: FileId, slot: &Slot) -> Result<()> {
-        crate::failpoint::pass("apply::unlink").map_err(|e| self.error(catalog, "remove", slot, e))?;
+        self.site.point("apply::unlink").map_err(|e| self.error(catalog, "remove", slot, e))?;
         let stage = self.dir(catalog, STAGE)?;
         let is_dir = self.dir_at.contains_key(&id) || self.unknown.get(&id).is_some_and(|u| u.dir);
         if !is_dir {
