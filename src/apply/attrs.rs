@@ -124,6 +124,7 @@ impl Work<'_> {
         {
             rfs::ftruncate(fd, inode.size).map_err(|e| lost(e.into()))?;
         }
+        self.stir(id, &[]);
         let chowned = self.set_owner(&inode, &stat, target, &path).map_err(lost)?;
         let labelled = self.set_xattrs(&inode, target, &path).map_err(lost)?;
         if inode.kind != Kind::Symlink && (chowned || labelled || stat.attrs.mode != inode.attrs.mode) {

@@ -44,6 +44,8 @@ pub(crate) struct Work<'s> {
     pub(crate) stirred: HashSet<FileId>,
     /// The same as inode numbers.
     stirred_inodes: HashSet<u64>,
+    /// Change times from before the batch, by inode number; made when the first directory is removed.
+    known_inodes: HashMap<u64, crate::record::Time>,
     /// Directories whose entries this batch changed.
     pub(crate) dirty: HashSet<FileId>,
     /// Inodes whose attributes are set whether or not a record did.
@@ -68,6 +70,7 @@ impl<'s> Work<'s> {
             checked: HashSet::new(),
             stirred: HashSet::new(),
             stirred_inodes: HashSet::new(),
+            known_inodes: HashMap::new(),
             dirty: HashSet::new(),
             restore: HashSet::new(),
             trash: Vec::new(),
@@ -349,7 +352,8 @@ impl<'s> Work<'s> {
         }
     }
 
-    fn stir(&mut self, id: FileId, dirs: &[FileId]) {
+    /// Notes that this batch moved the change time of `id`, and changed entries of `dirs`.
+    pub(super) fn stir(&mut self, id: FileId, dirs: &[FileId]) {
         if !is_unknown(id) && self.stirred.insert(id) {
             let seen = self.notes.before(id).and_then(|b| b.seen);
             self.stirred_inodes.extend(seen.map(|s| s.local.ino));
@@ -458,11 +462,17 @@ impl<'s> Work<'s> {
                 .map_err(|e| self.error(catalog, "remove", slot, e));
         }
         self.site.dirs.forget(id);
+        if self.known_inodes.is_empty() {
+            let touched = self.notes.touched.values().filter_map(|t| t.before?.seen);
+            let gone = std::mem::take(&mut self.notes.gone_files);
+            self.known_inodes = touched.map(|s| (s.local.ino, s.ctime)).chain(gone).collect();
+        }
         let path = self.path(catalog, slot);
-        let (recovering, notes, site) = (self.recovering, &self.notes, &mut *self.site);
+        let (recovering, site) = (self.recovering, &mut *self.site);
         let moved = &self.stirred_inodes;
+        let known = &self.known_inodes;
         remove_tree(&stage, &slot.name, &mut |stat, name| {
-            let known = notes.gone_files.get(&stat.local.ino);
+            let known = known.get(&stat.local.ino);
             let ours = recovering
                 || stat.kind == Kind::Dir
                 || moved.contains(&stat.local.ino)
