@@ -10,7 +10,7 @@ const FLOORS: &[&[&str]] = &[
     &["position", "codec", "error", "failpoint"],
     &["record", "segment", "wire"],
     &["catalog", "session"],
-    &["sys", "disk", "net"],
+    &["sys", "disk", "quiesce", "net"],
     &["log", "blocks", "fold", "checkpoint", "state"],
     &["status", "capture", "apply"],
     &["fill", "send", "receive"],

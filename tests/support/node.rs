@@ -15,8 +15,10 @@ use super::{until, within};
 
 /// The staging directory that apply keeps at the root of a follower's data directory.
 pub(crate) const STAGE: &str = ".towline-stage";
-/// The program under test.
-pub(crate) const TOWLINE: &str = env!("CARGO_BIN_EXE_towline");
+/// The program under test: the one that was built with the tests, or what `TOWLINE_BIN` names.
+pub(crate) fn towline() -> String {
+    std::env::var("TOWLINE_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_towline").to_owned())
+}
 /// Settings that make rare events frequent enough for a test.
 const QUICK: &str = "hot_interval = \"200ms\"\npeer_timeout = \"2s\"\nsegment_timeout = \"5s\"\n";
 
@@ -135,7 +137,7 @@ impl Spec {
         writeln!(log, "--- start: {:?} {:?}", self.words(), self.env).expect("write");
         let mut words = vec!["setpriv".to_owned(), "--pdeathsig".into(), "KILL".into()];
         words.extend(self.prefix.iter().cloned());
-        words.push(TOWLINE.into());
+        words.push(towline());
         words.extend(self.words());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).envs(self.env.iter().cloned()).env("RUST_BACKTRACE", "1");
@@ -248,7 +250,7 @@ impl Node {
     /// A command that talks to this node.
     pub(crate) fn ask(&self, words: &[&str]) -> Output {
         let mut command = Command::new("timeout");
-        command.args(["-k", "1", "120", TOWLINE, words[0], "--state"]).arg(&self.spec.state);
+        command.args(["-k", "1", "120", &towline(), words[0], "--state"]).arg(&self.spec.state);
         command.args(&words[1..]).output().expect("run towline")
     }
 
@@ -427,6 +429,6 @@ pub(crate) fn lsn(text: &str) -> u64 {
 /// `towline log verify` of one file: exit status and what it said.
 pub(crate) fn log_verify(segment: &Path) -> Output {
     let mut command = Command::new("prlimit");
-    command.args(["--as=1073741824", "timeout", "-k", "1", "20", TOWLINE, "log", "verify"]);
+    command.args(["--as=1073741824", "timeout", "-k", "1", "20", &towline(), "log", "verify"]);
     command.arg(segment).output().expect("run towline")
 }
