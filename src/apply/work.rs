@@ -457,7 +457,7 @@ impl<'s> Work<'s> {
         let stage = self.dir(catalog, STAGE)?;
         let is_dir = self.dir_at.contains_key(&id) || self.unknown.get(&id).is_some_and(|u| u.dir);
         if !is_dir {
-            self.stirred.insert(id);
+            self.stir(id, &[]);
             return rustix::fs::unlinkat(&*stage, &*slot.name, rustix::fs::AtFlags::empty())
                 .map_err(|e| self.error(catalog, "remove", slot, e));
         }
@@ -469,7 +469,7 @@ impl<'s> Work<'s> {
         }
         let path = self.path(catalog, slot);
         let (recovering, site) = (self.recovering, &mut *self.site);
-        let moved = &self.stirred_inodes;
+        let moved = &mut self.stirred_inodes;
         let known = &self.known_inodes;
         remove_tree(&stage, &slot.name, &mut |stat, name| {
             let known = known.get(&stat.local.ino);
@@ -478,6 +478,8 @@ impl<'s> Work<'s> {
                 || moved.contains(&stat.local.ino)
                 || known.is_some_and(|ctime| *ctime == stat.ctime);
             if ours {
+                // Of a file with more names here, removing one moves the change time of the others.
+                moved.insert(stat.local.ino);
                 return Ok(());
             }
             let what = if known.is_some() { "it was changed" } else { "it was created here" };

@@ -206,7 +206,7 @@ fn wait_end(bench: &Bench, handle: &crate::apply::ApplyHandle) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_history_is_applied_as_it_comes(steps in steps(), every in 1usize..20) {
