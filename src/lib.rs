@@ -1,4 +1,54 @@
-//! towline: physical log shipping for any data directory.
+//! towline: PostgreSQL-style physical log shipping for any data directory.
+//!
+//! A leader watches a data directory and turns its changes into a log of compressed, checksummed
+//! segments; followers take the log over TCP, keep it, and replay it into directories of their own.
+//!
+//! # The way the data goes
+//!
+//! ```text
+//!       leader                                                  follower
+//!  application                                                 readers
+//!      | writes                                                     ^
+//!  data directory                                             data directory
+//!      | hints, scans                                               ^ beneath-only writes
+//!   capture --records--> log ==stored==> send ==TCP==> receive ==stored==> log --records--> apply
+//!      |                  bytes                          bytes                       |
+//!    fold: catalog, blocks       <---- acks: write, flush, apply ----          fold: catalog, blocks
+//! ```
+//!
+//! One write, from the application to the follower's disk:
+//!
+//! 1. `capture::watch` hears of the name and puts it into the dirty set; `capture::pass`
+//!    examines it: stat, read, stat, compare block hashes with [`fold`], stage [`record`]s.
+//! 2. The pass proves that nothing it looked at changed meanwhile and ends the change set with a
+//!    commit that carries the tree digest of [`catalog`]; [`log`] compresses the frame, writes and
+//!    fsyncs it, and publishes the new tail.
+//! 3. [`send`] reads the stored bytes up to the tail and sends them as they are; it does not know
+//!    what a record is.
+//! 4. [`receive`] hands them to the follower's [`log`], which checks every frame, writes the same
+//!    bytes, fsyncs, publishes its tail; the flush acknowledgement goes back.
+//! 5. [`apply`] takes the complete change sets up to the newest exact cut, folds them (the digest of
+//!    every commit is checked), squashes them into one net change and performs it.
+//!
+//! The log is the only shared state: capture does not know that followers exist, send does not know
+//! records, receive does not know apply. A new follower gets its first copy by [`fill`].
+//!
+//! # Modules and floors
+//!
+//! A module uses lower floors, and modules of its own floor that are named before it. Floors 0 to 2
+//! are pure: values in, values out, no I/O, no clock, no threads. `tests/tidy.rs` checks this table.
+//!
+//! | floor | modules | what they own |
+//! | --- | --- | --- |
+//! | 0 words | [`position`] [`codec`] [`error`] [`failpoint`] | LSN, timeline, ids; bounded cursors; the error with its class; places where tests kill |
+//! | 1 formats | [`record`] [`segment`] [`wire`] | what happened to files; bytes of a segment; messages between nodes |
+//! | 2 decisions | [`catalog`] [`session`] | the tree as a fold over records, its digest; who may stream from where |
+//! | 3 seams | [`sys`] [`disk`] [`net`] [`quiesce`] | safe system calls beneath the root; durable writes and the lock; framed connections; holding the application still |
+//! | 4 stores | [`log`] [`blocks`] [`fold`] [`checkpoint`] [`state`] | segments on disk; block hashes; catalog and blocks kept in step; catalog files; control file |
+//! | 5 engines | [`capture`] [`apply`] | directory to log; log to directory |
+//! | 6 links | [`fill`] [`send`] [`receive`] | the first copy; serving followers; following a leader |
+//! | 7 process | [`config`] [`control`] [`status`] [`daemon`] | the file; the control socket; what status shows; wiring, signals, restarts |
+//! | 8 cli | [`cli`] | commands, output, exit codes |
 
 pub mod apply;
 pub mod blocks;

@@ -1,1 +1,156 @@
-//! status
+//! What `towline status` shows. The JSON form is a contract: keys are only ever added.
+//!
+//! | key | meaning |
+//! | --- | --- |
+//! | `role`, `name`, `version`, `data` | who this is |
+//! | `system`, `timeline` | what it replicates |
+//! | `state` | `starting`, `filling`, `running`, `held`, `stalled`, `diverged`, `stopping` |
+//! | `error` | `null`, or `kind` and `message` of what keeps the node from `running` |
+//! | `log` | `written`, `end`, `commit`, `exact`: positions; `segment`; `commit_time` in ns since 1970 |
+//! | `capture` | leader only: cuts, gaps, holds, watches, what only a scan found |
+//! | `apply` | follower only: `lsn`, `cut`, `state`, `paused`, local edits, skipped for lack of privilege |
+//! | `upstream` | follower only: the node it follows, state of the connection, progress of a fill |
+//! | `followers` | who is connected here: `name`, `state`, `sent`, `write`, `flush`, `apply` |
+//! | `lag` | follower only: `bytes`, and `seconds`: age of the oldest commit not yet applied |
+//! | `guarantee` | one sentence: what holds right now |
+
+use std::fmt::Write;
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// The whole answer.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "the table of the module describes the keys")]
+pub struct Status {
+    pub role: &'static str,
+    pub name: String,
+    pub version: &'static str,
+    pub data: String,
+    pub system: String,
+    pub timeline: u32,
+    pub state: String,
+    pub error: Option<Failure>,
+    pub log: Option<LogPart>,
+    pub capture: Option<Value>,
+    pub apply: Option<Value>,
+    pub upstream: Option<Value>,
+    pub followers: Vec<Value>,
+    pub lag: Option<Lag>,
+    pub guarantee: String,
+}
+
+/// What keeps the node from running.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "the table of the module describes the keys")]
+pub struct Failure {
+    pub kind: &'static str,
+    pub message: String,
+}
+
+/// Positions of the node's own log.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "the table of the module describes the keys")]
+pub struct LogPart {
+    pub written: String,
+    pub end: String,
+    pub commit: String,
+    pub exact: String,
+    pub segment: String,
+    pub commit_time: i64,
+}
+
+/// How far behind a follower is.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[allow(missing_docs, reason = "the table of the module describes the keys")]
+pub struct Lag {
+    pub bytes: u64,
+    pub seconds: f64,
+}
+
+/// The table for people.
+#[must_use]
+pub fn render(v: &Value) -> String {
+    let text = |p: &str| match v.pointer(p) {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(s)) => s.clone(),
+        Some(other) => other.to_string(),
+    };
+    let mut out = String::new();
+    let mut row = |k: &str, val: String| {
+        let _ = writeln!(out, "{k:<12} {val}");
+    };
+    row("node", format!("{} ({}), towline {}", text("/name"), text("/role"), text("/version")));
+    row("data", text("/data"));
+    row("system", format!("{} timeline {}", text("/system"), text("/timeline")));
+    row("state", text("/state"));
+    if v.get("error").is_some_and(|e| !e.is_null()) {
+        row("error", format!("{}: {}", text("/error/kind"), text("/error/message")));
+    }
+    row("log", format!("commit {} exact {} end {}", text("/log/commit"), text("/log/exact"), text("/log/end")));
+    for part in ["capture", "apply", "upstream"] {
+        if let Some(Value::Object(map)) = v.get(part) {
+            row(part, flat(map));
+        }
+    }
+    if v.get("lag").is_some_and(|l| !l.is_null()) {
+        row("lag", format!("{} bytes, {} s", text("/lag/bytes"), text("/lag/seconds")));
+    }
+    row("guarantee", text("/guarantee"));
+    if let Some(Value::Array(followers)) = v.get("followers").filter(|f| f.as_array().is_some_and(|a| !a.is_empty())) {
+        let _ = writeln!(
+            out,
+            "\n{:<20} {:<12} {:<14} {:<14} {:<14} {:<14}",
+            "follower", "state", "sent", "write", "flush", "apply"
+        );
+        for f in followers {
+            let cell = |k: &str| f.get(k).and_then(Value::as_str).unwrap_or("-").to_owned();
+            let _ = writeln!(
+                out,
+                "{:<20} {:<12} {:<14} {:<14} {:<14} {:<14}",
+                cell("name"),
+                cell("state"),
+                cell("sent"),
+                cell("write"),
+                cell("flush"),
+                cell("apply")
+            );
+        }
+    }
+    out
+}
+
+/// `key value, key value`: nulls, zeros and empty lists say nothing and are left out.
+fn flat(map: &serde_json::Map<String, Value>) -> String {
+    let said = map.iter().filter(|(_, v)| match v {
+        Value::Null | Value::Bool(false) => false,
+        Value::Number(n) => n.as_f64() != Some(0.0),
+        Value::String(s) => !s.is_empty(),
+        Value::Array(a) => !a.is_empty(),
+        Value::Object(o) => !o.is_empty(),
+        Value::Bool(true) => true,
+    });
+    let parts: Vec<String> = said
+        .map(|(k, v)| match v {
+            Value::String(s) => format!("{k} {s}"),
+            Value::Bool(true) => k.clone(),
+            other => format!("{k} {other}"),
+        })
+        .collect();
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_table_names_the_error_and_every_follower() {
+        let v = json!({"name": "a", "role": "leader", "state": "stalled", "error": {"kind": "disk-full", "message": "no room"},
+            "capture": {"gaps": 2, "hold": null}, "followers": [{"name": "b", "state": "streaming", "flush": "0/1"}]});
+        let text = render(&v);
+        assert!(text.contains("disk-full: no room") && text.contains("streaming") && text.contains("gaps 2"), "{text}");
+        assert!(!text.contains("hold"), "{text}");
+    }
+}

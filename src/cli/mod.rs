@@ -1,1 +1,141 @@
-//! cli
+//! The command line: one function per command, output as text or JSON, errors to exit codes.
+
+pub mod args;
+mod demo;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::control::{self, Request};
+use crate::daemon;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::log::inspect;
+use crate::state;
+use crate::status;
+use args::{Ask, Cli, Command, ConfigCommand, LogCommand};
+
+/// Parses the command line, runs the command, prints its error, returns the exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(&cli);
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(e) => {
+            let mut stderr = std::io::stderr().lock();
+            let _ = writeln!(stderr, "towline: {e}");
+            ExitCode::from(e.kind().exit_code())
+        }
+    }
+}
+
+/// Daemons log to standard error; under systemd the journal takes it from there.
+fn start_logging(cli: &Cli) {
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log_level)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let done = if cli.log_json { builder.json().try_init() } else { builder.with_target(false).with_ansi(false).try_init() };
+    // A second initialisation can only happen in tests; the first one stays.
+    let _ = done;
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Leader(node) => {
+            let config = node.over(load(node.config.as_deref())?);
+            daemon::run(daemon::Start { config, wanted: state::Role::Leader, paused: false, file: node.config })
+        }
+        Command::Follower(follower) => {
+            let config = follower.over(load(follower.node.config.as_deref())?);
+            let (wanted, paused) = (state::Role::Follower, follower.paused);
+            daemon::run(daemon::Start { config, wanted, paused, file: follower.node.config })
+        }
+        Command::Run(run) => {
+            let config = Config::load(&run.config)?;
+            let wanted = if config.leader.is_some() { state::Role::Follower } else { state::Role::Leader };
+            daemon::run(daemon::Start { config, wanted, paused: false, file: Some(run.config) })
+        }
+        Command::Status(ask) => show(&ask, &Request::Status, status::render),
+        Command::Pause(ask) => show(&ask, &Request::Pause, |v| rests("paused", v)),
+        Command::Resume(ask) => show(&ask, &Request::Resume, |v| rests("resumed", v)),
+        Command::Reload(ask) => show(&ask, &Request::Reload, |_| "configuration read again\n".to_owned()),
+        Command::Confirm(ask) => show(&ask, &Request::Confirm, |_| "the held change goes through\n".to_owned()),
+        Command::Log(log) => inspect_log(&log),
+        Command::Config(ConfigCommand::Check { file }) => Config::load(&file).map(|_| ExitCode::SUCCESS),
+        Command::Config(ConfigCommand::Show { file, json }) => show_config(file.as_deref(), json),
+        Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::ThawGuard { args } => Ok(crate::quiesce::thaw_guard_main(&args)),
+    }
+}
+
+fn load(file: Option<&Path>) -> Result<Config> {
+    file.map_or_else(|| Ok(Config::default()), Config::load)
+}
+
+fn socket(ask: &Ask) -> PathBuf {
+    match (&ask.socket, &ask.state) {
+        (Some(path), _) => path.clone(),
+        (None, Some(dir)) => dir.join(state::SOCKET),
+        (None, None) => PathBuf::from(state::SOCKET),
+    }
+}
+
+/// Asks the daemon and prints the answer, as JSON or in words.
+fn show(ask: &Ask, request: &Request, words: impl Fn(&Value) -> String) -> Result<ExitCode> {
+    let answer = control::call(&socket(ask), request, ask.timeout.0)?;
+    let text = if ask.json { json_line(&answer)? } else { words(&answer) };
+    print(&text)
+}
+
+fn json_line(value: &Value) -> Result<String> {
+    let mut text = serde_json::to_string_pretty(value).map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
+    text.push('\n');
+    Ok(text)
+}
+
+fn rests(word: &str, v: &Value) -> String {
+    let text = |k: &str| v.get(k).and_then(Value::as_str).unwrap_or("-").to_owned();
+    format!("{word} at {} ({} cut)\n", text("lsn"), text("cut"))
+}
+
+/// Writes to standard output; a reader that went away is no failure.
+fn print(text: &str) -> Result<ExitCode> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context(|| "cannot write to standard output"),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn inspect_log(command: &LogCommand) -> Result<ExitCode> {
+    let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
+    let result = match command {
+        LogCommand::Dump(s) => inspect::dump(&s.segments, s.json, &mut stdout),
+        LogCommand::Verify(s) => inspect::verify(&s.segments, s.json, &mut stdout),
+        LogCommand::Stat(s) => inspect::stat(&s.segments, s.json, &mut stdout),
+    };
+    let flushed = stdout.flush();
+    match result {
+        Err(e) if e.os() == Some(nix::errno::Errno::EPIPE as i32) => Ok(ExitCode::SUCCESS),
+        Err(e) => Err(e),
+        Ok(()) => match flushed {
+            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context(|| "cannot write to standard output"),
+            _ => Ok(ExitCode::SUCCESS),
+        },
+    }
+}
+
+fn show_config(file: Option<&Path>, json: bool) -> Result<ExitCode> {
+    let config = load(file)?;
+    let text = if json {
+        let value = serde_json::to_value(&config).map_err(|e| Error::new(ErrorKind::Config, e.to_string()))?;
+        json_line(&value)?
+    } else {
+        toml::to_string(&config).map_err(|e| Error::new(ErrorKind::Config, e.to_string()))?
+    };
+    print(&text)
+}

@@ -1,0 +1,244 @@
+//! What can be typed, exactly as it is typed. Resolving it is [`super`]'s work.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, Cuts, LocalEdits, Size, Span};
+
+/// Physical log shipping for any data directory.
+#[derive(Debug, Parser)]
+#[command(name = "towline", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug.
+    #[arg(long, global = true, default_value = "info", value_name = "FILTER", env = "TOWLINE_LOG")]
+    pub log_level: String,
+    /// Write the daemon's log as JSON lines.
+    #[arg(long, global = true)]
+    pub log_json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a leader: watch a data directory and serve its log.
+    Leader(Node),
+    /// Run a follower: keep a directory the same as a leader's. An empty directory is filled first.
+    Follower(Follower),
+    /// Run in the role that the state directory holds; a new one takes it from the configuration.
+    Run(Run),
+    /// Show role, positions, lag, followers and what the guarantees are right now.
+    Status(Ask),
+    /// Bring the follower's directory to rest on a cut and keep it there; prints which cut.
+    Pause(Ask),
+    /// Go on applying after a pause.
+    Resume(Ask),
+    /// Make the daemon read its configuration file again.
+    Reload(Ask),
+    /// Let a mass delete through that the guard holds.
+    Confirm(Ask),
+    /// Read log segments offline.
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Check or show the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// A leader, two followers and a workload in a temporary directory; compares everything at the end.
+    Demo(Demo),
+    /// Thaws a frozen application when the daemon dies. Started by the daemon itself.
+    #[command(hide = true)]
+    ThawGuard {
+        /// As the daemon passes them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+/// Flags of a node. Each stands for the configuration key of the same name and wins over the file.
+#[derive(Debug, Args, Default)]
+pub struct Node {
+    /// Configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Data directory.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// State directory, towline's own.
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Serve followers on this address.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// Name of this node among its peers.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Glob pattern of paths not to replicate; may be repeated.
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// How to stop the application for a cut: cgroup:PATH, unit:NAME or pid:FILE.
+    #[arg(long, value_name = "HOW")]
+    pub freeze: Option<String>,
+    /// Longest freeze.
+    #[arg(long, value_name = "SPAN")]
+    pub max_freeze: Option<Span>,
+    /// How long a pass tries for an exact cut.
+    #[arg(long, value_name = "SPAN")]
+    pub max_cut_delay: Option<Span>,
+    /// Time between full stat scans.
+    #[arg(long, value_name = "SPAN")]
+    pub rescan_interval: Option<Span>,
+    /// A peer that sends nothing for this long is given up.
+    #[arg(long, value_name = "SPAN")]
+    pub peer_timeout: Option<Span>,
+    /// A non-empty segment is sealed after this time.
+    #[arg(long, value_name = "SPAN")]
+    pub segment_timeout: Option<Span>,
+    /// Bytes a second of background hashing.
+    #[arg(long, value_name = "SIZE")]
+    pub scrub_rate: Option<Size>,
+    /// zstd level of the log.
+    #[arg(long, value_name = "LEVEL", allow_hyphen_values = true)]
+    pub compression: Option<i32>,
+}
+
+/// Flags of a follower.
+#[derive(Debug, Args)]
+pub struct Follower {
+    /// Flags of every node.
+    #[command(flatten)]
+    pub node: Node,
+    /// Address of the node to follow.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub leader: Option<String>,
+    /// Cuts to apply.
+    #[arg(long, value_enum)]
+    pub apply_cuts: Option<Cuts>,
+    /// What to do about changes made in this follower's directory.
+    #[arg(long, value_enum)]
+    pub local_edits: Option<LocalEdits>,
+    /// Recover to a cut and stay there until `towline resume`.
+    #[arg(long)]
+    pub paused: bool,
+}
+
+/// Flags of `run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// Where to reach a daemon, and how to print.
+#[derive(Debug, Args)]
+pub struct Ask {
+    /// State directory of the daemon.
+    #[arg(long, value_name = "DIR", required_unless_present = "socket")]
+    pub state: Option<PathBuf>,
+    /// Control socket of the daemon; default: `control.sock` in the state directory.
+    #[arg(long, value_name = "PATH", conflicts_with = "state")]
+    pub socket: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Give up after this time.
+    #[arg(long, value_name = "SPAN", default_value = "60s")]
+    pub timeout: Span,
+}
+
+/// Commands on segments.
+#[derive(Debug, Subcommand)]
+pub enum LogCommand {
+    /// Print the records of segments.
+    Dump(Segments),
+    /// Check checksums, the hash chain and the record grammar of segments.
+    Verify(Segments),
+    /// Print what takes the space in segments.
+    Stat(Segments),
+}
+
+/// Segment files.
+#[derive(Debug, Args)]
+pub struct Segments {
+    /// Segment files, or directories that hold them.
+    #[arg(required = true, value_name = "SEGMENT")]
+    pub segments: Vec<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Commands on the configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check a file: prints nothing and exits 0, or names the line, the rule and the remedy.
+    Check {
+        /// Configuration file.
+        file: PathBuf,
+    },
+    /// Print the configuration in force, defaults included.
+    Show {
+        /// Configuration file.
+        file: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Flags of the demonstration.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// How long the workload runs.
+    #[arg(long, default_value = "12s", value_name = "SPAN")]
+    pub duration: Span,
+    /// Keep the temporary directory and print where it is.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+impl Node {
+    /// The file's configuration with these flags over it.
+    pub fn over(&self, mut c: Config) -> Config {
+        fn set<T: Clone>(to: &mut T, from: Option<&T>) {
+            if let Some(v) = from {
+                *to = v.clone();
+            }
+        }
+        fn set_some<T: Clone>(to: &mut Option<T>, from: &Option<T>) {
+            if from.is_some() {
+                to.clone_from(from);
+            }
+        }
+        set_some(&mut c.data, &self.data);
+        set_some(&mut c.state, &self.state);
+        set_some(&mut c.listen, &self.listen);
+        set_some(&mut c.name, &self.name);
+        c.exclude.extend(self.exclude.iter().cloned());
+        set(&mut c.freeze, self.freeze.as_ref());
+        set(&mut c.max_freeze, self.max_freeze.as_ref());
+        set(&mut c.max_cut_delay, self.max_cut_delay.as_ref());
+        set(&mut c.rescan_interval, self.rescan_interval.as_ref());
+        set(&mut c.peer_timeout, self.peer_timeout.as_ref());
+        set(&mut c.segment_timeout, self.segment_timeout.as_ref());
+        set(&mut c.scrub_rate, self.scrub_rate.as_ref());
+        set(&mut c.compression, self.compression.as_ref());
+        c
+    }
+}
+
+impl Follower {
+    /// The file's configuration with these flags over it.
+    pub fn over(&self, c: Config) -> Config {
+        let mut c = self.node.over(c);
+        if self.leader.is_some() {
+            c.leader.clone_from(&self.leader);
+        }
+        c.apply_cuts = self.apply_cuts.unwrap_or(c.apply_cuts);
+        c.local_edits = self.local_edits.unwrap_or(c.local_edits);
+        c
+    }
+}

@@ -1,0 +1,254 @@
+//! One generation of a follower: the first copy if there is none, then apply, receive, and serving onward.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{Engine, Node, blocking, bounded_stop, lag, log_part, until_failure};
+use crate::apply::{Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Applied, LocalEdits};
+use crate::config::{self, Config, Cuts};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fill;
+use crate::log::{Log, LogOptions};
+use crate::net::Upstream;
+use crate::position::Lsn;
+use crate::receive::{self, Progress};
+use crate::send;
+use crate::state::{Control, FillState};
+use crate::status::Status;
+use crate::sys::Root;
+
+/// The engines of a follower. During the first copy there are only the last two.
+#[derive(Clone)]
+pub(crate) struct Follower {
+    apply: Option<ApplyHandle>,
+    log: Option<Log>,
+    upstream: Arc<Upstream>,
+    peers: Arc<send::Peers>,
+}
+
+impl Progress for Applied {
+    fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+    fn time(&self) -> i64 {
+        self.commit_time
+    }
+}
+
+fn control(node: &Node) -> Result<Control> {
+    node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))
+}
+
+/// Runs until the stop is asked for (`Ok`) or something fails.
+pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
+    let config = node.config();
+    let leader = config.leader.clone().ok_or_else(|| {
+        Error::new(ErrorKind::Usage, "no leader is given; use --leader HOST:PORT or the key 'leader'")
+    })?;
+    config::loopback_only(config::address(&leader)?)?;
+    let root = Arc::new(Root::open(&node.data).map_err(|e| Error::io("open data directory", &node.data, e))?);
+    let upstream = Arc::new(Upstream::new(&leader));
+    let peers = Arc::new(send::Peers::default());
+    let mut follower = Follower { apply: None, log: None, upstream, peers };
+    node.set_engine(Some(Engine::Follower(follower.clone())));
+    if matches!(control(node)?.fill, FillState::None | FillState::Copying { .. }) {
+        node.phase("filling", None);
+        let context = fill::FillContext {
+            upstream: leader.clone(),
+            name: node.name.clone(),
+            root: Arc::clone(&root),
+            state: Arc::clone(&node.state),
+            peer_timeout: config.peer_timeout.0,
+            status: Arc::clone(&follower.upstream),
+        };
+        fill::run(context, stop.child_token()).await?;
+        if stop.is_cancelled() {
+            return Ok(());
+        }
+    }
+    let (starter, started) = (Arc::clone(node), Arc::clone(&root));
+    let (apply, log, start) = blocking(move || start_apply(&starter, started)).await?;
+    (follower.apply, follower.log) = (Some(apply.clone()), Some(log.clone()));
+    node.set_engine(Some(Engine::Follower(follower.clone())));
+    node.phase("running", None);
+    let cancel = stop.child_token();
+    let result = follow(node, &config, &leader, &follower, &apply, &log, start, cancel.clone()).await;
+    cancel.cancel();
+    bounded_stop("stop apply", move || apply.stop().map(|_| ())).await;
+    bounded_stop("close the log", move || log.close()).await;
+    result
+}
+
+/// Opens the log and starts apply. The LSN is where an empty log begins.
+fn start_apply(node: &Arc<Node>, root: Arc<Root>) -> Result<(ApplyHandle, Log, Lsn)> {
+    let (config, control) = (node.config(), control(node)?);
+    let log = Log::open_follower(LogOptions {
+        dir: node.state.log(),
+        system: control.system,
+        timeline: control.timeline,
+        segment_timeout: config.segment_timeout.0,
+        level: config.compression,
+    })?;
+    let filled = match control.fill {
+        FillState::Filled { start, end } => Some((start, end)),
+        _ => None,
+    };
+    let paths = ApplyPaths {
+        catalog: node.state.catalog(),
+        blocks: node.state.blocks(),
+        system: control.system,
+        timeline: control.timeline,
+    };
+    let mut options = options(&config);
+    options.paused = node.paused.load(Ordering::SeqCst);
+    let apply = Apply::start(root, paths, log.clone(), filled, options)?;
+    let start = filled.map_or_else(|| apply.applied().borrow().lsn, |(start, _)| start);
+    Ok((apply, log, start))
+}
+
+fn options(config: &Config) -> ApplyOptions {
+    ApplyOptions {
+        cuts: match config.apply_cuts {
+            Cuts::Exact => ApplyCuts::Exact,
+            Cuts::File => ApplyCuts::File,
+        },
+        local_edits: match config.local_edits {
+            config::LocalEdits::Refuse => LocalEdits::Refuse,
+            config::LocalEdits::Overwrite => LocalEdits::Overwrite,
+        },
+        checkpoint_bytes: config.checkpoint_bytes.0,
+        checkpoint_interval: config.checkpoint_interval.0,
+        paused: false,
+    }
+}
+
+/// Receives, serves onward, and watches the engines.
+#[allow(clippy::too_many_arguments, reason = "one call site; they are the parts of one generation")]
+async fn follow(
+    node: &Arc<Node>,
+    config: &Config,
+    leader: &str,
+    follower: &Follower,
+    apply: &ApplyHandle,
+    log: &Log,
+    start: Lsn,
+    cancel: CancellationToken,
+) -> Result<()> {
+    let control = control(node)?;
+    let context = receive::ReceiveContext {
+        upstream: leader.to_owned(),
+        name: node.name.clone(),
+        system: control.system,
+        timeline: control.timeline,
+        log: log.clone(),
+        start,
+        applied: apply.applied(),
+        peer_timeout: config.peer_timeout.0,
+        status: Arc::clone(&follower.upstream),
+    };
+    let receiving = receive::run(context, cancel.clone());
+    let serving = serve(node, config, &control, follower, apply, log, cancel.clone());
+    let failed = until_failure(&cancel, || apply.failure().or_else(|| log.failure()));
+    let usable = note_usable(node, apply, &control);
+    tokio::select! {
+        r = receiving => r,
+        r = serving => r,
+        e = failed => e.map_or(Ok(()), Err),
+        r = usable => r,
+    }
+}
+
+/// Once a first copy has been replayed to its end the control file says so.
+async fn note_usable(node: &Arc<Node>, apply: &ApplyHandle, control: &Control) -> Result<()> {
+    let FillState::Filled { .. } = control.fill else { return std::future::pending().await };
+    let mut applied = apply.applied();
+    if applied.wait_for(|a| a.consistent).await.is_err() {
+        return std::future::pending().await;
+    }
+    let node = Arc::clone(node);
+    blocking(move || node.state.change(|c| c.fill = FillState::Done)).await?;
+    tracing::info!("the first copy is complete and consistent");
+    std::future::pending().await
+}
+
+async fn serve(
+    node: &Arc<Node>,
+    config: &Config,
+    control: &Control,
+    follower: &Follower,
+    apply: &ApplyHandle,
+    log: &Log,
+    cancel: CancellationToken,
+) -> Result<()> {
+    let Some(listen) = &config.listen else { return std::future::pending().await };
+    let addr = config::loopback_only(config::address(listen)?)?;
+    let listener = TcpListener::bind(addr)
+        .await
+        .map_err(|e| Error::from(e).with_kind(ErrorKind::Config).wrap(&format!("cannot listen on {addr}")))?;
+    let context = send::ServeContext {
+        log: log.clone(),
+        source: Arc::new(super::source::FollowerSource(apply.clone())),
+        system: control.system,
+        timeline: control.timeline,
+        name: node.name.clone(),
+        peer_timeout: config.peer_timeout.0,
+        max_followers: config.max_followers,
+        peers: Arc::clone(&follower.peers),
+        clock: follower.upstream.clock(),
+    };
+    send::serve(listener, context, cancel).await
+}
+
+impl Follower {
+    pub(crate) fn pause(&self, pause: bool) -> Result<Value> {
+        let Some(apply) = &self.apply else {
+            let text = "the first copy is under way: there is no cut to rest on yet; try again when status says running";
+            return Err(Error::new(ErrorKind::Unavailable, text));
+        };
+        let at = if pause {
+            apply.pause()?
+        } else {
+            apply.resume();
+            *apply.applied().borrow()
+        };
+        if pause && !at.consistent {
+            let text = "the first copy is not replayed to its end yet: the directory is no cut; try again later";
+            return Err(Error::new(ErrorKind::Unavailable, text));
+        }
+        Ok(json!({"lsn": at.lsn.to_string(), "cut": at.cut.to_string(), "paused": pause}))
+    }
+
+    pub(crate) fn reload(&self, _config: &Config) {
+        tracing::info!("a follower takes new options into force at its next start");
+    }
+
+    pub(crate) fn fill_status(&self, status: &mut Status) {
+        let upstream = self.upstream.status();
+        status.upstream = serde_json::to_value(&upstream).ok();
+        status.followers = self.peers.list().iter().map(|p| serde_json::to_value(p).unwrap_or_default()).collect();
+        let (Some(apply), Some(log)) = (&self.apply, &self.log) else {
+            "the directory is being filled and is not usable".clone_into(&mut status.guarantee);
+            return;
+        };
+        let applied = *apply.applied().borrow();
+        let mut value = serde_json::to_value(apply.stats()).unwrap_or_default();
+        if let Some(map) = value.as_object_mut() {
+            map.insert("lsn".to_owned(), json!(applied.lsn.to_string()));
+            map.insert("cut".to_owned(), json!(applied.cut.to_string()));
+            map.insert("consistent".to_owned(), json!(applied.consistent));
+        }
+        status.apply = Some(value);
+        status.log = Some(log_part(log));
+        let (bytes, seconds) = self.upstream.lag(applied.lsn);
+        status.lag = Some(lag(bytes, seconds));
+        status.guarantee = if applied.consistent {
+            format!("the directory stands on or moves between {} cuts of the leader's", applied.cut)
+        } else {
+            "the first copy waits for the log that makes it consistent; the directory is not usable".to_owned()
+        };
+    }
+}

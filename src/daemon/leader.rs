@@ -1,0 +1,170 @@
+//! One generation of a leader: recover the catalog, watch the directory, serve followers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{Engine, Node, blocking, bounded_stop, log_part, recover, until_failure};
+use crate::capture::{Capture, CaptureHandle, CaptureOptions};
+use crate::config::{self, Config};
+use crate::control::Request;
+use crate::error::{Error, ErrorKind, Result};
+use crate::log::{Log, LogOptions};
+use crate::send;
+use crate::state::Control;
+use crate::status::Status;
+use crate::sys::Root;
+
+/// How long a barrier asked for over the control socket may take.
+const BARRIER_MAX: Duration = Duration::from_secs(60);
+
+/// The engines of a leader.
+#[derive(Clone)]
+pub(crate) struct Leader {
+    capture: CaptureHandle,
+    log: Log,
+    peers: Arc<send::Peers>,
+}
+
+/// Runs until the stop is asked for (`Ok`) or something fails.
+pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
+    let config = node.config();
+    let starter = Arc::clone(node);
+    let (capture, log) = blocking(move || start(&starter)).await?;
+    let control = node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
+    let peers = Arc::new(send::Peers::default());
+    node.set_engine(Some(Engine::Leader(Leader { capture: capture.clone(), log: log.clone(), peers: Arc::clone(&peers) })));
+    let cancel = stop.child_token();
+    let result = {
+        let serving = serve(node, &config, &control, &capture, &log, &peers, cancel.clone());
+        let served_out = AtomicBool::new(false);
+        tokio::select! {
+            r = async { let r = serving.await; served_out.store(true, Ordering::Relaxed); r } => r,
+            failed = until_failure(stop, || capture.failure().or_else(|| log.failure())) => failed.map_or(Ok(()), Err),
+        }
+    };
+    // The last pass is committed while followers are still connected, then they get a moment to take it.
+    let ending = capture.clone();
+    bounded_stop("stop capture", move || ending.stop()).await;
+    if result.is_ok() {
+        drain(&log, &peers).await;
+    }
+    cancel.cancel();
+    bounded_stop("close the log", move || log.close()).await;
+    result
+}
+
+/// Gives connected followers up to two seconds to confirm the end of the log.
+async fn drain(log: &Log, peers: &send::Peers) {
+    let end = log.tail().end;
+    for _ in 0..100 {
+        if peers.all_flushed(end) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn start(node: &Arc<Node>) -> Result<(CaptureHandle, Log)> {
+    let config = node.config();
+    let control = node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
+    let root = Arc::new(Root::open(&node.data).map_err(|e| Error::io("open data directory", &node.data, e))?);
+    let log = Log::open_leader(LogOptions {
+        dir: node.state.log(),
+        system: control.system,
+        timeline: control.timeline,
+        segment_timeout: config.segment_timeout.0,
+        level: config.compression,
+    })?;
+    let fold = recover::leader_fold(&node.state, control.system, control.timeline, &log)?;
+    let capture = Capture::start(root, fold, log.clone(), node.state.path(), options(&config))?;
+    Ok((capture, log))
+}
+
+async fn serve(
+    node: &Arc<Node>,
+    config: &Config,
+    control: &Control,
+    capture: &CaptureHandle,
+    log: &Log,
+    peers: &Arc<send::Peers>,
+    cancel: CancellationToken,
+) -> Result<()> {
+    let Some(listen) = &config.listen else {
+        node.phase("running", None);
+        cancel.cancelled().await;
+        return Ok(());
+    };
+    let addr = config::loopback_only(config::address(listen)?)?;
+    let listener = TcpListener::bind(addr)
+        .await
+        .map_err(|e| Error::from(e).with_kind(ErrorKind::Config).wrap(&format!("cannot listen on {addr}")))?;
+    node.phase("running", None);
+    tracing::info!("leader of system {} serves followers on {addr}", control.system);
+    let context = send::ServeContext {
+        log: log.clone(),
+        source: Arc::new(super::source::LeaderSource(capture.clone())),
+        system: control.system,
+        timeline: control.timeline,
+        name: node.name.clone(),
+        peer_timeout: config.peer_timeout.0,
+        max_followers: config.max_followers,
+        peers: Arc::clone(peers),
+        clock: crate::net::LeaderClock::default(),
+    };
+    send::serve(listener, context, cancel).await
+}
+
+/// The options of capture, from the configuration.
+pub(crate) fn options(config: &Config) -> CaptureOptions {
+    CaptureOptions {
+        rescan_interval: config.rescan_interval.0,
+        max_cut_delay: config.max_cut_delay.0,
+        max_delete_percent: config.max_delete,
+        max_delete_min: config.max_delete_floor,
+        excludes: config.exclude.clone(),
+        hot_interval: config.hot_interval.0,
+        freeze: config.freeze.clone(),
+        max_freeze: config.max_freeze.0,
+        before_cut: config.before_cut.clone(),
+        after_cut: config.after_cut.clone(),
+        scrub_rate: config.scrub_rate.0,
+        checkpoint_bytes: config.checkpoint_bytes.0,
+        checkpoint_interval: config.checkpoint_interval.0,
+    }
+}
+
+impl Leader {
+    pub(crate) fn request(&self, request: &Request) -> Result<Value> {
+        match request {
+            Request::Confirm => {
+                self.capture.confirm();
+                Ok(json!({"confirmed": true}))
+            }
+            _ => Ok(json!({"lsn": self.capture.barrier(BARRIER_MAX)?.to_string()})),
+        }
+    }
+
+    pub(crate) fn reload(&self, config: &Config) {
+        self.capture.reload(options(config));
+    }
+
+    pub(crate) fn fill_status(&self, status: &mut Status) {
+        let stats = self.capture.stats();
+        let value = serde_json::to_value(&stats).unwrap_or_default();
+        if let Some(hold) = value.get("hold").and_then(Value::as_str) {
+            "held".clone_into(&mut status.state);
+            status.error.get_or_insert_with(|| crate::status::Failure { kind: "held", message: hold.to_owned() });
+        }
+        status.capture = Some(value);
+        status.log = Some(log_part(&self.log));
+        status.followers = self.peers.list().iter().map(|p| serde_json::to_value(p).unwrap_or_default()).collect();
+        status.guarantee = "watching: each commit is an exact or a file cut of the directory; followers apply exact cuts; \
+                            replication is asynchronous"
+            .to_owned();
+    }
+}
