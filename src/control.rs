@@ -1,1 +1,185 @@
-//! control
+//! The control socket: a Unix socket in the state directory (mode 0600) that answers
+//! newline-delimited JSON. One request is one object with a `command`; one line comes back,
+//! an object with either the answer's fields or `error` and `kind`.
+
+use std::future::Future;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Most bytes of one request or answer.
+const LINE_MAX: u64 = 4 << 20;
+/// Most callers at once; a further one waits for a place.
+const CALLERS_MAX: usize = 32;
+/// A caller that says nothing for this long is dropped.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// What can be asked of a running node.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Request {
+    /// Everything `towline status` shows.
+    Status,
+    /// Bring the directory to rest on a cut and keep it there.
+    Pause,
+    /// Go on after a pause.
+    Resume,
+    /// Read the configuration file again.
+    Reload,
+    /// Let a held mass delete through.
+    Confirm,
+    /// Commit everything the directory holds now and say the LSN.
+    Barrier,
+    /// Stop after flushing.
+    Stop,
+}
+
+/// An answer in the making.
+pub type Answer = Pin<Box<dyn Future<Output = Result<Value>> + Send>>;
+/// What answers requests.
+pub type Handler = Arc<dyn Fn(Request) -> Answer + Send + Sync>;
+
+/// Serves the socket at `path` until cancelled. A socket file left by a dead process is replaced; the
+/// lock of the state directory has already shown that no other process lives.
+pub async fn serve(path: &Path, handler: Handler, cancel: CancellationToken) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove old socket", path, e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(|e| Error::io("listen on", path, e))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .map_err(|e| Error::io("restrict", path, e))?;
+    let places = Arc::new(Semaphore::new(CALLERS_MAX));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return Ok(()) };
+        let stream = tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(e) => {
+                    tracing::warn!("cannot accept on the control socket: {e}");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    continue;
+                }
+            },
+        };
+        let (handler, cancel) = (Arc::clone(&handler), cancel.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                result = converse(stream, handler) => if let Err(e) = result {
+                    tracing::debug!("control connection ended: {e}");
+                }
+            }
+        });
+    }
+}
+
+async fn converse(stream: UnixStream, handler: Handler) -> std::io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut lines = tokio::io::BufReader::new(read.take(LINE_MAX));
+    loop {
+        let mut line = String::new();
+        lines.get_mut().set_limit(LINE_MAX);
+        let n = tokio::time::timeout(IDLE, lines.read_line(&mut line)).await??;
+        if n == 0 {
+            return Ok(());
+        }
+        let answer = match serde_json::from_str::<Request>(&line) {
+            Ok(request) => handler(request).await,
+            Err(e) => Err(Error::new(ErrorKind::Usage, format!("request not understood: {e}"))),
+        };
+        let value = answer.unwrap_or_else(|e| json!({"error": e.to_string(), "kind": e.kind().word()}));
+        let mut text = value.to_string();
+        text.push('\n');
+        write.write_all(text.as_bytes()).await?;
+    }
+}
+
+/// Asks the node whose socket is at `path`; blocks for at most `timeout`.
+///
+/// # Errors
+/// [`ErrorKind::Unavailable`] when no daemon answers there; else what the daemon said.
+pub fn call(path: &Path, request: &Request, timeout: Duration) -> Result<Value> {
+    let down = |what: &str, e: std::io::Error| {
+        let text = format!("{what} at '{}': {e}; is the daemon running on this state directory?", path.display());
+        Error::new(ErrorKind::Unavailable, text)
+    };
+    let mut stream = StdStream::connect(path).map_err(|e| down("no daemon answers", e))?;
+    stream.set_read_timeout(Some(timeout)).map_err(|e| down("cannot ask the daemon", e))?;
+    let mut text = serde_json::to_string(request).map_err(|e| Error::new(ErrorKind::Usage, e.to_string()))?;
+    text.push('\n');
+    stream.write_all(text.as_bytes()).map_err(|e| down("cannot ask the daemon", e))?;
+    let mut line = String::new();
+    BufReader::new(stream.take(LINE_MAX)).read_line(&mut line).map_err(|e| down("the daemon gave no answer", e))?;
+    if line.is_empty() {
+        return Err(down("the daemon closed the connection", std::io::ErrorKind::UnexpectedEof.into()));
+    }
+    let value: Value = serde_json::from_str(&line)
+        .map_err(|e| Error::new(ErrorKind::Unavailable, format!("the daemon's answer is not JSON: {e}")))?;
+    match value.get("error").filter(|_| value.get("kind").is_some()) {
+        Some(error) => {
+            let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
+            Err(Error::new(kind_of(kind), error.as_str().unwrap_or_default()))
+        }
+        None => Ok(value),
+    }
+}
+
+fn kind_of(word: &str) -> ErrorKind {
+    use ErrorKind as K;
+    let all = [
+        K::Usage, K::Config, K::Io, K::DiskFull, K::Corrupt, K::Missing, K::Diverged, K::Unavailable, K::Refused,
+        K::Locked, K::Held, K::Cancelled,
+    ];
+    all.into_iter().find(|k| k.word() == word).unwrap_or(K::Io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_gets_one_line_and_garbage_gets_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let cancel = CancellationToken::new();
+        let handler: Handler = Arc::new(|r| {
+            Box::pin(async move {
+                if r == Request::Status { Ok(json!({"state": "running"})) } else { Err(Error::new(ErrorKind::Held, "no")) }
+            })
+        });
+        let (p, c) = (path.clone(), cancel.clone());
+        let server = rt.spawn(async move { serve(&p, handler, c).await });
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while !path.exists() {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        let t = Duration::from_secs(5);
+        assert_eq!(call(&path, &Request::Status, t).unwrap()["state"], "running");
+        assert_eq!(call(&path, &Request::Pause, t).unwrap_err().kind(), ErrorKind::Held);
+        let mut raw = StdStream::connect(&path).unwrap();
+        raw.write_all(b"{\"command\":\"explode\"}\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(raw).read_line(&mut line).unwrap();
+        assert!(line.contains("not understood"), "{line}");
+        cancel.cancel();
+        rt.block_on(server).unwrap().unwrap();
+    }
+}

@@ -114,7 +114,7 @@ fn print(text: &str) -> Result<ExitCode> {
 fn inspect_log(command: &LogCommand) -> Result<ExitCode> {
     let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
     let result = match command {
-        LogCommand::Dump(s) => inspect::dump(&s.segments, s.json, &mut stdout),
+        LogCommand::Dump(s) => inspect::dump(&s.segments, &mut stdout),
         LogCommand::Verify(s) => inspect::verify(&s.segments, s.json, &mut stdout),
         LogCommand::Stat(s) => inspect::stat(&s.segments, s.json, &mut stdout),
     };

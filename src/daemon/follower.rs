@@ -243,7 +243,7 @@ impl Follower {
         }
         status.apply = Some(value);
         status.log = Some(log_part(log));
-        let (bytes, seconds) = self.upstream.lag(applied.lsn);
+        let (bytes, seconds) = self.upstream.lag();
         status.lag = Some(lag(bytes, seconds));
         status.guarantee = if applied.consistent {
             format!("the directory stands on or moves between {} cuts of the leader's", applied.cut)
