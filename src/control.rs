@@ -56,7 +56,9 @@ pub type Handler = Arc<dyn Fn(Request) -> Answer + Send + Sync>;
 /// lock of the state directory has already shown that no other process lives.
 pub async fn serve(path: &Path, handler: Handler, cancel: CancellationToken) -> Result<()> {
     match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove old socket", path, e)),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io("remove old socket", path, e));
+        }
         _ => {}
     }
     let listener = UnixListener::bind(path).map_err(|e| Error::io("listen on", path, e))?;
@@ -116,7 +118,8 @@ async fn converse(stream: UnixStream, handler: Handler) -> std::io::Result<()> {
 /// [`ErrorKind::Unavailable`] when no daemon answers there; else what the daemon said.
 pub fn call(path: &Path, request: &Request, timeout: Duration) -> Result<Value> {
     let down = |what: &str, e: std::io::Error| {
-        let text = format!("{what} at '{}': {e}; is the daemon running on this state directory?", path.display());
+        let text =
+            format!("{what} at '{}': {e}; is the daemon running on this state directory?", path.display());
         Error::new(ErrorKind::Unavailable, text)
     };
     let mut stream = StdStream::connect(path).map_err(|e| down("no daemon answers", e))?;
@@ -125,7 +128,9 @@ pub fn call(path: &Path, request: &Request, timeout: Duration) -> Result<Value> 
     text.push('\n');
     stream.write_all(text.as_bytes()).map_err(|e| down("cannot ask the daemon", e))?;
     let mut line = String::new();
-    BufReader::new(stream.take(LINE_MAX)).read_line(&mut line).map_err(|e| down("the daemon gave no answer", e))?;
+    BufReader::new(stream.take(LINE_MAX))
+        .read_line(&mut line)
+        .map_err(|e| down("the daemon gave no answer", e))?;
     if line.is_empty() {
         return Err(down("the daemon closed the connection", std::io::ErrorKind::UnexpectedEof.into()));
     }
@@ -143,8 +148,18 @@ pub fn call(path: &Path, request: &Request, timeout: Duration) -> Result<Value> 
 fn kind_of(word: &str) -> ErrorKind {
     use ErrorKind as K;
     let all = [
-        K::Usage, K::Config, K::Io, K::DiskFull, K::Corrupt, K::Missing, K::Diverged, K::Unavailable, K::Refused,
-        K::Locked, K::Held, K::Cancelled,
+        K::Usage,
+        K::Config,
+        K::Io,
+        K::DiskFull,
+        K::Corrupt,
+        K::Missing,
+        K::Diverged,
+        K::Unavailable,
+        K::Refused,
+        K::Locked,
+        K::Held,
+        K::Cancelled,
     ];
     all.into_iter().find(|k| k.word() == word).unwrap_or(K::Io)
 }
@@ -161,7 +176,11 @@ mod tests {
         let cancel = CancellationToken::new();
         let handler: Handler = Arc::new(|r| {
             Box::pin(async move {
-                if r == Request::Status { Ok(json!({"state": "running"})) } else { Err(Error::new(ErrorKind::Held, "no")) }
+                if r == Request::Status {
+                    Ok(json!({"state": "running"}))
+                } else {
+                    Err(Error::new(ErrorKind::Held, "no"))
+                }
             })
         });
         let (p, c) = (path.clone(), cancel.clone());

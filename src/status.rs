@@ -87,7 +87,10 @@ pub fn render(v: &Value) -> String {
     if v.get("error").is_some_and(|e| !e.is_null()) {
         row("error", format!("{}: {}", text("/error/kind"), text("/error/message")));
     }
-    row("log", format!("commit {} exact {} end {}", text("/log/commit"), text("/log/exact"), text("/log/end")));
+    row(
+        "log",
+        format!("commit {} exact {} end {}", text("/log/commit"), text("/log/exact"), text("/log/end")),
+    );
     for part in ["capture", "apply", "upstream"] {
         if let Some(Value::Object(map)) = v.get(part) {
             row(part, flat(map));
@@ -97,7 +100,9 @@ pub fn render(v: &Value) -> String {
         row("lag", format!("{} bytes, {} s", text("/lag/bytes"), text("/lag/seconds")));
     }
     row("guarantee", text("/guarantee"));
-    if let Some(Value::Array(followers)) = v.get("followers").filter(|f| f.as_array().is_some_and(|a| !a.is_empty())) {
+    if let Some(Value::Array(followers)) =
+        v.get("followers").filter(|f| f.as_array().is_some_and(|a| !a.is_empty()))
+    {
         let _ = writeln!(
             out,
             "\n{:<20} {:<12} {:<14} {:<14} {:<14} {:<14}",
@@ -150,7 +155,10 @@ mod tests {
         let v = json!({"name": "a", "role": "leader", "state": "stalled", "error": {"kind": "disk-full", "message": "no room"},
             "capture": {"gaps": 2, "hold": null}, "followers": [{"name": "b", "state": "streaming", "flush": "0/1"}]});
         let text = render(&v);
-        assert!(text.contains("disk-full: no room") && text.contains("streaming") && text.contains("gaps 2"), "{text}");
+        assert!(
+            text.contains("disk-full: no room") && text.contains("streaming") && text.contains("gaps 2"),
+            "{text}"
+        );
         assert!(!text.contains("hold"), "{text}");
     }
 }

@@ -61,7 +61,7 @@ impl Pass<'_> {
             return self.base_content(id, stat, node);
         }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME;
-        let fd = match crate::sys::open_beneath(std::os::fd::AsFd::as_fd(dir), name, flags, 0).or_else(|e| {
+        let fd = match sys::open_beneath(std::os::fd::AsFd::as_fd(dir), name, flags, 0).or_else(|e| {
             // NOATIME is for owners only.
             if e.raw_os_error() == Some(nix::errno::Errno::EPERM as i32) {
                 sys::open_beneath(std::os::fd::AsFd::as_fd(dir), name, OFlags::RDONLY | OFlags::NONBLOCK, 0)

@@ -37,7 +37,8 @@ impl Node {
         let dir = root.join(name);
         fs::create_dir_all(dir.join("data")).map_err(|e| Error::io("create", &dir, e))?;
         let flag = |p: &str| dir.join(p).display().to_string();
-        let mut args = vec![role.to_owned(), "--data".to_owned(), flag("data"), "--state".to_owned(), flag("state")];
+        let mut args =
+            vec![role.to_owned(), "--data".to_owned(), flag("data"), "--state".to_owned(), flag("state")];
         args.extend(["--name", name, "--log-level", "warn"].map(str::to_owned));
         args.push(if role == "leader" { "--listen" } else { "--leader" }.to_owned());
         args.push(addr.to_owned());
@@ -186,8 +187,9 @@ fn free_address() -> Result<String> {
 ///
 /// # Errors
 /// Anything that differs, any node that ends early.
-pub fn run(args: &Demo) -> Result<()> {
-    let temp = tempfile::Builder::new().prefix("towline-demo-").tempdir().context(|| "cannot make a directory")?;
+pub(super) fn run(args: &Demo) -> Result<()> {
+    let temp =
+        tempfile::Builder::new().prefix("towline-demo-").tempdir().context(|| "cannot make a directory")?;
     let root = temp.path().to_owned();
     let kept = if args.keep { Some(temp.keep()) } else { None };
     let result = play(&root, args.duration.0);
@@ -297,7 +299,11 @@ fn settle(nodes: &mut [Node; 3]) -> Result<()> {
             .collect();
         if differs.is_empty() {
             line(nodes, begin.elapsed());
-            out(&format!("trees equal: {} entries, {:.2} s after the last write", leader.len(), begin.elapsed().as_secs_f64()));
+            out(&format!(
+                "trees equal: {} entries, {:.2} s after the last write",
+                leader.len(),
+                begin.elapsed().as_secs_f64()
+            ));
             return Ok(());
         }
         if begin.elapsed() > SETTLE {
@@ -313,7 +319,8 @@ type Tree = Vec<(PathBuf, String)>;
 
 fn digest_tree(root: &Path) -> Result<Tree> {
     let mut tree = Vec::new();
-    let visible = |e: &walkdir::DirEntry| e.depth() != 1 || e.file_name().as_encoded_bytes() != crate::sys::STAGE_DIR;
+    let visible =
+        |e: &walkdir::DirEntry| e.depth() != 1 || e.file_name().as_encoded_bytes() != crate::sys::STAGE_DIR;
     for entry in WalkDir::new(root).sort_by_file_name().into_iter().filter_entry(visible) {
         let entry = entry.map_err(|e| Error::new(ErrorKind::Io, format!("cannot walk: {e}")))?;
         let meta = entry.metadata().map_err(|e| Error::new(ErrorKind::Io, format!("cannot walk: {e}")))?;
@@ -351,7 +358,8 @@ fn first_difference(a: &Tree, b: &Tree) -> Option<String> {
 fn verify_logs(nodes: &[Node; 3]) -> Result<()> {
     for node in nodes {
         let mut report = Vec::new();
-        inspect::verify(&[node.dir.join("state/log")], false, &mut report)
+        inspect::files(&[node.dir.join("state/log")])
+            .and_then(|files| inspect::verify(&files, false, &mut report))
             .map_err(|e| e.wrap(&format!("log of {} does not verify", node.name)))?;
         let last = String::from_utf8_lossy(&report);
         out(&format!("log of {}: {}", node.name, last.lines().last().unwrap_or("nothing to verify")));

@@ -38,7 +38,11 @@ fn start_logging(cli: &Cli) {
     let filter = tracing_subscriber::EnvFilter::try_new(&cli.log_level)
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let done = if cli.log_json { builder.json().try_init() } else { builder.with_target(false).with_ansi(false).try_init() };
+    let done = if cli.log_json {
+        builder.json().try_init()
+    } else {
+        builder.with_target(false).with_ansi(false).try_init()
+    };
     // A second initialisation can only happen in tests; the first one stays.
     let _ = done;
 }
@@ -47,7 +51,12 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Leader(node) => {
             let config = node.over(load(node.config.as_deref())?);
-            daemon::run(daemon::Start { config, wanted: state::Role::Leader, paused: false, file: node.config })
+            daemon::run(daemon::Start {
+                config,
+                wanted: state::Role::Leader,
+                paused: false,
+                file: node.config,
+            })
         }
         Command::Follower(follower) => {
             let config = follower.over(load(follower.node.config.as_deref())?);
@@ -63,7 +72,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Pause(ask) => show(&ask, &Request::Pause, |v| rests("paused", v)),
         Command::Resume(ask) => show(&ask, &Request::Resume, |v| rests("resumed", v)),
         Command::Reload(ask) => show(&ask, &Request::Reload, |_| "configuration read again\n".to_owned()),
-        Command::Confirm(ask) => show(&ask, &Request::Confirm, |_| "the held change goes through\n".to_owned()),
+        Command::Confirm(ask) => {
+            show(&ask, &Request::Confirm, |_| "the held change goes through\n".to_owned())
+        }
         Command::Log(log) => inspect_log(&log),
         Command::Config(ConfigCommand::Check { file }) => Config::load(&file).map(|_| ExitCode::SUCCESS),
         Command::Config(ConfigCommand::Show { file, json }) => show_config(file.as_deref(), json),
@@ -92,7 +103,8 @@ fn show(ask: &Ask, request: &Request, words: impl Fn(&Value) -> String) -> Resul
 }
 
 fn json_line(value: &Value) -> Result<String> {
-    let mut text = serde_json::to_string_pretty(value).map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
+    let mut text =
+        serde_json::to_string_pretty(value).map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
     text.push('\n');
     Ok(text)
 }
@@ -106,7 +118,9 @@ fn rests(word: &str, v: &Value) -> String {
 fn print(text: &str) -> Result<ExitCode> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context(|| "cannot write to standard output"),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(e).context(|| "cannot write to standard output")
+        }
         _ => Ok(ExitCode::SUCCESS),
     }
 }
@@ -114,16 +128,18 @@ fn print(text: &str) -> Result<ExitCode> {
 fn inspect_log(command: &LogCommand) -> Result<ExitCode> {
     let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
     let result = match command {
-        LogCommand::Dump(s) => inspect::dump(&s.segments, &mut stdout),
-        LogCommand::Verify(s) => inspect::verify(&s.segments, s.json, &mut stdout),
-        LogCommand::Stat(s) => inspect::stat(&s.segments, s.json, &mut stdout),
+        LogCommand::Dump(s) => inspect::dump(&inspect::files(&s.segments)?, &mut stdout),
+        LogCommand::Verify(s) => inspect::verify(&inspect::files(&s.segments)?, s.json, &mut stdout),
+        LogCommand::Stat(s) => inspect::stat(&inspect::files(&s.segments)?, s.json, &mut stdout),
     };
     let flushed = stdout.flush();
     match result {
         Err(e) if e.os() == Some(nix::errno::Errno::EPIPE as i32) => Ok(ExitCode::SUCCESS),
         Err(e) => Err(e),
         Ok(()) => match flushed {
-            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context(|| "cannot write to standard output"),
+            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(e).context(|| "cannot write to standard output")
+            }
             _ => Ok(ExitCode::SUCCESS),
         },
     }
@@ -132,7 +148,8 @@ fn inspect_log(command: &LogCommand) -> Result<ExitCode> {
 fn show_config(file: Option<&Path>, json: bool) -> Result<ExitCode> {
     let config = load(file)?;
     let text = if json {
-        let value = serde_json::to_value(&config).map_err(|e| Error::new(ErrorKind::Config, e.to_string()))?;
+        let value =
+            serde_json::to_value(&config).map_err(|e| Error::new(ErrorKind::Config, e.to_string()))?;
         json_line(&value)?
     } else {
         toml::to_string(&config).map_err(|e| Error::new(ErrorKind::Config, e.to_string()))?

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, Node, blocking, bounded_stop, lag, log_part, until_failure};
-use crate::apply::{Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Applied, LocalEdits};
+use crate::apply::{Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, LocalEdits};
 use crate::config::{self, Config, Cuts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fill;
@@ -216,7 +216,8 @@ impl Follower {
             *apply.applied().borrow()
         };
         if pause && !at.consistent {
-            let text = "the first copy is not replayed to its end yet: the directory is no cut; try again later";
+            let text =
+                "the first copy is not replayed to its end yet: the directory is no cut; try again later";
             return Err(Error::new(ErrorKind::Unavailable, text));
         }
         Ok(json!({"lsn": at.lsn.to_string(), "cut": at.cut.to_string(), "paused": pause}))
@@ -229,7 +230,8 @@ impl Follower {
     pub(crate) fn fill_status(&self, status: &mut Status) {
         let upstream = self.upstream.status();
         status.upstream = serde_json::to_value(&upstream).ok();
-        status.followers = self.peers.list().iter().map(|p| serde_json::to_value(p).unwrap_or_default()).collect();
+        status.followers =
+            self.peers.list().iter().map(|p| serde_json::to_value(p).unwrap_or_default()).collect();
         let (Some(apply), Some(log)) = (&self.apply, &self.log) else {
             "the directory is being filled and is not usable".clone_into(&mut status.guarantee);
             return;
@@ -248,7 +250,8 @@ impl Follower {
         status.guarantee = if applied.consistent {
             format!("the directory stands on or moves between {} cuts of the leader's", applied.cut)
         } else {
-            "the first copy waits for the log that makes it consistent; the directory is not usable".to_owned()
+            "the first copy waits for the log that makes it consistent; the directory is not usable"
+                .to_owned()
         };
     }
 }

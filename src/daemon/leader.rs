@@ -35,9 +35,14 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     let config = node.config();
     let starter = Arc::clone(node);
     let (capture, log) = blocking(move || start(&starter)).await?;
-    let control = node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
+    let control =
+        node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
     let peers = Arc::new(send::Peers::default());
-    node.set_engine(Some(Engine::Leader(Leader { capture: capture.clone(), log: log.clone(), peers: Arc::clone(&peers) })));
+    node.set_engine(Some(Engine::Leader(Leader {
+        capture: capture.clone(),
+        log: log.clone(),
+        peers: Arc::clone(&peers),
+    })));
     let cancel = stop.child_token();
     let result = {
         let serving = serve(node, &config, &control, &capture, &log, &peers, cancel.clone());
@@ -71,7 +76,8 @@ async fn drain(log: &Log, peers: &send::Peers) {
 
 fn start(node: &Arc<Node>) -> Result<(CaptureHandle, Log)> {
     let config = node.config();
-    let control = node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
+    let control =
+        node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
     let root = Arc::new(Root::open(&node.data).map_err(|e| Error::io("open data directory", &node.data, e))?);
     let log = Log::open_leader(LogOptions {
         dir: node.state.log(),
@@ -158,13 +164,17 @@ impl Leader {
         let value = serde_json::to_value(&stats).unwrap_or_default();
         if let Some(hold) = value.get("hold").and_then(Value::as_str) {
             "held".clone_into(&mut status.state);
-            status.error.get_or_insert_with(|| crate::status::Failure { kind: "held", message: hold.to_owned() });
+            status
+                .error
+                .get_or_insert_with(|| crate::status::Failure { kind: "held", message: hold.to_owned() });
         }
         status.capture = Some(value);
         status.log = Some(log_part(&self.log));
-        status.followers = self.peers.list().iter().map(|p| serde_json::to_value(p).unwrap_or_default()).collect();
-        status.guarantee = "watching: each commit is an exact or a file cut of the directory; followers apply exact cuts; \
+        status.followers =
+            self.peers.list().iter().map(|p| serde_json::to_value(p).unwrap_or_default()).collect();
+        status.guarantee =
+            "watching: each commit is an exact or a file cut of the directory; followers apply exact cuts; \
                             replication is asynchronous"
-            .to_owned();
+                .to_owned();
     }
 }

@@ -23,7 +23,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
@@ -125,7 +124,12 @@ fn open(start: Start) -> Result<Node> {
     let config = start.config;
     config.check()?;
     let need = |dir: &Option<PathBuf>, key: &str| {
-        dir.clone().ok_or_else(|| Error::new(ErrorKind::Usage, format!("no {key} directory is given; use --{key} DIR or the key '{key}'")))
+        dir.clone().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Usage,
+                format!("no {key} directory is given; use --{key} DIR or the key '{key}'"),
+            )
+        })
     };
     let (data, state) = (need(&config.data, "data")?, need(&config.state, "state")?);
     config::check_apart(&data, &state)?;
@@ -140,10 +144,18 @@ fn open(start: Start) -> Result<Node> {
     }
     let role = state.control().map_or(start.wanted, |c| c.role);
     if role != start.wanted {
-        tracing::warn!("started as {}, but this state directory is a {}'s: going on as {}", start.wanted.word(), role.word(), role.word());
+        tracing::warn!(
+            "started as {}, but this state directory is a {}'s: going on as {}",
+            start.wanted.word(),
+            role.word(),
+            role.word()
+        );
     }
     if role == Role::Leader && !data.is_dir() {
-        let text = format!("data directory '{}' is not a directory; a leader replicates one that exists", data.display());
+        let text = format!(
+            "data directory '{}' is not a directory; a leader replicates one that exists",
+            data.display()
+        );
         return Err(Error::new(ErrorKind::Config, text));
     }
     if role == Role::Follower {
@@ -266,7 +278,9 @@ fn answer(node: Arc<Node>, request: Request) -> Answer {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::new(ErrorKind::Io, format!("a worker failed: {e}")))?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::new(ErrorKind::Io, format!("a worker failed: {e}")))?
 }
 
 async fn follower_request(node: &Arc<Node>, request: Request) -> Result<Value> {
@@ -297,12 +311,18 @@ async fn leader_request(node: &Arc<Node>, request: Request) -> Result<Value> {
 fn not_running(node: &Node) -> Error {
     let phase = lock(&node.phase).clone();
     let why = phase.error.map(|e| format!(": {e}")).unwrap_or_default();
-    Error::new(ErrorKind::Unavailable, format!("the node is {}{why}; try again when status says running", phase.word))
+    Error::new(
+        ErrorKind::Unavailable,
+        format!("the node is {}{why}; try again when status says running", phase.word),
+    )
 }
 
 async fn reload(node: &Arc<Node>) -> Result<()> {
     let Some(file) = node.file.clone() else {
-        return Err(Error::new(ErrorKind::Config, "the daemon was started without a configuration file; restart it with other flags"));
+        return Err(Error::new(
+            ErrorKind::Config,
+            "the daemon was started without a configuration file; restart it with other flags",
+        ));
     };
     let fresh = Config::load(&file)?;
     let old = node.config();
@@ -320,7 +340,8 @@ async fn reload(node: &Arc<Node>) -> Result<()> {
 
 fn status(node: &Arc<Node>) -> Result<Value> {
     let phase = lock(&node.phase).clone();
-    let control = node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
+    let control =
+        node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
     let mut status = Status {
         role: control.role.word(),
         name: node.name.clone(),
@@ -365,7 +386,10 @@ pub(crate) fn lag(bytes: u64, seconds: f64) -> Lag {
 }
 
 /// Waits until a watched failure appears or the stop is asked for.
-pub(crate) async fn until_failure(stop: &CancellationToken, mut check: impl FnMut() -> Option<Error>) -> Option<Error> {
+pub(crate) async fn until_failure(
+    stop: &CancellationToken,
+    mut check: impl FnMut() -> Option<Error>,
+) -> Option<Error> {
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     loop {
         tokio::select! {
@@ -373,9 +397,4 @@ pub(crate) async fn until_failure(stop: &CancellationToken, mut check: impl FnMu
             _ = tick.tick() => if let Some(e) = check() { return Some(e) },
         }
     }
-}
-
-/// A value for tasks that take a watch but whose value never changes.
-pub(crate) fn fixed<T>(value: T) -> watch::Receiver<T> {
-    watch::channel(value).1
 }

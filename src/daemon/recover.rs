@@ -13,7 +13,12 @@ use crate::state::StateDir;
 /// Rebuilds the leader's catalog up to the last commit of its log.
 ///
 /// Without a checkpoint the catalog is new and empty: the start scan makes the base.
-pub(crate) fn leader_fold(state: &StateDir, system: SystemId, timeline: TimelineId, log: &Log) -> Result<Fold> {
+pub(crate) fn leader_fold(
+    state: &StateDir,
+    system: SystemId,
+    timeline: TimelineId,
+    log: &Log,
+) -> Result<Fold> {
     let (catalog, fresh) = match checkpoint::load_newest(&state.catalog(), system)? {
         Some(catalog) => (catalog, false),
         None => {
@@ -31,12 +36,21 @@ pub(crate) fn leader_fold(state: &StateDir, system: SystemId, timeline: Timeline
     tracing::info!("replaying own log from {from} to {to} into the catalog");
     fold.begin_loose();
     replay(log, system, timeline, from, to, &mut fold)?;
-    fold.finish_loose().context(|| "the catalog does not match the log; remove the state directory's catalog/ to scan anew")?;
+    fold.finish_loose().context(
+        || "the catalog does not match the log; remove the state directory's catalog/ to scan anew",
+    )?;
     Ok(fold)
 }
 
 /// Folds every complete change set of `(from, to]`; aborted ones are passed over.
-fn replay(log: &Log, system: SystemId, timeline: TimelineId, from: Lsn, to: Lsn, fold: &mut Fold) -> Result<()> {
+fn replay(
+    log: &Log,
+    system: SystemId,
+    timeline: TimelineId,
+    from: Lsn,
+    to: Lsn,
+    fold: &mut Fold,
+) -> Result<()> {
     let mut ahead = FrameReader::open(log.dir(), system, timeline, from)?;
     let mut reader = FrameReader::open(log.dir(), system, timeline, from)?;
     // Headers tell how a change set ends, so its records are read only once it is known to count.

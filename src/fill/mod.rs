@@ -48,6 +48,9 @@ pub trait CopySource: Send + Sync {
     /// The tree as of the last commit.
     fn catalog(&self) -> Arc<RwLock<Catalog>>;
 
+    /// Shows the tree as of the last commit while no commit is under way.
+    fn settled(&self, look: &mut dyn FnMut(&Catalog));
+
     /// The data directory.
     fn root(&self) -> Arc<Root>;
 

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -28,9 +28,6 @@ const REQUESTS: usize = 8;
 const MESSAGES: usize = 8;
 /// Longest wait for a follower to close the connection after a copy.
 const FAREWELL: Duration = Duration::from_secs(10);
-
-/// Longest wait for a commit that a snapshot can be taken at; then the follower is to ask again.
-const SETTLING: Duration = Duration::from_secs(60);
 
 /// What a first copy is served with.
 pub struct Serving {
@@ -158,19 +155,11 @@ fn encode_snapshot(source: &dyn CopySource, scratch: &Path) -> Result<(File, Lsn
 }
 
 fn encode_between_commits(source: &dyn CopySource, out: &mut BufWriter<File>) -> Result<Lsn> {
-    let catalog = source.catalog();
-    let began = std::time::Instant::now();
-    loop {
-        {
-            let catalog = catalog.read().unwrap_or_else(PoisonError::into_inner);
-            match checkpoint::encode_snapshot(&catalog, out) {
-                // In the middle of a change set; nothing was written.
-                Err(e) if e.kind() == ErrorKind::Unavailable && began.elapsed() < SETTLING => {}
-                other => return other.map(|()| catalog.lsn()),
-            }
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let mut result = Err(Error::new(ErrorKind::Unavailable, "the catalog was not shown"));
+    source.settled(&mut |catalog| {
+        result = checkpoint::encode_snapshot(catalog, out).map(|()| catalog.lsn());
+    });
+    result
 }
 
 /// A follower's wish: these files, in this batch.

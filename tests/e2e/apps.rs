@@ -164,7 +164,8 @@ fn redis_with_an_append_only_file() {
     ]));
     let manifest = "redis/appendonlydir/appendonly.aof.manifest";
     until(within(20), "money on the follower", || {
-        let all = fs::read_dir(pair.follower.data().join("redis/appendonlydir")).map_err(|e| e.to_string())?;
+        let all =
+            fs::read_dir(pair.follower.data().join("redis/appendonlydir")).map_err(|e| e.to_string())?;
         let len: u64 = all.flatten().filter_map(|e| Some(e.metadata().ok()?.len())).sum();
         if len > 20_000 { Ok(()) } else { Err(format!("{len} bytes")) }
     });
