@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
 use super::file::SegmentFile;
@@ -64,21 +65,23 @@ pub(super) fn recover(o: &LogOptions, leader: bool) -> Result<Recovered> {
     let files = list(&o.dir, o.timeline)?;
     let sealed = files.iter().rev().find(|(_, sealed)| **sealed).map(|(s, _)| *s);
     let open = files.iter().rev().find(|(_, sealed)| !**sealed).map(|(s, _)| *s);
+    if let Some(segment) = open {
+        let alone = files.values().filter(|sealed| !**sealed).count() == 1;
+        if !alone || sealed.is_some_and(|s| s > segment) {
+            let message = format!(
+                "'{}' was never sealed, but a later segment is there; fetch a good copy of it from another node",
+                path_of(o, segment, true).display()
+            );
+            return Err(Error::new(ErrorKind::Corrupt, message));
+        }
+    }
     let base = match sealed {
         Some(segment) => Some(read_sealed(o, segment)?),
         None => None,
     };
     if let Some(segment) = open {
-        let follows = sealed.is_none_or(|s| s.next() == segment);
-        let alone = files.values().filter(|sealed| !**sealed).count() == 1;
-        if !follows || !alone {
-            let message = format!(
-                "'{}' does not follow the sealed segments beside it; remove it, or fetch what is missing",
-                path_of(o, segment, true).display()
-            );
-            return Err(Error::new(ErrorKind::Missing, message));
-        }
-        if let Some(found) = recover_partial(o, segment, base.as_ref(), leader)? {
+        let before = base.as_ref().filter(|b| b.segment.next() == segment);
+        if let Some(found) = recover_partial(o, segment, before, leader)? {
             return Ok(found);
         }
     }
@@ -167,6 +170,10 @@ pub(super) fn read_all(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+fn sha(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
 /// What a `.partial` file holds.
 struct Partial {
     header: Option<Header>,
@@ -179,12 +186,18 @@ fn scan(o: &LogOptions, path: &Path, segment: SegmentNo, bytes: &[u8], leader: b
     let (mut header, mut trailer) = (None, None);
     let fault = loop {
         let at = usize::try_from(parser.offset()).unwrap_or(usize::MAX);
+        let before = parser.clone();
         match parser.next(bytes.get(at..).unwrap_or(&[])) {
             Step::Item(Item::Header(h)) => header = Some(h),
             Step::Item(Item::Frame(_)) => {}
-            Step::Item(Item::Trailer(t)) => {
+            Step::Item(Item::Trailer(t)) if sha(&bytes[..at + TRAILER_LEN - t.sha.len()]) == t.sha => {
                 trailer = Some(t);
                 break None;
+            }
+            // Every frame is good: it is the trailer that was not written to its end.
+            Step::Item(Item::Trailer(_)) => {
+                parser = before;
+                break Some(Fault::Sha);
             }
             Step::Zeros | Step::More(_) if bytes[at..].iter().all(|&b| b == 0) => break None,
             Step::Zeros => break Some(Fault::Magic),
