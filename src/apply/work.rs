@@ -470,7 +470,7 @@ impl<'s> Work<'s> {
         let path = self.path(catalog, slot);
         let (recovering, site) = (self.recovering, &mut *self.site);
         let moved = &mut self.stirred_inodes;
-        let known = &self.known_inodes;
+        let (known, stirred) = (&self.known_inodes, &mut self.stirred);
         remove_tree(&stage, &slot.name, &mut |stat, name| {
             let known = known.get(&stat.local.ino);
             let ours = recovering
@@ -478,8 +478,11 @@ impl<'s> Work<'s> {
                 || moved.contains(&stat.local.ino)
                 || known.is_some_and(|ctime| *ctime == stat.ctime);
             if ours {
-                // Of a file with more names here, removing one moves the change time of the others.
+                // Of a file with more names, removing one moves the change time of the inode.
                 moved.insert(stat.local.ino);
+                if stat.nlink > 1 && stat.kind != Kind::Dir {
+                    stirred.extend(catalog.by_local(stat.local.dev, stat.local.ino));
+                }
                 return Ok(());
             }
             let what = if known.is_some() { "it was changed" } else { "it was created here" };

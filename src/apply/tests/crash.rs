@@ -206,7 +206,7 @@ fn wait_end(bench: &Bench, handle: &crate::apply::ApplyHandle) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_history_is_applied_as_it_comes(steps in steps(), every in 1usize..20) {
@@ -217,4 +217,9 @@ proptest! {
     fn any_history_survives_crashes_at_any_step(steps in steps(), fuses in proptest::collection::vec(any::<u16>(), 1..30), every in 1usize..20) {
         run(&steps, &fuses, every);
     }
+}
+
+/// How many histories: few by default, as many as `TOWLINE_CASES` says for a soak.
+fn cases() -> u32 {
+    std::env::var("TOWLINE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24)
 }
