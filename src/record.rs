@@ -325,13 +325,7 @@ impl<'a> Record<'a> {
     fn decode_body(kind: u8, body: &'a [u8]) -> Result<Self, DecodeError> {
         let mut r = Reader::new(body);
         let record = match kind {
-            1 => {
-                let id = check_id(r.u64("file id")?)?;
-                let kind = Kind::from_u8(r.u8("inode type")?)?;
-                let attrs = take_attrs(&mut r)?;
-                let rdev = r.u64("rdev")?;
-                Record::Create { id, kind, attrs, rdev, target: r.blob(TARGET_MAX, "symlink target")? }
-            }
+            1 => take_create(&mut r)?,
             2 => {
                 let (id, offset) = (check_id(r.u64("file id")?)?, r.u64("offset")?);
                 let data = take_rest(&mut r, WRITE_MAX, "write data")?;
@@ -403,6 +397,14 @@ impl<'a> Record<'a> {
         r.finish()?;
         Ok(record)
     }
+}
+
+fn take_create<'a>(r: &mut Reader<'a>) -> Result<Record<'a>, DecodeError> {
+    let id = check_id(r.u64("file id")?)?;
+    let kind = Kind::from_u8(r.u8("inode type")?)?;
+    let attrs = take_attrs(r)?;
+    let rdev = r.u64("rdev")?;
+    Ok(Record::Create { id, kind, attrs, rdev, target: r.blob(TARGET_MAX, "symlink target")? })
 }
 
 fn take_rest<'a>(r: &mut Reader<'a>, limit: usize, what: &'static str) -> Result<&'a [u8], DecodeError> {

@@ -145,7 +145,7 @@ impl Pass<'_> {
             self.keep(&Record::Truncate { id, size })?;
             follower_size = size;
             known = blocks_of(size);
-            tail = (size % BLOCK != 0).then(|| size / BLOCK);
+            tail = (size % BLOCK != 0).then_some(size / BLOCK);
         }
         let mut reading = Reading { id, fd, size, follower_size, known, tail };
         let mut at = 0;
