@@ -16,6 +16,9 @@ use crate::position::FileId;
 use crate::record::Kind;
 use crate::sys::{self, Root, Stat};
 
+/// Called with parent id, parent directory, name and id of an entry.
+type Visit<'a> = &'a mut dyn FnMut(FileId, BorrowedFd<'_>, &[u8], FileId) -> Result<()>;
+
 /// What could not be set for lack of privilege, said once at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Skipped {
@@ -167,10 +170,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Calls `each` for every entry on disk, parents first; one that the catalog does not know is refused.
-    fn inspect(
-        &self,
-        each: &mut dyn FnMut(FileId, BorrowedFd<'_>, &[u8], FileId) -> Result<()>,
-    ) -> Result<()> {
+    fn inspect(&self, each: Visit<'_>) -> Result<()> {
         let mut dirs = vec![FileId::ROOT];
         let mut next = 0;
         while let Some(&dir) = dirs.get(next) {
