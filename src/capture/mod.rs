@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::blocks::Blocks;
 use crate::catalog::{Catalog, Seen};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fold::Fold;
@@ -108,6 +109,7 @@ enum Request {
 struct Shared {
     catalog: Arc<RwLock<Catalog>>,
     fold: Mutex<Fold>,
+    blocks: Blocks,
     root: Arc<Root>,
     log: Log,
     dirty: Arc<Dirty>,
@@ -150,6 +152,7 @@ impl Capture {
         let dirty = Arc::new(Dirty::default());
         let shared = Arc::new(Shared {
             catalog: Arc::clone(&fold.catalog),
+            blocks: fold.blocks.clone(),
             fold: Mutex::new(fold),
             root,
             log,
@@ -211,10 +214,13 @@ impl CaptureHandle {
         Err(Error::new(ErrorKind::Unavailable, "the log was not fsynced in time"))
     }
 
-    /// These blocks go into the log with the next pass, changed or not.
+    /// These blocks go into the log with the next pass, changed or not. Blocks while the engine has too much to do.
     pub fn force(&self, id: FileId, blocks: Vec<u64>) {
-        if let Err(e) = self.ask(Request::Mismatch(id, blocks)) {
-            *lock(&self.shared.failure) = Some(e);
+        while self.ask(Request::Mismatch(id, blocks.clone())).is_err() {
+            if self.failure().is_some() || self.shared.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -228,6 +234,12 @@ impl CaptureHandle {
     #[must_use]
     pub fn catalog(&self) -> Arc<RwLock<Catalog>> {
         Arc::clone(&self.shared.catalog)
+    }
+
+    /// The block hashes; while a commit is under way they may be ahead of the catalog.
+    #[must_use]
+    pub fn blocks(&self) -> Blocks {
+        self.shared.blocks.clone()
     }
 
     /// The data directory.

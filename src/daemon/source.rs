@@ -7,7 +7,7 @@ use crate::apply::ApplyHandle;
 use crate::capture::CaptureHandle;
 use crate::catalog::{Catalog, Seen};
 use crate::error::Result;
-use crate::fill::CopySource;
+use crate::fill::{CopySource, known_hashes};
 use crate::position::{FileId, Lsn};
 use crate::sys::Root;
 
@@ -34,11 +34,7 @@ impl CopySource for LeaderSource {
         self.0.barrier(BARRIER_MAX)
     }
     fn hashes(&self, id: FileId, first: u64, n: u64) -> Option<Vec<u128>> {
-        let n = usize::try_from(n).ok()?;
-        self.0.settled(|fold| {
-            let known = fold.read().get(id).is_some_and(|i| i.hashed);
-            if known { fold.hashes(id, first, n).ok() } else { None }
-        })
+        known_hashes(&self.0.catalog(), &self.0.blocks(), id, first, n)
     }
     fn mismatch(&self, id: FileId, blocks: Vec<u64>) {
         self.0.force(id, blocks);

@@ -15,13 +15,14 @@
 //! The follower writes under final names, sets attributes when a file is whole, and notes finished
 //! files in a journal once they are durable, so that a copy that breaks off goes on where it was.
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::catalog::{Catalog, Seen};
+use crate::blocks::Blocks;
+use crate::catalog::{Catalog, Seen, blocks_of};
 use crate::error::Result;
 use crate::net::wall_clock;
 use crate::position::{FileId, Lsn};
-use crate::record::Time;
+use crate::record::{Kind, Time};
 use crate::sys::Root;
 
 mod adaptive;
@@ -48,7 +49,8 @@ pub trait CopySource: Send + Sync {
     /// The tree as of the last commit.
     fn catalog(&self) -> Arc<RwLock<Catalog>>;
 
-    /// Shows the tree as of the last commit while no commit is under way.
+    /// Shows the tree as of the last commit while no commit is under way, and the directory holds at
+    /// least everything that the tree says.
     fn settled(&self, look: &mut dyn FnMut(&Catalog));
 
     /// The data directory.
@@ -68,3 +70,31 @@ pub trait CopySource: Send + Sync {
     /// All blocks of a file that was not hashed, read while it stood still.
     fn learned(&self, id: FileId, seen: Seen, hashes: Vec<u128>);
 }
+
+/// Hashes by catalog and hash files. A commit that is under way may show in part: what was read for a
+/// first copy then compares as different, or as what the log is about to say; both are right.
+pub fn known_hashes(
+    catalog: &RwLock<Catalog>,
+    blocks: &Blocks,
+    id: FileId,
+    first: u64,
+    n: u64,
+) -> Option<Vec<u128>> {
+    let n = usize::try_from(n).ok()?;
+    let (size, content) = {
+        let catalog = catalog.read().unwrap_or_else(PoisonError::into_inner);
+        let inode = catalog.get(id).filter(|i| i.kind == Kind::File && i.hashed)?;
+        (inode.size, inode.content)
+    };
+    if blocks_of(size) > 1 {
+        return blocks.get(id, first, n).ok();
+    }
+    let mut hashes = vec![0; n];
+    if let Some(block) = hashes.first_mut().filter(|_| first == 0) {
+        *block = content;
+    }
+    Some(hashes)
+}
+
+#[cfg(test)]
+mod tests;

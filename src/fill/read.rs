@@ -2,7 +2,7 @@
 //! what the catalog says of them, packed into messages.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -22,14 +22,24 @@ use crate::wire::{self, Encoding, ITEM_HEAD, Message, Outcome};
 const PIECE: usize = 256 << 10;
 /// A message is sent when its items reach this.
 const FULL: usize = 256 << 10;
-/// Pauses before a file that is not where the catalog says is looked for again: capture may be about to
-/// learn of its new name.
-const AGAIN: [Duration; 4] = [
-    Duration::from_millis(2),
-    Duration::from_millis(10),
-    Duration::from_millis(50),
-    Duration::from_millis(250),
+/// When to look for a file: one that is not where the catalog says may have a new name that the
+/// catalog is about to learn of.
+const AGAIN: [Again; 6] = [
+    Again::Now,
+    Again::After(Duration::from_millis(2)),
+    Again::After(Duration::from_millis(20)),
+    Again::AfterBarrier,
+    Again::AfterBarrier,
+    Again::AfterBarrier,
 ];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    Now,
+    After(Duration),
+    AfterBarrier,
+}
+
 /// Files of more blocks (64 GiB) are not learned on the way: their hashes would take too much memory.
 const LEARN_MAX: u64 = 4 << 20;
 /// Blocks of a hole compared at once.
@@ -88,7 +98,7 @@ pub(super) fn read_batches(
     Ok(())
 }
 
-fn read_lock(catalog: &std::sync::RwLock<Catalog>) -> std::sync::RwLockReadGuard<'_, Catalog> {
+fn read_lock(catalog: &RwLock<Catalog>) -> RwLockReadGuard<'_, Catalog> {
     catalog.read().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -133,7 +143,7 @@ struct Findings {
 }
 
 impl Reading<'_> {
-    fn run(mut self, catalog: &std::sync::RwLock<Catalog>, packer: &mut Packer<'_>) -> Result<()> {
+    fn run(mut self, catalog: &RwLock<Catalog>, packer: &mut Packer<'_>) -> Result<()> {
         let id = self.plan.id;
         let Some((file, before)) = self.find(catalog)? else {
             // If it still lives under a name that capture has yet to see, its content must go through the log.
@@ -162,10 +172,15 @@ impl Reading<'_> {
     }
 
     /// Opens the file by its name in the catalog, and by its newer name if it has moved.
-    fn find(&mut self, catalog: &std::sync::RwLock<Catalog>) -> Result<Option<(OwnedFd, Stat)>> {
-        for pause in std::iter::once(None).chain(AGAIN.into_iter().map(Some)) {
-            if let Some(pause) = pause {
-                std::thread::sleep(pause);
+    fn find(&mut self, catalog: &RwLock<Catalog>) -> Result<Option<(OwnedFd, Stat)>> {
+        for pause in AGAIN {
+            match pause {
+                Again::Now => {}
+                Again::After(pause) => std::thread::sleep(pause),
+                // Then the catalog has every name that the directory had at the call.
+                Again::AfterBarrier => drop(self.source.barrier()?),
+            }
+            if pause != Again::Now {
                 self.plan = Plan::of(&read_lock(catalog), self.plan.id);
             }
             let Some(path) = &self.plan.path else { return Ok(None) };
