@@ -18,7 +18,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::log::{Log, Tail};
 use crate::net::{
-    self, End, Ended, MessageReader, MessageWriter, TcpHalves, Traffic, Upstream, UpstreamState,
+    self, End, Ended, MessageReader, MessageWriter, Retry, TcpHalves, Traffic, Upstream, UpstreamState,
 };
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::segment;
@@ -63,9 +63,14 @@ pub struct ReceiveContext<P> {
 /// # Errors
 /// The own log's failure. Everything about the peer is tried again, with pauses, for ever.
 pub async fn run<P: Progress>(context: ReceiveContext<P>, cancel: CancellationToken) -> Result<()> {
-    let progress = || context.log.tail().end.0;
-    let attempt = async || connection(&context, &cancel).await;
-    net::keep_trying(&context.upstream, &context.status, &cancel, progress, attempt).await
+    let mut retry = Retry::new(&context.upstream, &context.status, &cancel);
+    loop {
+        retry.begin(context.log.tail().end.0);
+        let Err(end) = connection(&context, &cancel).await else { return Ok(()) };
+        if !retry.pause(end, context.log.tail().end.0).await? {
+            return Ok(());
+        }
+    }
 }
 
 /// One connection, from its first byte to its end. `Ok`: it was cancelled.

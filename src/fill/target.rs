@@ -27,7 +27,7 @@ use crate::disk::{self, AtomicFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::net::{
-    self, End, Ended, FillProgress, MessageReader, MessageWriter, Traffic, Upstream, UpstreamState,
+    self, End, Ended, FillProgress, MessageReader, MessageWriter, Retry, Traffic, Upstream, UpstreamState,
 };
 use crate::position::{FileId, Lsn, SegmentNo, SystemId};
 use crate::record::Kind;
@@ -73,8 +73,10 @@ pub struct FillContext {
 /// about the peer is tried again, with pauses, for ever.
 pub async fn run(context: FillContext, cancel: CancellationToken) -> Result<()> {
     let context = Arc::new(context);
-    let progress = AtomicU64::new(0);
-    let attempt = async || {
+    let files = || context.status.status().fill.map_or(0, |p| p.files);
+    let mut retry = Retry::new(&context.upstream, &context.status, &cancel);
+    loop {
+        retry.begin(files());
         // Whatever works for an attempt holds a token: the next one, or the end, waits for all of them.
         let (token, mut ended) = mpsc::channel::<()>(1);
         let result = tokio::select! {
@@ -82,11 +84,11 @@ pub async fn run(context: FillContext, cancel: CancellationToken) -> Result<()> 
             result = attempt(&context, token) => result,
         };
         ended.recv().await;
-        progress.store(context.status.status().fill.map_or(0, |p| p.files), Ordering::Relaxed);
-        result
-    };
-    let made = || progress.load(Ordering::Relaxed);
-    net::keep_trying(&context.upstream, &context.status, &cancel, made, attempt).await
+        let Err(end) = result else { return Ok(()) };
+        if !retry.pause(end, files()).await? {
+            return Ok(());
+        }
+    }
 }
 
 /// An unfinished copy as it lies on disk.

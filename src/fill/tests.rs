@@ -133,8 +133,8 @@ fn furnish(dir: &Path) {
     write("a/b/c/large", &noise(3 << 20, 3));
     write("zeros", &vec![0; 100_000]);
     let sparse = std::fs::File::create(dir.join("sparse")).unwrap();
-    sparse.set_len(1 << 30).unwrap();
-    sparse.write_all_at(b"in the middle", (500 << 20) + 777).unwrap();
+    sparse.set_len(96 << 20).unwrap();
+    sparse.write_all_at(b"in the middle", (50 << 20) + 777).unwrap();
     std::fs::hard_link(dir.join("small"), dir.join("a/b/also small")).unwrap();
     symlink("/etc/passwd", dir.join("a/link")).unwrap();
     symlink("nowhere", dir.join("dangling")).unwrap();

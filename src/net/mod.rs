@@ -20,7 +20,7 @@ use crate::wire::{Code, HEADER, Head, Hello, Message, TRAILER, Welcome};
 mod retry;
 mod upstream;
 
-pub use retry::{End, Ended, keep_trying};
+pub use retry::{End, Ended, Retry};
 pub use upstream::{FillProgress, Upstream, UpstreamState, UpstreamStatus};
 
 /// Longest time from the first byte of a connection to the end of hello and welcome.

@@ -31,53 +31,66 @@ impl<E: Into<Error>> From<E> for End {
 /// The result of a connection.
 pub type Ended<T> = std::result::Result<T, End>;
 
-/// Makes connections until one ends with its work done, with pauses between them. A growing
-/// `progress` makes the pauses short again.
-///
-/// # Errors
-/// What ended a connection by this node's own fault.
-pub async fn keep_trying(
-    address: &str,
-    status: &Upstream,
-    cancel: &CancellationToken,
-    progress: impl Fn() -> u64,
-    mut connection: impl AsyncFnMut() -> Ended<()>,
-) -> Result<()> {
-    let mut backoff = Backoff::new(fastrand::u64(..));
-    let mut said = String::new();
-    loop {
-        let (began, before) = (Instant::now(), progress());
-        let Err(end) = connection().await else { return Ok(()) };
-        if progress() > before || began.elapsed() >= GOOD {
-            backoff.reset();
-            said.clear();
+/// The pauses between connections, and what is said about them.
+#[derive(Debug)]
+pub struct Retry<'a> {
+    address: &'a str,
+    status: &'a Upstream,
+    cancel: &'a CancellationToken,
+    backoff: Backoff,
+    said: String,
+    began: Instant,
+    before: u64,
+}
+
+impl<'a> Retry<'a> {
+    /// Pauses between connections to `address`, shown in `status`, ended by `cancel`.
+    #[must_use]
+    pub fn new(address: &'a str, status: &'a Upstream, cancel: &'a CancellationToken) -> Self {
+        let backoff = Backoff::new(fastrand::u64(..));
+        Self { address, status, cancel, backoff, said: String::new(), began: Instant::now(), before: 0 }
+    }
+
+    /// A connection is about to be made; `progress` is what was achieved so far.
+    pub fn begin(&mut self, progress: u64) {
+        (self.began, self.before) = (Instant::now(), progress);
+    }
+
+    /// A connection ended. Pauses, a short while if there was progress; true: try again, false: it was cancelled.
+    ///
+    /// # Errors
+    /// What ended the connection by this node's own fault.
+    pub async fn pause(&mut self, end: End, progress: u64) -> Result<bool> {
+        if progress > self.before || self.began.elapsed() >= GOOD {
+            self.backoff.reset();
+            self.said.clear();
         }
         let reason = match end {
             End::Local(e) => return Err(e),
             End::Refused(code, reason) => {
                 if !code.passes() {
-                    backoff.slow();
+                    self.backoff.slow();
                 }
                 let state = if code == Code::Resync { UpstreamState::Resync } else { UpstreamState::Refused };
-                status.update(|s| (s.state, s.code) = (state, Some(code)));
+                self.status.update(|s| (s.state, s.code) = (state, Some(code)));
                 format!("refused: {}", reason.escape_debug())
             }
             End::Lost(e) => {
-                status.update(|s| (s.state, s.code) = (UpstreamState::Connecting, None));
+                self.status.update(|s| (s.state, s.code) = (UpstreamState::Connecting, None));
                 e.to_string()
             }
         };
-        status.update(|s| {
+        self.status.update(|s| {
             s.error = Some(reason.clone());
             s.attempts += 1;
         });
-        if reason != said {
-            tracing::warn!("upstream {address}: {reason}; trying again");
-            said = reason;
+        if reason != self.said {
+            tracing::warn!("upstream {}: {reason}; trying again", self.address);
+            self.said = reason;
         }
         tokio::select! {
-            () = cancel.cancelled() => return Ok(()),
-            () = tokio::time::sleep(backoff.next().unwrap_or(Backoff::LAST)) => {}
+            () = self.cancel.cancelled() => Ok(false),
+            () = tokio::time::sleep(self.backoff.next().unwrap_or(Backoff::LAST)) => Ok(true),
         }
     }
 }
