@@ -35,8 +35,10 @@ pub fn main() -> ExitCode {
 
 /// Daemons log to standard error; under systemd the journal takes it from there.
 fn start_logging(cli: &Cli) {
-    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log_level)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // The watcher's library reports every watch of a removed directory; that is no news to an operator.
+    let level = format!("notify=error,{}", cli.log_level);
+    let filter = tracing_subscriber::EnvFilter::try_new(level)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("notify=error,info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let done = if cli.log_json {
         builder.json().try_init()

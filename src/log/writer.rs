@@ -62,13 +62,20 @@ impl Writer {
 
     pub(super) fn run(mut self) {
         let mut jobs = Vec::new();
-        while self.wait(&mut jobs) {
-            if let Err(e) = self.batch(&mut jobs) {
-                error!(error = %e, "the log can't be written; it is closed until it is opened again");
-                self.shared.fail(&e);
-                return;
-            }
+        let mut result = Ok(());
+        while result.is_ok() && self.wait(&mut jobs) {
+            result = self.batch(&mut jobs);
         }
+        // A part of a change set that was written before the close was asked for is not synced yet.
+        if let Err(e) = result.and_then(|()| self.sync_rest()) {
+            error!(error = %e, "the log can't be written; it is closed until it is opened again");
+            self.shared.fail(&e);
+        }
+    }
+
+    fn sync_rest(&mut self) -> Result<()> {
+        let unsynced = self.file.as_ref().map_or(0, |f| f.len() - f.synced());
+        if unsynced > 0 { self.sync() } else { Ok(()) }
     }
 
     /// Waits for jobs; false when the log is closed and the queue is empty.
