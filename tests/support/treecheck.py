@@ -71,7 +71,8 @@ class Tree:
         self.walk(self.fd, b"")
         self.first = {}
         for names in self.groups.values():
-            for name in names:
+            # The other names of an inode may lie outside of the tree.
+            for name in names if len(names) > 1 else []:
                 self.first[name] = tuple(sorted(names))
 
     def walk(self, fd, prefix):
