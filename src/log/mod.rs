@@ -213,7 +213,7 @@ impl Log {
         let tail = found.tail;
         let shared = Arc::new(Shared {
             leader,
-            queue: Mutex::new(Queue::new(&options, &found)),
+            queue: Mutex::new(Queue::new(&options, &found, leader)),
             work: Condvar::new(),
             room: Condvar::new(),
             intake: Mutex::new(Intake::new(&options, &found)),

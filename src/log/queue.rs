@@ -55,14 +55,15 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(options: &LogOptions, found: &Recovered) -> Self {
+    pub(super) fn new(options: &LogOptions, found: &Recovered, leader: bool) -> Self {
         let started = found.current.is_some();
         let segment = match (started, found.tail.offset) {
             (false, 0) => found.tail.segment,
             (false, _) => found.tail.segment.next(),
             (true, _) => found.tail.segment,
         };
-        let deadline = started.then(|| {
+        // Only a leader ends segments; a follower's end where the leader's did.
+        let deadline = (started && leader).then(|| {
             let age = now_ns().saturating_sub(found.created_ns);
             let age = Duration::from_nanos(u64::try_from(age).unwrap_or(0));
             Instant::now() + options.segment_timeout.saturating_sub(age)
