@@ -13,8 +13,8 @@
 //! crash makes orphans of them, which are removed at start. If that is not enough, other files are too, after
 //! their ids were put down durably in `suspects`: after a crash their contents count as not known.
 //!
-//! A file that shrinks to one block keeps its hash file until the next checkpoint is durable: a recovery
-//! that begins before takes the hash of the block that is left from there.
+//! A file that shrinks to one block keeps its hash file until two checkpoints later: a recovery that begins
+//! before, from either of the two that are kept, takes the hash of the block that is left from there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -35,7 +35,7 @@ pub const OPEN_MAX: usize = 64;
 /// Hashes held in memory at most, about 5 MB; half of them are written out when there are more.
 pub const HELD_MAX: usize = 128 << 10;
 /// The limit in force: a low one in unit tests, so that they meet it.
-const LIMIT: usize = if cfg!(test) { 12 } else { HELD_MAX };
+const LIMIT: usize = if cfg!(test) { 5 } else { HELD_MAX };
 /// Past so many changed files the whole file system is synced instead of each.
 const SYNC_EACH_MAX: usize = 64;
 /// Hashes read or written at once.
@@ -45,6 +45,17 @@ const WIDTH: u64 = 16;
 const SUSPECTS: &str = "suspects";
 /// Most ids in `suspects`; each stands for a file of many changed blocks.
 const SUSPECTS_MAX: usize = 1 << 20;
+
+/// What a checkpoint needs the hash file of a file for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The hashes of its many blocks.
+    Many,
+    /// It has one block or none; only an older checkpoint may need the file.
+    One,
+    /// Nothing: it does not know the file, or not its content.
+    Nothing,
+}
 
 /// What waits in memory for one file.
 #[derive(Debug)]
@@ -78,9 +89,9 @@ struct Inner {
     suspects: BTreeSet<u64>,
     /// Suspects that the checkpoint under way will clear.
     covered: BTreeSet<u64>,
-    /// Files that shrank to one block or less, and those of them the checkpoint under way knows so.
-    small: HashSet<u64>,
-    small_covered: HashSet<u64>,
+    /// Files that shrank to one block: since the last checkpoint, before the one under way or the
+    /// newest, before the one that it followed.
+    small: [HashSet<u64>; 3],
 }
 
 /// The block hashes of a node. Clones share them.
@@ -109,8 +120,7 @@ impl Blocks {
             logged: true,
             suspects: BTreeSet::new(),
             covered: BTreeSet::new(),
-            small: HashSet::new(),
-            small_covered: HashSet::new(),
+            small: Default::default(),
         };
         inner.list()?;
         inner.load_suspects()?;
@@ -178,7 +188,7 @@ impl Blocks {
         let mut inner = self.lock();
         inner.set_len(id.0, 1);
         if inner.on_disk.contains(&id.0) {
-            inner.small.insert(id.0);
+            inner.small[0].insert(id.0);
         }
     }
 
@@ -237,20 +247,21 @@ impl Blocks {
     }
 
     /// Begins from a checkpoint: files from `next` on are not in it, and until [`set_logged`](Self::set_logged) says
-    /// otherwise changes may be ahead of the log. Hash files of those that `keep`
-    /// refuses are removed. Returns the files whose content is not to be believed.
-    pub fn begin(&self, next: FileId, keep: impl Fn(FileId) -> bool) -> Result<Vec<FileId>> {
+    /// otherwise changes may be ahead of the log. Hash files that the checkpoint has no use for are removed.
+    /// Returns the files whose content is not to be believed.
+    pub fn begin(&self, next: FileId, need: impl Fn(FileId) -> Need) -> Result<Vec<FileId>> {
         let mut inner = self.lock();
         (inner.base_next, inner.logged) = (next.0, false);
         let suspects: Vec<u64> = inner.suspects.iter().copied().collect();
-        let gone: Vec<u64> = inner
-            .on_disk
-            .iter()
-            .copied()
-            .filter(|id| inner.suspects.contains(id) || !keep(FileId(*id)))
-            .collect();
-        for id in gone {
-            inner.unlink(id)?;
+        let stored: Vec<u64> = inner.on_disk.iter().copied().collect();
+        for id in stored {
+            match need(FileId(id)) {
+                Need::Many if !inner.suspects.contains(&id) => {}
+                Need::One if !inner.suspects.contains(&id) => {
+                    inner.small[0].insert(id);
+                }
+                _ => inner.unlink(id)?,
+            }
         }
         Ok(suspects.into_iter().map(FileId).collect())
     }
@@ -261,8 +272,8 @@ impl Blocks {
         inner.base_next = next.0;
         let suspects = std::mem::take(&mut inner.suspects);
         inner.covered.extend(suspects);
-        let small = std::mem::take(&mut inner.small);
-        inner.small_covered.extend(small);
+        let [now, newest, _] = &mut inner.small;
+        newest.extend(now.drain());
     }
 
     /// That checkpoint is durable.
@@ -271,10 +282,9 @@ impl Blocks {
         if !std::mem::take(&mut inner.covered).is_empty() {
             inner.save_suspects()?;
         }
-        for id in std::mem::take(&mut inner.small_covered) {
-            if !inner.held.contains_key(&id) {
-                inner.unlink(id)?;
-            }
+        let [_, newest, before] = &mut inner.small;
+        for id in std::mem::replace(before, std::mem::take(newest)) {
+            inner.unlink(id)?;
         }
         Ok(())
     }
@@ -429,8 +439,7 @@ impl Inner {
             }
         }
         self.held_blocks = self.held_blocks + held.blocks.len() - before;
-        self.small.remove(&id);
-        self.small_covered.remove(&id);
+        self.needed(id);
         if self.held_blocks > LIMIT { self.spill() } else { Ok(()) }
     }
 
@@ -446,8 +455,14 @@ impl Inner {
 
     fn remove(&mut self, id: u64) {
         self.set_len(id, 0);
-        self.small.remove(&id);
-        self.small_covered.remove(&id);
+        self.needed(id);
+    }
+
+    /// The hash file is in use again, or is about to go by itself.
+    fn needed(&mut self, id: u64) {
+        for small in &mut self.small {
+            small.remove(&id);
+        }
     }
 
     fn sum(&mut self, id: u64, from: u64, to: u64) -> Result<u128> {
@@ -633,7 +648,12 @@ mod tests {
             blocks.set(FileId(id), 0, &[1, 2]).unwrap();
         }
         blocks.flush().unwrap();
-        assert!(blocks.begin(FileId(3), |id| id != FileId(1)).unwrap().is_empty());
+        assert!(
+            blocks
+                .begin(FileId(3), |id| if id == FileId(1) { Need::Nothing } else { Need::Many })
+                .unwrap()
+                .is_empty()
+        );
         assert_eq!(hash_files(dir.path()), ["0000000000000002", "0000000000000003"]);
         let many: Vec<u128> = (1..=LIMIT as u128).collect();
         // New since the checkpoint: no note is needed.
@@ -644,11 +664,19 @@ mod tests {
         blocks.set(FileId(2), LIMIT as u64, &[1]).unwrap();
         assert!(blocks.held() <= LIMIT);
         let crashed = Blocks::open(dir.path()).unwrap();
-        assert_eq!(crashed.begin(FileId(3), |_| true).unwrap(), [FileId(2)]);
+        assert_eq!(crashed.begin(FileId(3), |_| Need::Many).unwrap(), [FileId(2)]);
         assert_eq!(hash_files(dir.path()), ["0000000000000003"]);
         crashed.checkpoint_begins(FileId(4));
+        crashed.doubt(FileId(1)).unwrap();
         let again = Blocks::open(dir.path()).unwrap();
-        assert_eq!(again.begin(FileId(3), |_| true).unwrap(), [FileId(2)], "until a checkpoint is durable");
+        assert_eq!(
+            again.begin(FileId(3), |_| Need::Many).unwrap(),
+            [1, 2].map(FileId),
+            "until a checkpoint is durable"
+        );
+        crashed.checkpoint_done().unwrap();
+        assert_eq!(crashed.begin(FileId(3), |_| Need::Many).unwrap(), [FileId(1)]);
+        crashed.checkpoint_begins(FileId(4));
         crashed.checkpoint_done().unwrap();
         assert!(!dir.path().join(SUSPECTS).exists());
         fs::write(dir.path().join(SUSPECTS), b"123456789012").unwrap();

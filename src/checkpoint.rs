@@ -46,6 +46,8 @@ const MAGIC: [u8; 8] = *b"TWLNCTLG";
 const VERSION: u32 = 1;
 const LEVEL: i32 = 1;
 const SUFFIX: &str = ".catalog";
+/// Name of the last checkpoint found damaged.
+const DAMAGED: &str = "damaged";
 /// Checkpoints kept.
 const KEEP: usize = 2;
 /// Bytes gathered before they are compressed.
@@ -444,17 +446,24 @@ fn list(dir: &Path) -> Result<Vec<u64>> {
     Ok(out)
 }
 
-/// Reads the newest sound checkpoint of `system` in `dir`. `None`: there is none at all.
+/// Reads the newest sound checkpoint of `system` in `dir`. `None`: there is none at all. A damaged one that
+/// is newer is moved to the name `damaged`, so that it does not count as one of the two that are kept.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] when there are checkpoints but none is sound; [`ErrorKind::Refused`] for one of
 /// another system or of a newer format.
 pub fn load_newest(dir: &Path, system: SystemId) -> Result<Option<Catalog>> {
-    let mut damaged = None;
+    let mut damaged: Option<Error> = None;
+    let mut aside: Vec<PathBuf> = Vec::new();
     for number in list(dir)?.into_iter().rev() {
         let path = dir.join(name(number));
         match load(&path) {
-            Ok(catalog) if catalog.system() == system => return Ok(Some(catalog)),
+            Ok(catalog) if catalog.system() == system => {
+                for path in aside {
+                    disk::rename_durable(&path, &dir.join(DAMAGED))?;
+                }
+                return Ok(Some(catalog));
+            }
             Ok(catalog) => {
                 let (path, other) = (path.display(), catalog.system());
                 let text = format!(
@@ -468,6 +477,7 @@ pub fn load_newest(dir: &Path, system: SystemId) -> Result<Option<Catalog>> {
                     path.display()
                 );
                 damaged.get_or_insert(e);
+                aside.push(path);
             }
             Err(e) => return Err(e),
         }
@@ -627,7 +637,11 @@ mod tests {
         };
         damage(4);
         assert_eq!(load_newest(dir.path(), SYSTEM).unwrap().unwrap().lsn(), Lsn(3 << 24));
+        assert!(dir.path().join(DAMAGED).exists());
+        prepare_catalog(dir.path(), &c).unwrap().finish().unwrap();
+        assert_eq!(list(dir.path()).unwrap(), [3, 4]);
         damage(3);
+        damage(4);
         assert_eq!(load_newest(dir.path(), SYSTEM).unwrap_err().kind(), ErrorKind::Corrupt);
     }
 }

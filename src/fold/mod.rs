@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, Need};
 use crate::catalog::{Catalog, Digest, block_hashes, blocks_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Cut, FileId};
@@ -54,8 +54,17 @@ impl Fold {
     /// use for, are removed; files whose hashes a crash made doubtful count as not hashed.
     pub fn new(catalog: Catalog, blocks: &Path) -> Result<Self> {
         let blocks = Blocks::open(blocks)?;
-        let wanted = |id| catalog.get(id).is_some_and(|n| n.kind == Kind::File && n.hashed && n.size > BLOCK);
-        let suspects = blocks.begin(catalog.next_id(), wanted)?;
+        let need = |id| match catalog.get(id) {
+            Some(n) if n.kind == Kind::File && n.hashed => {
+                if n.size > BLOCK {
+                    Need::Many
+                } else {
+                    Need::One
+                }
+            }
+            _ => Need::Nothing,
+        };
+        let suspects = blocks.begin(catalog.next_id(), need)?;
         let mut catalog = catalog;
         for id in suspects {
             if catalog.get(id).is_some_and(|n| n.kind == Kind::File && n.size > 0) {

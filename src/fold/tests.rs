@@ -27,6 +27,8 @@ enum Op {
     /// Writes a checkpoint; false: a crash comes before it is durable.
     Checkpoint(bool),
     Crash,
+    /// A crash, and the newest checkpoint is damaged.
+    CrashBack,
     Flush,
 }
 
@@ -50,6 +52,7 @@ fn op() -> impl Strategy<Value = Op> {
         5 => Just(Op::Commit),
         2 => any::<bool>().prop_map(Op::Checkpoint),
         2 => Just(Op::Crash),
+        1 => Just(Op::CrashBack),
         1 => Just(Op::Flush),
     ]
 }
@@ -65,6 +68,8 @@ struct Node {
     /// Encoded records of every commit so far, and where each set begins and ends.
     log: Vec<Vec<u8>>,
     open: Vec<u8>,
+    /// Hashes were forgotten, which the checkpoint before the newest does not survive.
+    doubted: bool,
 }
 
 impl Node {
@@ -81,6 +86,7 @@ impl Node {
             settled: BTreeMap::new(),
             log: Vec::new(),
             open: Vec::new(),
+            doubted: false,
         }
     }
 
@@ -190,6 +196,16 @@ impl Node {
                 }
             }
             Op::Crash => self.crash(),
+            Op::CrashBack => {
+                let dir = self.dir.path().join("catalog");
+                let mut have: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+                have.retain(|path| path.extension().is_some());
+                have.sort();
+                if have.len() > 1 && !self.doubted {
+                    std::fs::write(have.pop().unwrap(), b"damaged").unwrap();
+                }
+                self.crash();
+            }
             Op::Flush => {
                 self.commit();
                 self.fold.blocks.flush().unwrap();
@@ -214,6 +230,7 @@ impl Node {
             Op::Unhash(f) => {
                 let Some(id) = self.pick(f).filter(|id| !self.files[id].is_empty()) else { return };
                 self.fold.forget_hashes(FileId(id)).unwrap();
+                self.doubted = true;
             }
             Op::Learn(f, whole) => self.learn(f, whole),
         }
