@@ -53,6 +53,10 @@ impl<'a> Retry<'a> {
 
     /// A connection is about to be made; `progress` is what was achieved so far.
     pub fn begin(&mut self, progress: u64) {
+        // What the connection before achieved may have become durable only after its end.
+        if progress > self.before {
+            self.backoff.reset();
+        }
         (self.began, self.before) = (Instant::now(), progress);
     }
 

@@ -2,7 +2,7 @@
 //! copy. It works from a log and a [`CopySource`] only, so a follower can serve others as a leader does.
 //!
 //! Each connection is two loops: one sends, one hears. A follower that does not read holds up only
-//! its own sender, which keeps one piece of log (at most 1 MiB) in memory.
+//! its own sender, which keeps one piece of log in memory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::log::{Log, StoredReader, Tail};
 use crate::net::{self, HANDSHAKE, LeaderClock, MessageReader, MessageWriter, Quiet, Traffic};
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::session::{self, Here, Proof};
-use crate::wire::{Code, Decision, Hello, Keepalive, LOG_MAX, Message, SHA256_EMPTY, Welcome};
+use crate::wire::{Code, Decision, Hello, Keepalive, Message, SHA256_EMPTY, Welcome};
 
 mod peers;
 
@@ -29,6 +29,8 @@ pub use peers::{FollowerStatus, PeerState, Peers};
 
 /// Connections in hello or being refused, beyond those of followers.
 const LOBBY: usize = 16;
+/// Stored bytes read and sent at once: little is lost when a line breaks, and both ends work side by side.
+const PIECE: usize = 256 << 10;
 /// Reads of at most this much, from what was just written, are made without leaving the task.
 const SMALL_READ: u64 = 256 << 10;
 /// Longest wait for connections to end when serving stops.
@@ -401,11 +403,11 @@ impl Pieces {
         let near = self.segment == tail.segment && tail.offset.saturating_sub(self.offset) <= SMALL_READ;
         let (reader, piece) = if near {
             // Just written: it is in the page cache, and a change of threads would cost more than the read.
-            let piece = reader.read(&tail, LOG_MAX);
+            let piece = reader.read(&tail, PIECE);
             (reader, piece)
         } else {
             let read = move || {
-                let piece = reader.read(&tail, LOG_MAX);
+                let piece = reader.read(&tail, PIECE);
                 (reader, piece)
             };
             let joined = tokio::task::spawn_blocking(read).await;

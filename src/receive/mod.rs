@@ -270,3 +270,6 @@ fn stand(log: &Log, start: Lsn, timeline: TimelineId) -> Result<(Lsn, (SegmentNo
     let prefix = log.prefix_hash(segment, offset)?.ok_or_else(missing)?;
     Ok((end, (segment, offset), prefix))
 }
+
+#[cfg(test)]
+mod tests;
