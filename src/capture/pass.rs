@@ -200,8 +200,14 @@ impl Pass<'_> {
                 },
             };
             let mut names = Vec::new();
-            sys::list_dir(&fd, |name, _, _| names.push(name.to_bytes().to_vec()))
-                .map_err(|e| Error::io("list", self.root.join(&dir), e))?;
+            match sys::list_dir(&fd, |name, _, _| names.push(name.to_bytes().to_vec())) {
+                Ok(()) => {}
+                // Removed since it was opened: its parent's hint says so.
+                Err(e) => match gone::<()>(e) {
+                    Ok(_) => continue,
+                    Err(e) => return Err(Error::io("list", self.root.join(&dir), e)),
+                },
+            }
             let listed: HashSet<&[u8]> = names.iter().map(Vec::as_slice).collect();
             let known = {
                 let catalog = self.read();
@@ -249,6 +255,11 @@ impl Pass<'_> {
             return Ok(None);
         };
         self.examined.insert((stat.local.dev, stat.local.ino));
+        if stat.kind == Kind::Symlink && sys::read_link_at(fd, name).is_err() {
+            // It was replaced between the stat and now.
+            self.unstable.insert(path);
+            return Ok(None);
+        }
         let id = self.identify(&stat, old);
         let fresh = id.is_none();
         let id = match id {
