@@ -23,8 +23,10 @@ use super::work::Work;
 /// How an inode is reached.
 #[derive(Clone, Copy)]
 enum Target<'a> {
-    /// Open: a file for writing, or a directory as `O_PATH`.
-    Fd(&'a OwnedFd),
+    /// A file, open for writing.
+    File(&'a OwnedFd),
+    /// A directory, open as `O_PATH`.
+    Dir(&'a OwnedFd),
     /// A name in a directory; a symlink is not followed.
     Name(&'a OwnedFd, &'a [u8]),
 }
@@ -53,7 +55,7 @@ pub(super) fn chmod_inode(dir: &OwnedFd, name: &[u8], mode: u32) -> rustix::io::
 impl Target<'_> {
     fn stat(&self) -> std::io::Result<Stat> {
         match self {
-            Self::Fd(fd) => sys::stat_fd(fd),
+            Self::File(fd) | Self::Dir(fd) => sys::stat_fd(fd),
             Self::Name(dir, name) => sys::stat_at(dir, name)?.ok_or_else(|| Errno::NOENT.into()),
         }
     }
@@ -61,14 +63,15 @@ impl Target<'_> {
     fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> rustix::io::Result<()> {
         let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
         match self {
-            Self::Fd(fd) => rfs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH),
+            Self::File(fd) | Self::Dir(fd) => rfs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH),
             Self::Name(dir, name) => rfs::chownat(dir, *name, uid, gid, AtFlags::SYMLINK_NOFOLLOW),
         }
     }
 
     fn chmod(&self, mode: u32) -> rustix::io::Result<()> {
         match self {
-            Self::Fd(fd) => chmod_fd(fd, mode),
+            Self::File(fd) => rfs::fchmod(fd, Mode::from_raw_mode(mode)),
+            Self::Dir(fd) => chmod_fd(fd, mode),
             Self::Name(dir, name) => chmod_inode(dir, name, mode),
         }
     }
@@ -76,21 +79,21 @@ impl Target<'_> {
     fn set_mtime(&self, mtime: Time) -> rustix::io::Result<()> {
         let times = timestamps(mtime);
         match self {
-            Self::Fd(fd) => rfs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH),
+            Self::File(fd) | Self::Dir(fd) => rfs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH),
             Self::Name(dir, name) => rfs::utimensat(dir, *name, &times, AtFlags::SYMLINK_NOFOLLOW),
         }
     }
 
     fn xattrs(&self) -> std::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         match self {
-            Self::Fd(fd) => sys::xattrs_at(fd, b""),
+            Self::File(fd) | Self::Dir(fd) => sys::xattrs_at(fd, b""),
             Self::Name(dir, name) => sys::xattrs_at(dir, name),
         }
     }
 
     fn set_xattr(&self, attr: &[u8], value: Option<&[u8]>) -> std::io::Result<()> {
         match self {
-            Self::Fd(fd) => sys::set_xattr_at(fd, b"", attr, value),
+            Self::File(fd) | Self::Dir(fd) => sys::set_xattr_at(fd, b"", attr, value),
             Self::Name(dir, name) => sys::set_xattr_at(dir, name, attr, value),
         }
     }
@@ -109,7 +112,7 @@ impl Work<'_> {
 
     /// Attributes of a file that is open, after its content.
     pub(crate) fn finish_file(&mut self, catalog: &Catalog, id: FileId, fd: &OwnedFd) -> Result<()> {
-        self.set(catalog, id, Target::Fd(fd))
+        self.set(catalog, id, Target::File(fd))
     }
 
     fn set(&mut self, catalog: &Catalog, id: FileId, target: Target<'_>) -> Result<()> {
@@ -119,7 +122,7 @@ impl Work<'_> {
             |e: std::io::Error| Error::io("set attributes of", String::from_utf8_lossy(&path).as_ref(), e);
         self.site.point("apply::attributes").map_err(lost)?;
         let stat = target.stat().map_err(lost)?;
-        if let (Target::Fd(fd), Kind::File) = (target, inode.kind)
+        if let Target::File(fd) = target
             && stat.size != inode.size
         {
             rfs::ftruncate(fd, inode.size).map_err(|e| lost(e.into()))?;
@@ -240,7 +243,7 @@ impl Work<'_> {
         ids.dedup();
         for id in ids {
             let fd = self.dir(catalog, id)?;
-            self.set(catalog, id, Target::Fd(&fd))?;
+            self.set(catalog, id, Target::Dir(&fd))?;
             self.stirred.insert(id);
         }
         Ok(())

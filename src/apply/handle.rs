@@ -104,6 +104,7 @@ impl Apply {
         let stats = ApplyStats {
             paused: options.paused,
             checkpoint: checkpoint.to_string(),
+            checkpoint_lsn: checkpoint,
             ..ApplyStats::default()
         };
         let shared = Arc::new(Shared {
@@ -200,8 +201,11 @@ impl ApplyHandle {
         Arc::clone(&self.shared.catalog)
     }
 
-    /// Looks at the catalog while directory and catalog agree; the next batch waits meanwhile.
+    /// Looks at the catalog while directory and catalog agree, which is after recovery at the earliest;
+    /// the next batch waits meanwhile.
     pub fn at_rest<T>(&self, look: impl FnOnce(&Catalog) -> T) -> T {
+        // Of an engine that failed before, only its end is to come, and nobody builds on what is seen here.
+        let _ = self.wait(|c| c.rests > 0);
         let _gate = self.shared.gate.read().unwrap_or_else(PoisonError::into_inner);
         let catalog = self.shared.catalog.read().unwrap_or_else(PoisonError::into_inner);
         look(&catalog)
