@@ -310,10 +310,11 @@ impl Engine {
             self.next_rescan = now + jittered(self.options.rescan_interval);
             let mut all = Hints::new();
             all.insert(Vec::new(), watch::TREE | watch::NAME);
-            let before = lock(&self.shared.stats).cuts_exact + lock(&self.shared.stats).cuts_file;
+            let cuts = |stats: &super::CaptureStats| stats.cuts_exact + stats.cuts_file;
+            let before = cuts(&lock(&self.shared.stats));
             self.run_pass(all, None, false)?;
             let mut stats = lock(&self.shared.stats);
-            if stats.cuts_exact + stats.cuts_file > before {
+            if cuts(&stats) > before {
                 stats.found_by_scan += 1;
             }
         }
