@@ -10,9 +10,8 @@ use crate::segment::flags;
 
 use super::ApplyCuts;
 
-/// A batch takes more change sets while it has less raw log than this. One byte: a batch ends at the first
-/// cut it may rest on, because squashing directory moves over several of them can lose a directory.
-pub(crate) const BATCH_BYTES: u64 = 1;
+/// A batch takes more change sets while it has less raw log than this: 64 MiB.
+pub(crate) const BATCH_BYTES: u64 = 64 << 20;
 /// A batch of at most this much raw log is kept in memory between its passes: 8 MiB.
 pub(crate) const KEEP_BYTES: u64 = 8 << 20;
 

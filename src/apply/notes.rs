@@ -54,8 +54,8 @@ pub(crate) struct Notes {
     gone: HashMap<FileId, (Slot, Option<Seen>)>,
     /// Files that went with a directory above them: inode number to change time.
     pub(crate) gone_files: HashMap<u64, Time>,
-    /// Inodes that lost a name in the open change set.
-    unlinked: Vec<FileId>,
+    /// Inodes that have no name yet, or lost one, in the open change set.
+    nameless: Vec<FileId>,
     /// Block to the number of its last write in the batch. `None`: too many.
     index: Option<HashMap<(FileId, u64), u32>>,
     writes: u32,
@@ -75,6 +75,8 @@ impl Notes {
             Record::Create { id, kind, .. } => {
                 let touch = Touch { kind, before: None, attrs: true, xattrs: true, contents: 0 };
                 self.touched.insert(id, touch);
+                // It may never get a name, and take down what was moved into it.
+                self.nameless.push(id);
             }
             Record::Write { id, offset, data } => {
                 self.content(catalog, id);
@@ -94,7 +96,7 @@ impl Notes {
             Record::Link { parent, name, id } => self.link(catalog, parent, name, id),
             Record::Unlink { parent, name } => {
                 let left = self.slot(catalog, parent, name);
-                self.unlinked.extend(left);
+                self.nameless.extend(left);
             }
             Record::Commit(_) => {
                 self.commits += 1;
@@ -168,12 +170,12 @@ impl Notes {
             self.slot(catalog, dir, &old);
         }
         let replaced = self.slot(catalog, parent, name).filter(|&old| old != id);
-        self.unlinked.extend(replaced);
+        self.nameless.extend(replaced);
     }
 
-    /// Before names settle: what goes with a directory that lost its name is noted while it can be seen.
+    /// Before names settle: what goes with a directory without a name is noted while it can be seen.
     fn settle(&mut self, catalog: &Catalog) {
-        let mut dirs: Vec<FileId> = std::mem::take(&mut self.unlinked);
+        let mut dirs: Vec<FileId> = std::mem::take(&mut self.nameless);
         dirs.retain(|&id| catalog.nlink(id) == 0 && catalog.get(id).is_some_and(|i| i.kind == Kind::Dir));
         while let Some(dir) = dirs.pop() {
             for (name, id) in catalog.children(dir) {
@@ -275,7 +277,10 @@ impl World for Noted<'_> {
     }
 
     fn parent(&self, dir: FileId) -> Option<FileId> {
-        if let Some((slot, _)) = self.notes.gone.get(&dir) {
+        // One that is gone stands where it stood; that its slot needs no step of its own changes nothing.
+        if !self.catalog.contains(dir)
+            && let Some(slot) = self.notes.stood(self.catalog, dir)
+        {
             return Some(slot.dir);
         }
         if let Some((_, parent)) = self.unknown.get(&dir) {

@@ -28,7 +28,6 @@ impl History {
         let catalog = self.bench.fold.read();
         let mut ids: Vec<FileId> =
             catalog.ids().filter(|id| catalog.get(*id).is_some_and(|i| want(i.kind))).collect();
-        ids.retain(|id| reachable(&catalog, *id));
         ids.sort();
         ids
     }
@@ -45,6 +44,66 @@ impl History {
         true
     }
 
+    /// Takes the names of a directory away, with those below it named one by one or not.
+    fn remove(&mut self, dir: FileId, each: bool) {
+        let (names, children) = {
+            let catalog = self.bench.fold.read();
+            let names: Vec<_> = catalog.names(dir).map(|(d, n)| (d, n.to_vec())).collect();
+            (names, catalog.children(dir).map(|(n, id)| (n.to_vec(), id)).collect::<Vec<_>>())
+        };
+        if each {
+            for (name, id) in children {
+                let is_dir = self.bench.fold.read().get(id).is_some_and(|i| i.kind == Kind::Dir);
+                if is_dir {
+                    self.remove(id, true);
+                } else {
+                    self.bench.record(Record::Unlink { parent: dir, name: &name });
+                }
+            }
+        }
+        for (parent, name) in names {
+            self.bench.record(Record::Unlink { parent, name: &name });
+        }
+    }
+
+    /// More directories than files, moved about, and removed from below or as a whole.
+    fn directory_step(&mut self, what: u8, dir: FileId, name: &str, (b, c): (u16, u8)) {
+        let dirs = self.dirs();
+        let occupant = self.bench.fold.read().lookup(dir, name.as_bytes());
+        match what {
+            // A directory that gets no name in this change set, unless a later step gives it one.
+            12 => {
+                self.bench.create(Kind::Dir, 0o755, b"");
+            }
+            13 => {
+                self.bench.dir(dir, name);
+            }
+            14 => {
+                if let Some(d) = pick(&dirs, b)
+                    && d != FileId::ROOT
+                    && !self.within(dir, d)
+                    && occupant.is_none()
+                {
+                    self.bench.link(dir, name, d);
+                }
+            }
+            _ => {
+                if let Some(d) = pick(&dirs, b)
+                    && d != FileId::ROOT
+                {
+                    self.remove(d, c % 2 == 0);
+                }
+            }
+        }
+    }
+
+    fn punch(&mut self, file: Option<FileId>, block: u64) {
+        if let Some(id) = file {
+            self.bench.record(Record::Punch { id, offset: BLOCK * block, len: BLOCK });
+            self.bench.touch(id);
+        }
+    }
+
     /// A change as a capture could have seen it.
     fn step(&mut self, (what, a, b, c): Step) {
         let name = format!("n{}", c % 7);
@@ -52,7 +111,10 @@ impl History {
         let dir = pick(&dirs, a).unwrap_or(FileId::ROOT);
         let files = self.of(|k| k == Kind::File);
         let occupant = self.bench.fold.read().lookup(dir, name.as_bytes());
-        match what % 12 {
+        if what % 16 >= 12 {
+            return self.directory_step(what % 16, dir, &name, (b, c));
+        }
+        match what % 16 {
             0 | 1 => {
                 let len = (u64::from(b) * 7) % (4 * BLOCK);
                 self.bench.file(dir, &name, &vec![c | 1; len as usize]);
@@ -70,12 +132,7 @@ impl History {
                     self.bench.content(f, &vec![b as u8; (u64::from(a) % (3 * BLOCK)) as usize]);
                 }
             }
-            5 => {
-                if let Some(f) = pick(&files, b) {
-                    self.bench.record(Record::Punch { id: f, offset: BLOCK * u64::from(c % 3), len: BLOCK });
-                    self.bench.touch(f);
-                }
-            }
+            5 => self.punch(pick(&files, b), u64::from(c % 3)),
             // Another name for a file, over whatever is there.
             6 => {
                 if let Some(f) = pick(&files, b)
@@ -94,8 +151,8 @@ impl History {
                     && !occupant.is_some_and(|o| self.within(id, o) || self.within(dir, o))
                 {
                     let from = self.bench.fold.read().names(id).next().map(|(d, n)| (d, n.to_vec()));
-                    let (from, old) = from.unwrap();
                     self.bench.link(dir, &name, id);
+                    let Some((from, old)) = from else { return };
                     if self.bench.fold.read().lookup(from, &old) == Some(id) {
                         self.bench.record(Record::Unlink { parent: from, name: &old });
                     }
@@ -128,23 +185,8 @@ impl History {
     }
 }
 
-/// Whether `id` hangs below the root: within a change set some things do not.
-fn reachable(catalog: &crate::catalog::Catalog, id: FileId) -> bool {
-    let mut at = id;
-    for _ in 0..1000 {
-        if at == FileId::ROOT {
-            return true;
-        }
-        match catalog.names(at).next() {
-            Some((p, _)) => at = p,
-            None => return false,
-        }
-    }
-    false
-}
-
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    proptest::collection::vec((any::<u8>(), any::<u16>(), any::<u16>(), any::<u8>()), 1..120)
+    proptest::collection::vec((any::<u8>(), any::<u16>(), any::<u16>(), any::<u8>()), 1..200)
 }
 
 fn run(steps: &[Step], fuses: &[u16], every: usize) {
@@ -157,9 +199,12 @@ fn run(steps: &[Step], fuses: &[u16], every: usize) {
             h.step(*step);
         }
         h.bench.commit(if i % 3 == 1 { Cut::File } else { Cut::Exact });
-        if i % 2 == 0 {
+        // Several change sets become one batch.
+        if i % 4 != 3 {
+            let _ = handle.pause();
             continue;
         }
+        handle.resume();
         // Crash somewhere in what follows, perhaps again in the recovery from it.
         if let Some(fuse) = fuses.next() {
             light(&root, Some(u64::from(fuse % 97)));
@@ -183,6 +228,7 @@ fn run(steps: &[Step], fuses: &[u16], every: usize) {
         }
     }
     h.bench.commit(Cut::Exact);
+    handle.resume();
     h.bench.wait(&handle, h.bench.last);
     h.bench.compare();
     assert_eq!(handle.stats().local_edits_total, 0, "{:?}", handle.stats().local_edits);

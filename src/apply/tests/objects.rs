@@ -241,3 +241,47 @@ fn a_batch_larger_than_memory_keeps_is_read_twice() {
     b.commit(Cut::Exact);
     b.replay();
 }
+
+#[test]
+fn what_a_directory_without_a_name_takes_with_it_is_found_on_disk() {
+    let mut b = Bench::new();
+    let handle = b.start().unwrap();
+    let d = b.dir(ROOT, "d");
+    let e = b.dir(d, "e");
+    let k = b.file(e, "k", b"lives on");
+    let end = b.commit(Cut::Exact);
+    b.wait(&handle, end);
+    // mkdir new, mv d new, mv new/d/e/k ., rm -r new: the new directory was never seen under a name.
+    let new = b.create(Kind::Dir, 0o755, b"");
+    b.link(new, "d", d);
+    b.link(ROOT, "k", k);
+    b.unlink(e, "k");
+    b.touch(ROOT);
+    let end = b.commit(Cut::Exact);
+    b.wait(&handle, end);
+    b.compare();
+    handle.stop().unwrap();
+}
+
+#[test]
+fn a_directory_moves_below_one_that_stood_in_it_under_others_that_go() {
+    let mut b = Bench::new();
+    let handle = b.start().unwrap();
+    let d = b.dir(ROOT, "d");
+    let outer = b.dir(d, "outer");
+    let inner = b.dir(outer, "inner");
+    let p = b.dir(inner, "p");
+    b.file(p, "f", b"x");
+    let end = b.commit(Cut::Exact);
+    b.wait(&handle, end);
+    // mv d/outer/inner/p ., rm -r d/outer (from below), mv d p.
+    b.link(ROOT, "p", p);
+    b.unlink(outer, "inner");
+    b.unlink(d, "outer");
+    b.link(p, "d", d);
+    b.touch(ROOT);
+    let end = b.commit(Cut::Exact);
+    b.wait(&handle, end);
+    b.compare();
+    handle.stop().unwrap();
+}
