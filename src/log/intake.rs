@@ -10,6 +10,8 @@ use crate::segment::{Fault, Item, Marks, Parser, Step, flags};
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) segment: SegmentNo,
+    /// Its place in the file.
+    pub(super) offset: u64,
     pub(super) bytes: Vec<u8>,
     pub(super) end: Lsn,
     pub(super) marks: Marks,
@@ -68,6 +70,7 @@ impl Intake {
         bytes: &[u8],
     ) -> Result<(Option<Run>, Result<()>)> {
         let mut parser = self.expect(segment, offset)?;
+        let begins = parser.offset();
         let mut buf = std::mem::take(&mut self.pending);
         buf.extend_from_slice(bytes);
         let (mut at, mut ends, mut trailer) = (0, false, None);
@@ -97,6 +100,7 @@ impl Intake {
         let taken = at > 0;
         let run = taken.then(|| Run {
             segment,
+            offset: begins,
             bytes: Vec::new(),
             end: parser.lsn(),
             marks: parser.marks(),

@@ -11,6 +11,12 @@ use crate::segment::file_name;
 const SYSTEM: SystemId = SystemId(0x0123_4567_89AB_CDEF);
 const SOON: Duration = Duration::from_secs(20);
 
+/// A directory in memory where there is one: these tests sync thousands of times.
+fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+}
+
 fn options(dir: &Path) -> LogOptions {
     LogOptions {
         dir: dir.to_owned(),
@@ -88,7 +94,7 @@ fn ship(from: &Log, to: &Log, piece: usize) {
 
 #[test]
 fn what_is_appended_is_read_back_after_reopening() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let log = leader(dir.path());
     assert_eq!(log.tail().end, Lsn::FIRST);
     let mut sent = Vec::new();
@@ -119,7 +125,7 @@ fn what_is_appended_is_read_back_after_reopening() {
 
 #[test]
 fn a_follower_has_the_same_bytes_and_goes_on_after_a_cut_connection() {
-    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (scratch(), scratch());
     let log = leader(a.path());
     let copy = follower(b.path());
     assert_eq!(copy.resume_at().unwrap(), (SegmentNo(0), 0));
@@ -170,7 +176,7 @@ struct Stopped {
 
 /// Three change sets of small frames, each synced; the last one is left open.
 fn stopped() -> Stopped {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let log = leader(dir.path());
     let mut ends = vec![(EMPTY, Lsn::FIRST)];
     for n in 0..3 {
@@ -283,7 +289,7 @@ fn three(dir: &Path) -> Lsn {
 
 #[test]
 fn a_segment_whose_time_has_come_is_sealed_without_further_writes() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let timeout = Duration::from_millis(50);
     let log = Log::open_leader(LogOptions { segment_timeout: timeout, ..options(dir.path()) }).unwrap();
     let end = add(&log, set(1, 10, Cut::Exact));
@@ -306,8 +312,34 @@ fn a_segment_whose_time_has_come_is_sealed_without_further_writes() {
 }
 
 #[test]
+fn a_follower_never_ends_a_segment_by_itself() {
+    let (a, b) = (scratch(), scratch());
+    let log = leader(a.path());
+    add(&log, set(1, 10, Cut::Exact));
+    let end = add(&log, set(2, 10, Cut::Exact));
+    assert!(log.wait_durable(end, SOON).unwrap());
+    ship(&log, &follower(b.path()), 50);
+    // Its open segment is older than the timeout when it is opened again.
+    let copy =
+        Log::open_follower(LogOptions { segment_timeout: Duration::ZERO, ..options(b.path()) }).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(copy.tail(), log.tail());
+    let end = add(&log, set(3, 10, Cut::Exact));
+    assert!(log.wait_durable(end, SOON).unwrap());
+    ship(&log, &copy, 50);
+    drop(copy);
+    assert!(path(b.path(), 1, true).exists() && !path(b.path(), 1, false).exists());
+    log.close().unwrap();
+    let mut out = Vec::new();
+    inspect::stat(&inspect::files(&[a.path().into(), b.path().into()]).unwrap(), false, &mut out).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[1], lines[2], "{text}");
+}
+
+#[test]
 fn end_torn_corrupt_and_missing_are_told_apart() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let end = three(dir.path());
     assert_eq!(frames(dir.path(), Lsn::FIRST, end).unwrap().len(), 3);
     assert!(frames(dir.path(), end, end).unwrap().is_empty());
@@ -324,7 +356,7 @@ fn end_torn_corrupt_and_missing_are_told_apart() {
         let mut bytes = good.clone();
         bytes[at] ^= 1;
         fs::write(&middle, &bytes).unwrap();
-        let e = inspect::verify(&all, false, &mut Vec::new()).unwrap_err();
+        let e = inspect::verify(&all[..2], false, &mut Vec::new()).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Corrupt, "byte {at}");
         // Readers trust the frames' checksums; what only the SHA-256 shows is the trailer's own.
         if at < good.len() - 32 {
@@ -357,7 +389,7 @@ fn end_torn_corrupt_and_missing_are_told_apart() {
 
 #[test]
 fn a_log_of_another_system_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     three(dir.path());
     for open in [Log::open_leader, Log::open_follower] {
         let e = open(LogOptions { system: SystemId(1), ..options(dir.path()) }).unwrap_err();
@@ -367,7 +399,7 @@ fn a_log_of_another_system_is_refused() {
 
 #[test]
 fn a_seal_that_was_interrupted_is_finished() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     three(dir.path());
     fs::remove_file(path(dir.path(), 3, true)).unwrap();
     let (open, sealed) = (path(dir.path(), 2, true), path(dir.path(), 2, false));
@@ -376,7 +408,7 @@ fn a_seal_that_was_interrupted_is_finished() {
     // The trailer was written in part.
     for cut in 1..crate::segment::TRAILER_LEN {
         let mut short = good[..good.len() - cut].to_vec();
-        short.resize(1 << 20, 0);
+        short.resize(64 << 10, 0);
         fs::rename(&sealed, &open).unwrap();
         fs::write(&open, &short).unwrap();
         let log = leader(dir.path());
@@ -403,7 +435,7 @@ fn a_seal_that_was_interrupted_is_finished() {
 
 #[test]
 fn a_follower_takes_in_no_damaged_byte() {
-    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (scratch(), scratch());
     three(a.path());
     let good = fs::read(path(a.path(), 1, false)).unwrap();
     for at in 0..good.len() {
@@ -434,7 +466,7 @@ fn a_follower_takes_in_no_damaged_byte() {
 
 #[test]
 fn bytes_that_do_not_continue_the_log_are_refused() {
-    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (scratch(), scratch());
     three(a.path());
     let first = fs::read(path(a.path(), 1, false)).unwrap();
     let second = fs::read(path(a.path(), 2, false)).unwrap();
@@ -449,7 +481,7 @@ fn bytes_that_do_not_continue_the_log_are_refused() {
     assert!(copy.append_stored(SegmentNo(3), 0, &second).is_err());
     assert_eq!(copy.resume_at().unwrap(), (SegmentNo(2), 0));
     // A segment 2 that is intact but was written after another segment 1.
-    let other = tempfile::tempdir().unwrap();
+    let other = scratch();
     let log =
         Log::open_leader(LogOptions { segment_timeout: Duration::ZERO, ..options(other.path()) }).unwrap();
     for n in 0..3 {
@@ -466,7 +498,7 @@ fn bytes_that_do_not_continue_the_log_are_refused() {
 
 #[test]
 fn records_that_are_not_whole_or_flags_that_lie_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let log = leader(dir.path());
     let (raw, flags) = set(1, 10, Cut::Exact);
     let mut more = raw.clone();
@@ -488,7 +520,7 @@ fn records_that_are_not_whole_or_flags_that_lie_are_refused() {
 
 #[test]
 fn zstd_itself_reads_a_segment() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let log = leader(dir.path());
     let mut records = Vec::new();
     for n in 0..18 {
@@ -523,7 +555,7 @@ proptest! {
         junk in proptest::collection::vec(any::<u8>(), 0..100),
         again in any::<bool>(),
     ) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let log = Log::open_leader(LogOptions { segment_timeout: Duration::from_millis(3), ..options(dir.path()) }).unwrap();
         let mut sent = Vec::new();
         for (n, (parts, len, wait)) in sets.iter().enumerate() {
@@ -539,7 +571,7 @@ proptest! {
         }
         // The disk as a cut leaves it: durable bytes, some of the later ones, and the rest zero or old.
         let durable = log.tail();
-        let crashed = tempfile::tempdir().unwrap();
+        let crashed = scratch();
         for (segment, _) in recover::list(dir.path(), TimelineId::FIRST).unwrap() {
             if segment > durable.segment { continue; }
             let Some((file, _)) = reader::open_segment(dir.path(), TimelineId::FIRST, segment).unwrap() else { continue };
@@ -573,7 +605,10 @@ proptest! {
             let end = add(&reopened, set(77, 7, Cut::File));
             prop_assert!(reopened.wait_durable(end, SOON).unwrap());
         }
-        let (copies, tail) = (tempfile::tempdir().unwrap(), reopened.tail());
+        if reopened.tail().offset == 0 {
+            return Ok(()); // Nothing had reached the disk.
+        }
+        let (copies, tail) = (scratch(), reopened.tail());
         let copy = follower(copies.path());
         ship(&reopened, &copy, 999);
         prop_assert_eq!(copy.tail(), tail);

@@ -227,6 +227,10 @@ impl Writer {
             Some(file) => file,
             None => SegmentFile::create(&o.dir, o.timeline, run.segment, self.marks)?,
         };
+        if (file.segment(), file.len()) != (run.segment, run.offset) {
+            let message = "received bytes and the open log file are at different places; open the log again";
+            return Err(Error::new(ErrorKind::Io, message));
+        }
         let body = run.bytes.len() - if run.trailer.is_some() { TRAILER_LEN } else { 0 };
         if body > 0 {
             file.append(&run.bytes[..body])?;
