@@ -616,3 +616,6 @@ proptest! {
         inspect::verify(&inspect::files(&[crashed.path().to_owned()]).unwrap(), false, &mut Vec::new()).unwrap();
     }
 }
+
+#[cfg(feature = "failpoints")]
+mod faults;

@@ -1,0 +1,101 @@
+//! Faults are armed by the environment of a process, so each case is this test program run again.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use super::*;
+
+const CASE: &str = "TOWLINE_TEST_LOG_FAULT_DIR";
+
+fn child(test: &str, dir: &Path, faults: &str) -> ExitStatus {
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("log::tests::faults::{test}"), "--nocapture"])
+        .env(CASE, dir)
+        .env("TOWLINE_FAILPOINTS", faults)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    status.unwrap()
+}
+
+/// A segment that is sealed at once is synced by that, and not before.
+fn armed(dir: &Path) -> Log {
+    let syncs = std::env::var("TOWLINE_FAILPOINTS").unwrap().contains("sync");
+    let segment_timeout = if syncs { Duration::from_secs(3600) } else { Duration::ZERO };
+    Log::open_leader(LogOptions { segment_timeout, ..options(dir) }).unwrap()
+}
+
+/// In the child: appends until the fault, then checks that nothing goes on.
+fn until_latched(dir: &Path) {
+    let log = armed(dir);
+    let mut updates = log.subscribe();
+    let mut attempts = (0..100).map(|n| {
+        let (raw, flags) = set(n, 100, Cut::Exact);
+        log.append(raw, flags).and_then(|(_, end)| log.wait_durable(end, SOON))
+    });
+    let error = attempts.find_map(Result::err).unwrap();
+    let kind = error.kind();
+    assert!(kind == ErrorKind::DiskFull || kind == ErrorKind::Io, "{error}");
+    let tail = log.tail();
+    assert_eq!(log.failure().unwrap().kind(), kind);
+    assert_eq!(log.append(set(2, 1, Cut::File).0, 3).unwrap_err().kind(), kind);
+    assert_eq!(log.wait_durable(Lsn(u64::MAX), SOON).unwrap_err().kind(), kind);
+    assert_eq!(log.tail(), tail);
+    assert!(updates.has_changed().unwrap());
+    updates.mark_unchanged();
+    assert_eq!(log.close().unwrap_err().kind(), kind);
+    fs::write(dir.join("durable"), tail.end.to_string()).unwrap();
+    fs::write(dir.join("kind"), kind.word()).unwrap();
+}
+
+#[test]
+fn a_failed_write_or_sync_is_final_until_the_log_is_opened_again() {
+    if let Some(dir) = std::env::var_os(CASE) {
+        return until_latched(Path::new(&dir));
+    }
+    for point in ["append", "sync", "seal", "after_seal", "new_segment"] {
+        for (fault, word) in [("enospc", "disk-full"), ("eio", "io")] {
+            let dir = scratch();
+            let name = "a_failed_write_or_sync_is_final_until_the_log_is_opened_again";
+            assert!(child(name, dir.path(), &format!("log::{point}={fault}@3")).success(), "{point} {fault}");
+            assert_eq!(fs::read_to_string(dir.path().join("kind")).unwrap(), word);
+            let durable: Lsn = fs::read_to_string(dir.path().join("durable")).unwrap().parse().unwrap();
+            assert!(durable > Lsn::FIRST);
+            // The fault is gone: everything durable is there, and the log goes on.
+            let log = leader(dir.path());
+            assert!(log.tail().end >= durable, "{point}");
+            let end = add(&log, set(7, 7, Cut::Exact));
+            log.close().unwrap();
+            frames(dir.path(), Lsn::FIRST, end).unwrap();
+            inspect::verify(&inspect::files(&[dir.path().into()]).unwrap(), false, &mut Vec::new()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn killed_anywhere_a_log_holds_what_was_durable() {
+    let name = "killed_anywhere_a_log_holds_what_was_durable";
+    if let Some(dir) = std::env::var_os(CASE) {
+        let dir = Path::new(&dir);
+        let log = armed(dir);
+        for n in 0..20 {
+            let end = add(&log, set(n, 100, Cut::Exact));
+            assert!(log.wait_durable(end, SOON).unwrap());
+            fs::write(dir.join("durable"), end.to_string()).unwrap();
+        }
+        panic!("the failpoint was never passed");
+    }
+    for point in ["append", "sync", "seal", "after_seal", "new_segment"] {
+        let dir = scratch();
+        for nth in [1, 2, 3] {
+            let ended = child(name, dir.path(), &format!("log::{point}=kill@{nth}"));
+            assert_eq!(ended.signal(), Some(9), "{point} {nth}");
+            let durable = fs::read_to_string(dir.path().join("durable")).unwrap_or("0/01000000".into());
+            let log = leader(dir.path());
+            assert!(log.tail().end >= durable.parse().unwrap(), "{point} {nth}");
+            log.close().unwrap();
+            let files = inspect::files(&[dir.path().into()]).unwrap();
+            inspect::verify(&files, false, &mut Vec::new()).unwrap();
+        }
+    }
+}
