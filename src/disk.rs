@@ -278,3 +278,60 @@ impl SyncFile {
         self.latch("allocate space for", result)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        write_atomic(dir.path(), "control", b"one").unwrap();
+        let mut next = AtomicFile::create(dir.path(), "control").unwrap();
+        next.write_all(b"two").unwrap();
+        assert_eq!(fs::read(dir.path().join("control")).unwrap(), b"one");
+        drop(next);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        write_atomic(dir.path(), "control", b"three").unwrap();
+        assert_eq!(fs::read(dir.path().join("control")).unwrap(), b"three");
+        remove_durable(&dir.path().join("control")).unwrap();
+        remove_durable(&dir.path().join("control")).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_held_lock_names_its_holder_and_a_stale_file_is_no_obstacle() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(LOCK), "4194304999\n").unwrap();
+        let held = lock_dir(dir.path()).unwrap();
+        let e = lock_dir(dir.path()).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Locked);
+        assert!(e.to_string().contains(&format!("process {};", std::process::id())), "{e}");
+        drop(held);
+        lock_dir(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn the_first_failure_of_a_file_is_its_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, b"x").unwrap();
+        let mut file = SyncFile::new(File::open(&path).unwrap(), &path);
+        let first = file.write_at(b"y", 0).unwrap_err();
+        let then = file.sync_data().unwrap_err();
+        assert_eq!(then.to_string(), first.to_string());
+        assert!(file.set_len(0).is_err() && file.allocate(0, 9).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"x");
+    }
+
+    #[test]
+    fn directories_are_made_with_their_parents_and_for_the_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b/c");
+        create_dir_durable(&deep).unwrap();
+        create_dir_durable(&deep).unwrap();
+        assert_eq!(fs::metadata(&deep).unwrap().permissions().mode() & 0o777, 0o700);
+        assert!(free_bytes(&deep).unwrap() > 0);
+    }
+}
