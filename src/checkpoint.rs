@@ -519,7 +519,7 @@ mod tests {
         fold(&Record::Xattr { id: FileId(4), name: b"user.a", value: Some(&[0; 5000]) });
         fold(&Record::Excludes { version: 4, patterns: b"*.tmp\ncore" });
         c.settle().unwrap();
-        c.set_content(FileId(2), 0, n % 2 == 0);
+        c.set_content(FileId(2), 1 << 99, n % 2 == 0);
         let local = LocalId { dev: 5, ino: 6, btime: Time { sec: 9, nsec: 1 } };
         c.set_seen(FileId(2), Some(Seen { local, ctime: Time { sec: 2, nsec: 3 }, racy: true }));
         c.set_position(Lsn(77 << 24), Cut::File, -4);
@@ -557,6 +557,20 @@ mod tests {
             without.forget_locals();
             assert_same(&without, &decode(&snapshot[..]).unwrap());
         }
+    }
+
+    #[test]
+    fn the_format_and_the_digests_stay_what_they_are() {
+        let c = sample(0);
+        let Digest { meta, content } = c.digest();
+        let raw = zstd::decode_all(&bytes(&c)[..]).unwrap();
+        let sum = crc32c::crc32c(&raw);
+        let got = format!("{meta:032x} {content:032x} {} {sum:08x}", raw.len());
+        assert_eq!(got, "0c7d6868f6e544f1e11f2e18123fc73f 00000008000000000000000000000000 5959 92563798");
+        assert_eq!(
+            format!("{:032x}", crate::catalog::block_hash(SYSTEM, FileId(2), 1, &[7; 5000])),
+            "808b9ddf0844222f433cd0513effb0e6"
+        );
     }
 
     #[test]
