@@ -219,24 +219,25 @@ fn a_fill_survives_cuts_flips_and_truncation() {
     let proxy = Proxy::to(leader.spec.listen);
     // A connection that ends after so many bytes can't fill at once: the copy must resume.
     proxy.truncate(900_000);
-    proxy.flip(1_500_000);
+    proxy.flip(400_000);
     let follower = bed.follower("follower", proxy.port()).start();
-    let watcher = Watcher::start(&follower.data().join("stamped"));
     until(within(90), "some truncated connections", || {
         let (_, down) = proxy.bytes();
-        if proxy.truncated() >= 3 {
+        if proxy.truncated() >= 1 && proxy.flips() >= 2 {
             Ok(())
         } else {
-            Err(format!("{} truncated, {down} bytes", proxy.truncated()))
+            Err(format!("{} truncated, {} flips, {down} bytes", proxy.truncated(), proxy.flips()))
         }
     });
     // With about 4 MB to copy, resuming needs little more than that; starting over each time never ends.
     assert_equal_within(within(90), leader.data(), follower.data());
     let (_, down) = proxy.bytes();
     println!("fill of 4 MB: {} truncations, {} flips, {down} bytes", proxy.truncated(), proxy.flips());
+    // A directory that is being filled promises nothing; a filled one holds no flipped bit.
+    for e in fs::read_dir(follower.data().join("stamped")).expect("list").flatten() {
+        assert!(stamp_holds(&e.path()), "{}", e.path().display());
+    }
     proxy.calm();
-    watcher.stop.store(true, SeqCst);
-    assert_eq!(watcher.thread.join().expect("watcher"), None, "a damaged file was applied");
     Far { leader, follower, proxy, bed }.finish();
 }
 
