@@ -1,8 +1,8 @@
 //! Whether fill data is compressed: decided by measuring, since nothing else knows which is the
 //! narrow place, the line, the far disk or this machine's processor. Pure; time comes as an argument.
 //!
-//! The stream is cut into windows. While sending never waits, compression can win nothing. When it
-//! waits, one window is tried compressed, and the way that moved more content per second is kept for a
+//! The stream is cut into windows. While sending never waits, or the receiver is not starved (then its
+//! disk is what takes time), compression can win nothing. Else one window is tried compressed, and the way that moved more content per second is kept for a
 //! while that doubles each time the trial loses.
 
 use std::time::Duration;
@@ -11,8 +11,10 @@ use std::time::Duration;
 const WINDOW: u64 = 16 << 20;
 /// A window that waited for less of its time than this has nothing to win.
 const STALLED: f64 = 0.2;
+/// A receiver that waits for bytes for less of its time (percent) is no reason to compress.
+const STARVED: u8 = 50;
 /// What compression must gain to be kept.
-const GAIN: f64 = 1.15;
+const GAIN: f64 = 1.2;
 /// Content that shrinks by less than this is not worth a trial's end.
 const SHRINK: f64 = 0.9;
 /// Content after which a trial is broken off if it does not shrink.
@@ -35,6 +37,8 @@ pub(super) struct Adaptive {
     raw: u64,
     stored: u64,
     stalled: Duration,
+    /// What the receiver said last.
+    starved: u8,
     /// Content per second of the last window sent as it is.
     raw_rate: f64,
     /// Windows until something else may be tried, and how many after the next loss.
@@ -50,6 +54,7 @@ impl Adaptive {
             raw: 0,
             stored: 0,
             stalled: Duration::ZERO,
+            starved: 0,
             raw_rate: 0.0,
             wait: 0,
             pause: PAUSE.0,
@@ -59,6 +64,11 @@ impl Adaptive {
     /// Whether the next message should be compressed.
     pub(super) fn compress(&self) -> bool {
         self.mode != Mode::Raw
+    }
+
+    /// The receiver waited for bytes for so many percent of its time lately.
+    pub(super) fn starved(&mut self, percent: u8) {
+        self.starved = percent;
     }
 
     /// A message was sent: its content, its size, how long sending it waited.
@@ -80,7 +90,8 @@ impl Adaptive {
             Mode::Raw => {
                 self.raw_rate = rate;
                 self.wait = self.wait.saturating_sub(1);
-                if self.wait == 0 && self.stalled.as_secs_f64() > seconds * STALLED {
+                let waits = self.stalled.as_secs_f64() > seconds * STALLED && self.starved >= STARVED;
+                if self.wait == 0 && waits {
                     self.mode = Mode::Trial;
                 }
             }
@@ -119,10 +130,11 @@ mod tests {
 
     /// Sends `mib` of content that shrinks to `ratio` over a line of `line` MiB/s, compressing at `zstd` MiB/s.
     /// The share of it that was compressed.
-    fn run(mib: usize, ratio: f64, line: f64, zstd: f64) -> f64 {
+    fn run(mib: usize, ratio: f64, line: f64, zstd: f64, starved: u8) -> f64 {
         let mut now = Duration::ZERO;
         let mut a = Adaptive::new(now);
         let mut compressed = 0;
+        a.starved(starved);
         for _ in 0..mib {
             let squeeze = a.compress();
             let stored = if squeeze { (MIB as f64 * ratio.min(1.0)) as usize } else { MIB };
@@ -137,21 +149,26 @@ mod tests {
 
     #[test]
     fn a_wide_line_gets_content_as_it_is() {
-        assert_eq!(run(4000, 0.3, 5000.0, 400.0), 0.0);
+        assert_eq!(run(4000, 0.3, 5000.0, 400.0, 90), 0.0);
     }
 
     #[test]
     fn a_line_faster_than_the_compressor_is_tried_seldom() {
-        assert!(run(20_000, 0.5, 1000.0, 400.0) < 0.05);
+        assert!(run(20_000, 0.5, 1000.0, 400.0, 90) < 0.05);
     }
 
     #[test]
     fn a_narrow_line_gets_it_compressed() {
-        assert!(run(4000, 0.4, 100.0, 400.0) > 0.9);
+        assert!(run(4000, 0.4, 100.0, 400.0, 90) > 0.9);
+    }
+
+    #[test]
+    fn a_slow_disk_at_the_far_end_is_no_reason() {
+        assert_eq!(run(4000, 0.3, 100.0, 400.0, 20), 0.0);
     }
 
     #[test]
     fn content_that_does_not_shrink_is_left_alone() {
-        assert!(run(20_000, 1.0, 100.0, 400.0) < 0.02);
+        assert!(run(20_000, 1.0, 100.0, 400.0, 90) < 0.02);
     }
 }

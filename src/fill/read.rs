@@ -83,8 +83,9 @@ pub(super) fn read_batches(
     let system = read_lock(&catalog).system();
     let compressor = zstd::bulk::Compressor::new(1).map_err(|e| Error::from(e).wrap("cannot compress"))?;
     let mut packer = Packer { out, shared, compressor, batch: 0, items: Vec::new(), files: 0, bytes: 0 };
-    while let Some((batch, ids)) = requests.blocking_recv() {
+    while let Some((batch, starved, ids)) = requests.blocking_recv() {
         packer.batch = batch;
+        packer.shared.lock().starved(starved);
         let plans: Vec<Plan> = {
             let catalog = read_lock(&catalog);
             ids.iter().map(|&id| Plan::of(&catalog, id)).collect()

@@ -25,7 +25,7 @@ const LANES: usize = 2;
 /// Requests that wait for one of these threads; a follower keeps fewer outstanding.
 const REQUESTS: usize = 8;
 /// Messages of content read but not yet sent, about a quarter MiB each.
-const MESSAGES: usize = 8;
+const MESSAGES: usize = 32;
 /// Longest wait for a follower to close the connection after a copy.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -162,8 +162,8 @@ fn encode_between_commits(source: &dyn CopySource, out: &mut BufWriter<File>) ->
     result
 }
 
-/// A follower's wish: these files, in this batch.
-pub(super) type Request = (u32, Vec<FileId>);
+/// A follower's wish: in this batch, so starved, these files.
+pub(super) type Request = (u32, u8, Vec<FileId>);
 
 /// Starts the threads that read. They end when the requests do, or nobody takes their packets.
 fn start_lanes(source: &Arc<dyn CopySource>) -> (Vec<mpsc::Sender<Request>>, mpsc::Receiver<Result<Packet>>) {
@@ -190,9 +190,9 @@ async fn hear<R: AsyncRead + Unpin>(
 ) -> Result<()> {
     loop {
         match reader.next().await? {
-            Some(Message::FillRequest { batch, ids }) => {
+            Some(Message::FillRequest { batch, starved, ids }) => {
                 let lane = &lanes[batch as usize % lanes.len()];
-                lane.try_send((batch, ids)).map_err(|_| {
+                lane.try_send((batch, starved, ids)).map_err(|_| {
                     let text = format!("the follower asked for more than {REQUESTS} batches at once");
                     Error::new(ErrorKind::Corrupt, text)
                 })?;

@@ -40,7 +40,7 @@ use crate::wire::{
 /// Threads that write contents.
 const WRITERS: usize = 2;
 /// Messages received but not yet written, for each of them.
-const MESSAGES: usize = 8;
+const MESSAGES: usize = 16;
 /// Batches asked for but not yet written.
 const OUTSTANDING: usize = 3;
 /// Content expected of one batch, unless a single file is larger.
@@ -145,7 +145,7 @@ async fn attempt(context: &Arc<FillContext>, token: Token) -> Ended<()> {
         s.state = UpstreamState::Filling;
         (s.code, s.error, s.attempts) = (None, None, 0);
     });
-    copy(reader, writer, context, begun, token).await
+    copy(reader, writer, context, begun, &traffic, token).await
 }
 
 /// Finds out what is there, and what to ask for. [`Want::Stream`]: the copy is complete already.
@@ -277,6 +277,7 @@ async fn copy<R, W>(
     mut writer: MessageWriter<W>,
     context: &Arc<FillContext>,
     begun: Begun,
+    traffic: &Traffic,
     token: Token,
 ) -> Ended<()>
 where
@@ -287,7 +288,7 @@ where
     let (job, wanted) = local(&token, move || prepare(&making, begun)).await?;
     let job = job.start(context, token.clone());
     let hearing = hear(&mut reader, &context.status, job.lanes.clone());
-    let (end, catalog) = tokio::try_join!(hearing, ask(&mut writer, context, job, wanted))?;
+    let (end, catalog) = tokio::try_join!(hearing, ask(&mut writer, context, traffic, job, wanted))?;
     let closing = Arc::clone(context);
     local(&token, move || close(&closing, &catalog, end)).await
 }
@@ -405,16 +406,19 @@ async fn hear<R: AsyncRead + Unpin>(
 async fn ask<W: AsyncWrite + Unpin>(
     writer: &mut MessageWriter<W>,
     context: &Arc<FillContext>,
+    traffic: &Traffic,
     mut job: Running,
     mut wanted: VecDeque<FileId>,
 ) -> Ended<Catalog> {
     let half = context.peer_timeout / 2;
     let (mut next, mut outstanding) = (0_u32, 0_usize);
+    let mut hunger = Hunger { at: Instant::now(), waited: traffic.waited() };
     let mut due = Instant::now() + half;
     loop {
         while outstanding < OUTSTANDING && !wanted.is_empty() {
             let ids = batch(&job.work.catalog, &mut wanted);
-            writer.send(&Message::FillRequest { batch: next, ids }).await?;
+            let starved = hunger.since_last(traffic);
+            writer.send(&Message::FillRequest { batch: next, starved, ids }).await?;
             next = next.wrapping_add(1);
             outstanding += 1;
         }
@@ -446,6 +450,22 @@ async fn ask<W: AsyncWrite + Unpin>(
                 let _ = writer.send(&Message::Ack(Ack::default())).await;
             }
         }
+    }
+}
+
+/// Whether the line is the narrow place, as seen from here: the sender can't tell a slow line from a slow disk.
+struct Hunger {
+    at: Instant,
+    waited: Duration,
+}
+
+impl Hunger {
+    /// Percent of the time since the last call that was spent waiting for bytes.
+    fn since_last(&mut self, traffic: &Traffic) -> u8 {
+        let (now, waited) = (Instant::now(), traffic.waited());
+        let share = (waited - self.waited).as_secs_f64() / (now - self.at).as_secs_f64().max(1e-6);
+        (self.at, self.waited) = (now, waited);
+        (share.clamp(0.0, 1.0) * 100.0) as u8
     }
 }
 

@@ -68,6 +68,7 @@ pub(super) struct Writer {
     parents: VecDeque<(FileId, Rc<OwnedFd>)>,
     skipped: Skipped,
     raw: Vec<u8>,
+    zstd: Option<zstd::bulk::Decompressor<'static>>,
 }
 
 impl Writer {
@@ -85,6 +86,7 @@ impl Writer {
             parents: VecDeque::new(),
             skipped: Skipped::default(),
             raw: Vec::new(),
+            zstd: None,
         };
         while let Some(message) = queue.blocking_recv() {
             let result = match message {
@@ -108,7 +110,11 @@ impl Writer {
             return self.items(bytes);
         }
         let raw = std::mem::take(&mut self.raw);
-        let raw = decompress(raw, raw_len, bytes)?;
+        if self.zstd.is_none() {
+            let made = zstd::bulk::Decompressor::new();
+            self.zstd = Some(made.map_err(|e| Error::from(e).wrap("cannot decompress"))?);
+        }
+        let raw = decompress(self.zstd.as_mut(), raw, raw_len, bytes)?;
         let result = self.items(&raw);
         self.raw = raw;
         result
@@ -215,11 +221,17 @@ impl Writer {
 }
 
 /// Decompresses into a buffer that is used again.
-fn decompress(mut raw: Vec<u8>, raw_len: usize, bytes: &[u8]) -> Result<Vec<u8>> {
+fn decompress(
+    zstd: Option<&mut zstd::bulk::Decompressor<'static>>,
+    mut raw: Vec<u8>,
+    raw_len: usize,
+    bytes: &[u8],
+) -> Result<Vec<u8>> {
     raw.resize(raw_len, 0);
     let damaged =
         |what: &str| Error::new(ErrorKind::Corrupt, format!("compressed content is damaged: {what}"));
-    let n = zstd::bulk::decompress_to_buffer(bytes, &mut raw[..]).map_err(|e| damaged(&e.to_string()))?;
+    let zstd = zstd.ok_or_else(|| damaged("nothing to decompress with"))?;
+    let n = zstd.decompress_to_buffer(bytes, &mut raw[..]).map_err(|e| damaged(&e.to_string()))?;
     if n == raw_len { Ok(raw) } else { Err(damaged("its length is wrong")) }
 }
 

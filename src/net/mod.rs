@@ -5,7 +5,9 @@
 //! message as a whole has none, so a large message on a slow line is no dead peer. Both sides send
 //! something at least every half deadline.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -65,6 +67,7 @@ pub struct Traffic {
     received: AtomicU64,
     sent: AtomicU64,
     heard: AtomicI64,
+    waited: AtomicU64,
 }
 
 impl Traffic {
@@ -72,6 +75,12 @@ impl Traffic {
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
         (self.received.load(Ordering::Relaxed), self.sent.load(Ordering::Relaxed))
+    }
+
+    /// How long reading waited for bytes that had not come yet.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
     }
 
     /// When the last byte came, nanoseconds since 1970; 0 before the first.
@@ -119,7 +128,20 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
     async fn fill(&mut self, to: &mut Vec<u8>, len: usize) -> Result<bool> {
         while to.len() < len {
             let mut rest = (&mut self.inner).take((len - to.len()) as u64);
-            let read = tokio::time::timeout(self.silence, rest.read_buf(to)).await;
+            let mut read = pin!(rest.read_buf(to));
+            let mut since = None;
+            let watched = poll_fn(|cx| {
+                let polled = read.as_mut().poll(cx);
+                if polled.is_pending() {
+                    since.get_or_insert_with(Instant::now);
+                }
+                polled
+            });
+            let read = tokio::time::timeout(self.silence, watched).await;
+            if let Some(since) = since {
+                let waited = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                self.traffic.waited.fetch_add(waited, Ordering::Relaxed);
+            }
             let n = read.map_err(|_| silent(self.silence))?.context(|| "connection lost")?;
             if n == 0 {
                 return if to.is_empty() { Ok(false) } else { Err(broken_off()) };

@@ -20,7 +20,7 @@
 //! | 5 | ack | receiver | write u64, flush u64, apply u64, commit time at apply i64 |
 //! | 6 | snapshot data | sender | offset u64, bytes of the catalog checkpoint to the end |
 //! | 7 | snapshot end | sender | commit LSN u64, length u64, SHA-256 32 bytes |
-//! | 8 | fill request | receiver | batch u32, count u32, count x file id u64 |
+//! | 8 | fill request | receiver | batch u32, starved u8 (percent of the time since the last request that the receiver waited for bytes), count u32, count x file id u64 |
 //! | 9 | fill data | sender | batch u32, encoding u8 (0 raw, 1 zstd), length of the items u32, items |
 //! | 10 | batch end | sender | batch u32 |
 //! | 11 | fill done | receiver | nothing |
@@ -155,7 +155,7 @@ impl Kind {
             Self::Ack => 32,
             Self::SnapshotData => 8 + SNAPSHOT_PIECE,
             Self::SnapshotEnd => 48,
-            Self::FillRequest => 8 + 8 * BATCH_IDS,
+            Self::FillRequest => 9 + 8 * BATCH_IDS,
             Self::FillData => 9 + ITEMS_MAX,
             Self::BatchEnd => 4,
             Self::FillDone => 0,
@@ -242,7 +242,7 @@ pub enum Message {
     Ack(Ack),
     SnapshotData { offset: u64, bytes: Body },
     SnapshotEnd { lsn: Lsn, len: u64, sha256: [u8; 32] },
-    FillRequest { batch: u32, ids: Vec<FileId> },
+    FillRequest { batch: u32, starved: u8, ids: Vec<FileId> },
     FillData { batch: u32, encoding: Encoding, raw_len: u32, bytes: Body },
     BatchEnd { batch: u32 },
     FillDone,
@@ -360,7 +360,7 @@ impl Message {
             Self::Log { bytes, .. } | Self::SnapshotData { bytes, .. } | Self::FillData { bytes, .. } => {
                 bytes.len() + 16
             }
-            Self::FillRequest { ids, .. } => ids.len() * 8 + 8,
+            Self::FillRequest { ids, .. } => ids.len() * 8 + 9,
             _ => 128,
         }
     }
@@ -397,8 +397,9 @@ impl Message {
                 out.put_u64(*len);
                 out.extend_from_slice(sha256);
             }
-            Self::FillRequest { batch, ids } => {
+            Self::FillRequest { batch, starved, ids } => {
                 out.put_u32(*batch);
+                out.put_u8(*starved);
                 out.put_u32(u32::try_from(ids.len()).unwrap_or(u32::MAX));
                 ids.iter().for_each(|id| out.put_u64(id.0));
             }
@@ -498,13 +499,16 @@ fn decode_payload(kind: Kind, body: Vec<u8>) -> Result<Message, DecodeError> {
 }
 
 fn take_request(r: &mut Reader<'_>) -> Result<Message, DecodeError> {
-    let (batch, count) = (r.u32("batch")?, r.u32("count of files")? as usize);
+    let (batch, starved, count) = (r.u32("batch")?, r.u8("starved")?, r.u32("count of files")? as usize);
+    if starved > 100 {
+        return Err(DecodeError::TooLarge { what: "starved", value: u64::from(starved), limit: 100 });
+    }
     if count > BATCH_IDS {
         let (value, limit) = (count as u64, BATCH_IDS as u64);
         return Err(DecodeError::TooLarge { what: "count of files", value, limit });
     }
     let ids = (0..count).map(|_| r.u64("file id").map(FileId)).collect::<Result<_, _>>()?;
-    Ok(Message::FillRequest { batch, ids })
+    Ok(Message::FillRequest { batch, starved, ids })
 }
 
 #[cfg(test)]

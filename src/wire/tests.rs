@@ -38,7 +38,7 @@ fn samples(data: &[u8], n: u64) -> Vec<Message> {
         Message::Ack(Ack { write: Lsn(n), flush: Lsn(n), apply: Lsn(1), apply_time: -5 }),
         Message::SnapshotData { offset: n, bytes: bytes() },
         Message::SnapshotEnd { lsn: Lsn(n), len: n, sha256: [9; 32] },
-        Message::FillRequest { batch: 3, ids: vec![FileId(n), FileId(2)] },
+        Message::FillRequest { batch: 3, starved: 100, ids: vec![FileId(n), FileId(2)] },
         Message::FillData { batch: 4, encoding: Encoding::Raw, raw_len, bytes: bytes() },
         Message::FillData { batch: 4, encoding: Encoding::Zstd, raw_len: 77, bytes: bytes() },
         Message::BatchEnd { batch: u32::MAX },
