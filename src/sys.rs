@@ -156,8 +156,16 @@ impl Root {
     }
 }
 
+/// Longest path handed to the kernel at once; its limit is 4096 with the NUL. Longer ones are walked in parts.
+const PATH_PART: usize = 4000;
+
 /// Opens `rel` beneath `base` with openat2: RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS.
 pub fn open_beneath(base: BorrowedFd<'_>, rel: &[u8], flags: OFlags, mode: u32) -> io::Result<OwnedFd> {
+    if rel.len() > PATH_PART {
+        let cut = rel[..PATH_PART].iter().rposition(|&b| b == b'/').ok_or(rustix::io::Errno::NAMETOOLONG)?;
+        let part = open_beneath(base, &rel[..cut], OFlags::PATH | OFlags::DIRECTORY, 0)?;
+        return open_beneath(part.as_fd(), &rel[cut + 1..], flags, mode);
+    }
     let rel = if rel.is_empty() { &b"."[..] } else { rel };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;

@@ -86,7 +86,9 @@ fn still(dir: &Path) -> Still {
             let child = if path.is_empty() { name.clone() } else { [&path[..], b"/", &name].concat() };
             if stat.kind == Kind::File {
                 catalog.fold(&Record::Truncate { id, size: stat.size }).unwrap();
-                let content = std::fs::read(root.join(&child)).unwrap();
+                let mut content = vec![0; stat.size as usize];
+                let file = root.open_beneath(&child, rustix::fs::OFlags::RDONLY, 0).unwrap();
+                sys::read_at(file, &mut content, 0).unwrap();
                 let hashes: Vec<u128> = content
                     .chunks(BLOCK as usize)
                     .zip(0..)
@@ -365,6 +367,37 @@ async fn what_changes_while_it_is_read_is_reported_and_what_is_not_hashed_is_lea
     let catalog = checkpoint::load_newest(&f.state.catalog(), SYSTEM).unwrap().unwrap();
     assert_eq!(catalog.get(small).unwrap().content, block_hash(SYSTEM, small, 0, b"Jello"));
     assert_eq!(catalog.get(unknown).unwrap().content, hashes[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_longer_than_the_kernel_takes_are_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut at = std::os::fd::OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+    let mut path = Vec::new();
+    for i in 0..50 {
+        let name = format!("{i:0>255}");
+        rustix::fs::mkdirat(&at, &*name, 0o755.into()).unwrap();
+        at = sys::open_beneath(
+            std::os::fd::AsFd::as_fd(&at),
+            name.as_bytes(),
+            rustix::fs::OFlags::DIRECTORY,
+            0,
+        )
+        .unwrap();
+        path.extend_from_slice(name.as_bytes());
+        path.push(b'/');
+    }
+    path.extend_from_slice(b"file");
+    let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+    let root = Root::open(dir.path()).unwrap();
+    sys::write_at(root.open_beneath(&path, flags, 0o644).unwrap(), b"deep", 0).unwrap();
+    let leader = lead(Arc::new(still(dir.path()))).await;
+    let f = Follower::new();
+    f.fill(&leader.address).await.unwrap();
+    let copy = Root::open(&f.data()).unwrap().open_beneath(&path, rustix::fs::OFlags::RDONLY, 0).unwrap();
+    let mut content = [0; 8];
+    assert_eq!(sys::read_at(copy, &mut content, 0).unwrap(), 4);
+    assert_eq!(&content[..4], b"deep");
 }
 
 /// Passes a connection on until `bytes` came from the leader, then cuts it; again for each connection.
