@@ -182,8 +182,14 @@ impl Capture {
 
 impl CaptureHandle {
     fn ask(&self, request: Request) -> Result<()> {
+        // What can wait, or be done without, leaves room for what cannot.
+        let room = match request {
+            Request::Learned(..) => REQUESTS_MAX / 4,
+            Request::Mismatch(..) => REQUESTS_MAX / 2,
+            Request::Barrier(_) | Request::Reload(_) => REQUESTS_MAX,
+        };
         let mut requests = lock(&self.shared.requests);
-        if requests.len() >= REQUESTS_MAX {
+        if requests.len() >= room {
             return Err(Error::new(
                 ErrorKind::Unavailable,
                 "capture has too many requests waiting; try again",

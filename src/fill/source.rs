@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use super::read::{Packet, read_batches};
 use crate::checkpoint;
 use crate::codec::Put;
 use crate::error::{Error, ErrorKind, Result};
+use crate::log::Log;
 use crate::net::{self, MessageReader, MessageWriter};
 use crate::position::{FileId, Lsn};
 use crate::wire::{Kind, Message, SNAPSHOT_PIECE, begin, finish};
@@ -26,6 +26,8 @@ const LANES: usize = 2;
 const REQUESTS: usize = 8;
 /// Messages of content read but not yet sent, about a quarter MiB each.
 const MESSAGES: usize = 32;
+/// Longest wait for the commit of a snapshot to be durable.
+const DURABLE: Duration = Duration::from_secs(60);
 /// Longest wait for a follower to close the connection after a copy.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -33,8 +35,8 @@ const FAREWELL: Duration = Duration::from_secs(10);
 pub struct Serving {
     /// Where it is read from.
     pub source: Arc<dyn CopySource>,
-    /// A directory of this node's own, for the snapshot while it is sent.
-    pub scratch: PathBuf,
+    /// The log that follows it; its directory also holds the snapshot while it is sent.
+    pub log: Log,
     /// A sign of life is sent after this much time without any other message.
     pub keepalive: Duration,
     /// The follower holds the snapshot already.
@@ -121,8 +123,8 @@ impl<W: AsyncWrite + Unpin> Outgoing<'_, W> {
 }
 
 async fn send_snapshot<W: AsyncWrite + Unpin>(out: &mut Outgoing<'_, W>, serving: &Serving) -> Result<()> {
-    let (source, scratch) = (Arc::clone(&serving.source), serving.scratch.clone());
-    let (mut file, lsn) = out.while_waiting(blocking(move || encode_snapshot(&*source, &scratch))).await?;
+    let (source, log) = (Arc::clone(&serving.source), serving.log.clone());
+    let (mut file, lsn) = out.while_waiting(blocking(move || encode_snapshot(&*source, &log))).await?;
     let (mut hash, mut offset) = (Sha256::new(), 0_u64);
     loop {
         let mut message = begin(Kind::SnapshotData, 8 + SNAPSHOT_PIECE);
@@ -132,7 +134,7 @@ async fn send_snapshot<W: AsyncWrite + Unpin>(out: &mut Outgoing<'_, W>, serving
         let mut piece = Read::by_ref(&mut file).take(SNAPSHOT_PIECE as u64);
         piece
             .read_to_end(&mut message)
-            .map_err(|e| Error::io("read the snapshot in", &serving.scratch, e))?;
+            .map_err(|e| Error::io("read the snapshot in", serving.log.dir(), e))?;
         if message.len() == head {
             break;
         }
@@ -145,10 +147,16 @@ async fn send_snapshot<W: AsyncWrite + Unpin>(out: &mut Outgoing<'_, W>, serving
 }
 
 /// Encodes the catalog aside, so that its lock is not held while a slow line takes it.
-fn encode_snapshot(source: &dyn CopySource, scratch: &Path) -> Result<(File, Lsn)> {
+///
+/// A follower must not hold what a crash could still take from this node: the commit is awaited in its log.
+fn encode_snapshot(source: &dyn CopySource, log: &Log) -> Result<(File, Lsn)> {
+    let scratch = log.dir();
     let file = tempfile::tempfile_in(scratch).map_err(|e| Error::io("make a file in", scratch, e))?;
     let mut out = BufWriter::with_capacity(256 << 10, file);
     let lsn = encode_between_commits(source, &mut out)?;
+    if !log.wait_durable(lsn, DURABLE)? {
+        return Err(Error::new(ErrorKind::Unavailable, "the log was not fsynced in time for a snapshot"));
+    }
     let mut file = out.into_inner().map_err(|e| Error::io("write a snapshot in", scratch, e.into_error()))?;
     file.seek(SeekFrom::Start(0)).map_err(|e| Error::io("read a snapshot in", scratch, e))?;
     Ok((file, lsn))

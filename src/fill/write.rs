@@ -26,8 +26,10 @@ use crate::wire::{Encoding, Item, Items, Message, Outcome};
 const OPEN: usize = 16;
 /// Parent directories that one thread holds open.
 const PARENTS: usize = 8;
-/// Content written between two notes in the journal, and the time between them.
+/// Content written between two notes in the journal, and the time between them: little at first, so that
+/// even one who breaks off again and again gets on.
 const NOTE_BYTES: u64 = 512 << 20;
+const NOTE_FIRST: Duration = Duration::from_millis(250);
 const NOTE_EVERY: Duration = Duration::from_secs(2);
 
 /// What the threads of a copy share.
@@ -244,11 +246,11 @@ pub(super) fn keep_journal(
     // Opened before the first write: an error of writing back is reported to those who were there.
     let disk = work.root.open_dir(b"").map_err(|e| Error::io("open", work.root.path(), e))?;
     let (mut all, mut noted) = (Vec::new(), 0);
-    let mut ended = false;
+    let (mut ended, mut every) = (false, NOTE_FIRST);
     while !ended {
         let (since, bytes) = (Instant::now(), work.bytes.load(Ordering::Relaxed));
         loop {
-            match notes.recv_timeout(NOTE_EVERY.saturating_sub(since.elapsed())) {
+            match notes.recv_timeout(every.saturating_sub(since.elapsed())) {
                 Ok(file) => all.push(file),
                 Err(std::sync::mpsc::RecvTimeoutError::Timeout) => break,
                 Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
@@ -268,6 +270,7 @@ pub(super) fn keep_journal(
         work.blocks.sync()?;
         journal.add(&all[noted..])?;
         noted = all.len();
+        every = (every * 2).min(NOTE_EVERY);
     }
     Ok(all)
 }

@@ -263,7 +263,7 @@ where
             };
             let serving = fill::Serving {
                 source: Arc::clone(&context.source),
-                scratch: context.log.dir().to_owned(),
+                log: context.log.clone(),
                 keepalive: context.peer_timeout / 2,
                 resume: *decision == Decision::ResumeFill,
             };
