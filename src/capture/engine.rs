@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
@@ -92,7 +92,6 @@ pub(super) struct Engine {
     next_hot: Instant,
     next_rescan: Instant,
     next_look: Instant,
-    looked: Arc<(AtomicU64, AtomicU64)>,
     pub(super) checkpoint: (Lsn, Instant, u64),
     pub(super) finishing: Option<JoinHandle<Result<Lsn>>>,
 }
@@ -107,13 +106,7 @@ impl Engine {
         let fs = guard::file_system(&root, false)?;
         check_identity(&catalog, &root, &home)?;
         tracing::debug!("'{}' is on {}, fine timestamps: {}", root.path().display(), fs.name, fs.fine);
-        let quiesce = Quiesce::new(
-            &options.freeze,
-            options.max_freeze,
-            options.before_cut.clone(),
-            options.after_cut.clone(),
-            state,
-        )?;
+        let quiesce = quiesce_of(&options, state)?;
         let hints = Arc::clone(&shared.hints);
         let watch = Arc::new(Watch::new(Arc::clone(&root), Arc::clone(&hints))?);
         let marks = Marks::new(state, Arc::clone(&hints), &watch, fs.fine)?;
@@ -126,7 +119,6 @@ impl Engine {
             home,
             fs,
             stop: Arc::clone(&shared.stop),
-            looked: Arc::default(),
         };
         let base = first_scan(&shared, &scanner, state)?;
         let (system, next_id) = {
@@ -171,7 +163,6 @@ impl Engine {
             next_hot: now,
             next_rescan: now + jittered(options.rescan_interval),
             next_look: now,
-            looked: scanner.looked,
             checkpoint: (lsn, now, 0),
             finishing: None,
             options,
@@ -466,7 +457,6 @@ impl Engine {
             home: self.home,
             fs: self.fs,
             stop: Arc::clone(&self.shared.stop),
-            looked: Arc::clone(&self.looked),
         }
     }
 
@@ -579,12 +569,8 @@ impl Engine {
             && options.max_freeze == self.options.max_freeze
             && options.before_cut == self.options.before_cut
             && options.after_cut == self.options.after_cut;
-        let quiesce = if same {
-            Ok(self.quiesce.take())
-        } else {
-            let (before, after) = (options.before_cut.clone(), options.after_cut.clone());
-            Quiesce::new(&options.freeze, options.max_freeze, before, after, &self.state).map(Some)
-        };
+        let quiesce =
+            if same { Ok(self.quiesce.take()) } else { quiesce_of(&options, &self.state).map(Some) };
         match (excluder, quiesce) {
             (Ok(excluder), Ok(quiesce)) => {
                 let changed = excluder.text != self.excluder.text;
@@ -600,6 +586,12 @@ impl Engine {
             (Err(e), _) | (_, Err(e)) => tracing::error!("options are not taken over: {e}"),
         }
     }
+}
+
+/// The configured way to hold the application still.
+fn quiesce_of(options: &CaptureOptions, state: &Path) -> Result<Quiesce> {
+    let (before, after) = (options.before_cut.clone(), options.after_cut.clone());
+    Quiesce::new(&options.freeze, options.max_freeze, before, after, state)
 }
 
 /// Up to a tenth more or less, so that many nodes don't scan at once.

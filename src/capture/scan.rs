@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::ffi::CString;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
@@ -35,8 +35,6 @@ pub(super) struct Scanner {
     pub(super) home: Stat,
     pub(super) fs: Fs,
     pub(super) stop: Arc<AtomicBool>,
-    /// Names compared, and directories.
-    pub(super) looked: Arc<(AtomicU64, AtomicU64)>,
 }
 
 type Todo = (Vec<(Vec<u8>, FileId)>, usize);
@@ -119,8 +117,6 @@ impl Scanner {
         }
         let stats: Vec<Option<Stat>> =
             names.iter().map(|name| sys::stat_at_c(&fd, name).ok().flatten()).collect();
-        self.looked.0.fetch_add(names.len() as u64, Ordering::Relaxed);
-        self.looked.1.fetch_add(1, Ordering::Relaxed);
         let catalog = read(&self.catalog);
         if !clean(&catalog, id, &own) {
             self.hints.add(rel, flag::SCAN);
