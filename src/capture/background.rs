@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,11 @@ use crate::sys::{self, Stat};
 
 /// Read at one time.
 const PIECE: usize = 1 << 20;
-/// The scrub reads at one part in this many of the rate.
+/// The scrub reads at one part in this many of the rate, and works at most one part in [`SCRUB_TIME`] of the time.
 const SCRUB_SHARE: u64 = 32;
+const SCRUB_TIME: u32 = 4000;
+/// Pauses shorter than this are saved up.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// Findings that wait for the engine.
 const FOUND_MAX: usize = 64;
 /// Before looking for work again when there was none.
@@ -34,6 +37,8 @@ pub(super) enum Found {
     Piece { id: FileId, seen: Seen, first: u64, hashes: Vec<u128> },
     /// That file was read to its end, and stood still.
     Whole { id: FileId, seen: Seen },
+    /// A file of one block that is not hashed has this hash.
+    Small { id: FileId, seen: Seen, sum: u128 },
     /// The content of a file is not what its hashes say, though its stamps say so.
     Differs { id: FileId },
 }
@@ -49,7 +54,7 @@ pub(super) enum Order {
 /// The thread.
 pub(super) struct Background {
     pub(super) found: Receiver<Found>,
-    orders: SyncSender<Order>,
+    orders: Option<SyncSender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -68,22 +73,24 @@ impl Background {
             buffer: vec![0; PIECE],
             soon,
             cursor: FileId(0),
+            debt: Duration::ZERO,
             scrub_at: Instant::now(),
         };
         let thread = std::thread::Builder::new()
             .name("capture-reader".to_owned())
             .spawn(move || worker.run())
             .map_err(|e| Error::from(e).wrap("cannot start the thread that reads contents"))?;
-        Ok(Self { found, orders, thread: Some(thread) })
+        Ok(Self { found, orders: Some(orders), thread: Some(thread) })
     }
 
     /// Gives an order; false when too many wait.
     pub(super) fn order(&self, order: Order) -> bool {
-        !matches!(self.orders.try_send(order), Err(TrySendError::Full(_)))
+        self.orders.as_ref().is_some_and(|o| !matches!(o.try_send(order), Err(TrySendError::Full(_))))
     }
 
     /// Waits for the thread; it was told to stop.
     pub(super) fn join(&mut self) {
+        self.orders = None;
         // A full channel must not hold it.
         while self.found.try_recv().is_ok() {}
         if let Some(thread) = self.thread.take() {
@@ -106,6 +113,8 @@ struct Worker {
     soon: VecDeque<FileId>,
     /// Where the scrub is.
     cursor: FileId,
+    /// How long to sleep for what was read.
+    debt: Duration,
     scrub_at: Instant,
 }
 
@@ -117,10 +126,7 @@ impl Worker {
     fn run(&mut self) {
         while !self.stopping() {
             while let Ok(order) = self.orders.try_recv() {
-                match order {
-                    Order::Scrub(id) => self.soon.push_back(id),
-                    Order::Rate(rate) => self.rate = rate.max(1),
-                }
+                self.take(order);
             }
             if read(&self.scanner.catalog).unhashed() > 0 {
                 if !self.hash_all() {
@@ -136,14 +142,26 @@ impl Worker {
         }
     }
 
-    fn nap(&self, time: Duration) {
+    /// Sleeps; an order is taken at once, and the end of capture ends it.
+    fn nap(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while !self.stopping() {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
-            std::thread::sleep(left.min(Duration::from_millis(50)));
+            match self.orders.recv_timeout(left) {
+                Ok(order) => self.take(order),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Scrub(id) => self.soon.push_back(id),
+            Order::Rate(rate) => self.rate = rate.max(1),
         }
     }
 
@@ -160,6 +178,20 @@ impl Worker {
             some |= self.hash(id).is_some();
         }
         some
+    }
+
+    /// Notes that something took a while: `share` times as long is slept, and as the rate says.
+    fn owe(&mut self, took: Duration, bytes: u64, rate: u64, share: u32) {
+        let by_rate = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        self.debt += by_rate.max(took * share).saturating_sub(took);
+    }
+
+    /// Sleeps for the pauses that were saved up.
+    fn pay(&mut self) {
+        if self.debt >= PAUSE_MIN {
+            let debt = std::mem::take(&mut self.debt);
+            self.nap(debt);
+        }
     }
 
     /// Opens a file that is as the catalog has seen it.
@@ -180,7 +212,7 @@ impl Worker {
         &mut self,
         fd: &std::os::fd::OwnedFd,
         stat: &Stat,
-        rate: u64,
+        (rate, share): (u64, u32),
         mut each: impl FnMut(&mut Self, u64, &[u8]) -> Option<()>,
     ) -> Option<()> {
         let mut at = 0;
@@ -203,8 +235,8 @@ impl Worker {
             self.buffer = buffer;
             let got = result?;
             at += got;
-            let pause = Duration::from_secs_f64(got as f64 / rate as f64);
-            self.nap(pause.saturating_sub(began.elapsed()));
+            self.owe(began.elapsed(), got, rate, share);
+            self.pay();
         }
         let after = sys::stat_fd(fd).ok()?;
         (after.size == stat.size && after.ctime == stat.ctime && after.attrs == stat.attrs).then_some(())
@@ -215,14 +247,30 @@ impl Worker {
         if read(&self.scanner.catalog).get(id).is_none_or(|n| n.hashed) {
             return None;
         }
-        let (system, rate) = (self.system, self.rate);
-        self.read_all(&fd, &stat, rate, |worker, first, data| {
+        let (system, pace) = (self.system, (self.rate, 0));
+        if stat.size <= BLOCK {
+            return self.hash_small(id, &fd, &stat, seen);
+        }
+        self.read_all(&fd, &stat, pace, |worker, first, data| {
             let hashes = block_hashes(system, id, first, data).collect();
             worker.found.send(Found::Piece { id, seen, first, hashes }).ok()?;
             worker.scanner.hints.wake();
             Some(())
         })?;
         self.found.send(Found::Whole { id, seen }).ok()?;
+        self.scanner.hints.wake();
+        Some(())
+    }
+
+    /// A file of one block is its own sum.
+    fn hash_small(&mut self, id: FileId, fd: &std::os::fd::OwnedFd, stat: &Stat, seen: Seen) -> Option<()> {
+        let (system, pace) = (self.system, (self.rate, 0));
+        let mut sum = 0_u128;
+        self.read_all(fd, stat, pace, |_, first, data| {
+            sum = block_hashes(system, id, first, data).fold(sum, u128::wrapping_add);
+            Some(())
+        })?;
+        self.found.send(Found::Small { id, seen, sum }).ok()?;
         self.scanner.hints.wake();
         Some(())
     }
@@ -257,10 +305,13 @@ impl Worker {
 
     /// Compares the content of one file with the sum of its hashes.
     fn scrub(&mut self, id: FileId) {
-        let Some((fd, stat, seen)) = self.open(id) else { return };
         let (system, rate) = (self.system, (self.rate / SCRUB_SHARE).max(1));
+        let began = Instant::now();
+        let opened = self.open(id);
+        self.owe(began.elapsed(), 0, rate, SCRUB_TIME);
+        let Some((fd, stat, seen)) = opened else { return self.pay() };
         let mut sum = 0_u128;
-        let whole = self.read_all(&fd, &stat, rate, |_, first, data| {
+        let whole = self.read_all(&fd, &stat, (rate, SCRUB_TIME), |_, first, data| {
             sum = block_hashes(system, id, first, data).fold(sum, u128::wrapping_add);
             Some(())
         });

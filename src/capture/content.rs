@@ -5,6 +5,7 @@
 //! buffered write that is under way, which stamped the inode before it began to copy. So where the
 //! stamps before and after the read are equal, no write was seen in part.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::OFlags;
@@ -13,6 +14,7 @@ use rustix::io::Errno;
 use super::engine::Engine;
 use super::examine::{At, Known, local, vanished};
 use super::hints::flag;
+use super::pass::HOPELESS;
 use crate::catalog::{block_hashes, blocks_of};
 use crate::error::Result;
 use crate::position::FileId;
@@ -21,6 +23,8 @@ use crate::sys::{self, Stat};
 
 /// A file larger than this whose stamps say that only its attributes changed is not read, unless a hint says so.
 const SMALL: u64 = 1 << 20;
+/// Of a file that is written all the time this much is read in a pass, so that what was read is soon in the log.
+const SLICE: u64 = 128 << 20;
 /// Known hashes fetched at once.
 const WINDOW: u64 = 4096;
 /// Bytes of a block, for slices.
@@ -41,6 +45,8 @@ struct Reading<'a> {
     window: (u64, Vec<u128>),
     /// The file ended early.
     short: bool,
+    /// What is compared: all, or a slice.
+    range: Range<u64>,
 }
 
 impl Engine {
@@ -72,9 +78,6 @@ impl Engine {
         flags: u16,
         known: &Known,
     ) -> Result<()> {
-        if self.pass.base {
-            return self.base_file(at, id, stat);
-        }
         let attributes_only = known.hashed
             && !known.new
             && known.seen.is_some_and(|s| s.local == stat.local && !s.racy)
@@ -107,10 +110,12 @@ impl Engine {
             self.put(at, id, &before, false, None);
         }
         let mut size = before.size;
+        let slice = self.slice(at.rel, id, &before, known);
+        let whole = slice.is_none();
         if attributes_only {
             self.hot.scrub_soon(id);
         } else {
-            match self.compare(&fd, id, &before, known)? {
+            match self.compare(&fd, id, &before, known, slice.unwrap_or(0..u64::MAX))? {
                 Ok(read) => size = read,
                 Err(e) => return self.unread(at, e),
             }
@@ -119,7 +124,8 @@ impl Engine {
             Ok(s) => s,
             Err(e) => return self.skip(at.rel, "stat", e),
         };
-        let stable = size == before.size
+        let stable = whole
+            && size == before.size
             && (after.size, after.ctime, after.attrs) == (before.size, before.ctime, before.attrs);
         let shown = Stat { size, ..before };
         self.put(at, id, &shown, stable, Some(xattrs));
@@ -129,14 +135,28 @@ impl Engine {
         Ok(())
     }
 
-    /// First scan: the content is read later.
-    fn base_file(&mut self, at: At<'_>, id: FileId, stat: &Stat) -> Result<()> {
-        let Some(xattrs) = self.xattrs(at)? else { return Ok(()) };
-        self.put(at, id, stat, true, Some(xattrs));
-        if let Some(staged) = self.pass.stage.inodes.get_mut(&id) {
-            staged.size = stat.size;
+    /// The part of a file to read in this pass when it is large and written all the time. Once it rests, it is read
+    /// as a whole.
+    fn slice(&mut self, rel: &[u8], id: FileId, stat: &Stat, known: &Known) -> Option<Range<u64>> {
+        let restless = self.unstable.get(rel).is_some_and(|&n| n >= HOPELESS)
+            && !self.pass.still
+            && self.pass.stage.round == 1
+            && known.hashed
+            && stat.size >= known.size
+            && stat.size > 2 * SLICE
+            && !self.forced.contains_key(&id);
+        if !restless {
+            self.slices.remove(&id);
+            return None;
         }
-        Ok(())
+        let (from, ctime) = self.slices.get(&id).copied().unwrap_or_default();
+        if ctime == stat.ctime {
+            self.slices.remove(&id);
+            return None;
+        }
+        let from = if from < stat.size { from } else { 0 };
+        self.slices.insert(id, (from + SLICE, stat.ctime));
+        Some(from..from + SLICE)
     }
 
     /// A read failed. The file keeps what it had and is tried again later.
@@ -154,6 +174,7 @@ impl Engine {
         id: FileId,
         stat: &Stat,
         known: &Known,
+        range: Range<u64>,
     ) -> Result<std::io::Result<u64>> {
         let began = std::time::Instant::now();
         let mut whole = known.new || self.pass.stage.inodes.get(&id).is_some_and(|s| s.whole);
@@ -172,6 +193,7 @@ impl Engine {
             tail: None,
             window: (0, Vec::new()),
             short: false,
+            range,
         };
         if let Some(staged) = self.pass.stage.inodes.get_mut(&id) {
             staged.whole |= whole;
@@ -210,7 +232,7 @@ impl Engine {
 
     /// Data is read, holes are not.
     fn ranges(&mut self, r: &mut Reading<'_>) -> Result<std::io::Result<()>> {
-        let mut at = 0;
+        let (mut at, to) = (r.range.start, r.range.end.min(r.size));
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(WRITE_MAX, 0);
         let result = loop {
@@ -218,11 +240,11 @@ impl Engine {
                 Ok(range) => range,
                 Err(e) => break Ok(Err(e)),
             };
-            let Some((start, end)) = range else {
-                break self.hole(r, at / BLOCK, blocks_of(r.size)).map(Ok);
+            let Some((start, end)) = range.filter(|(start, _)| *start < to) else {
+                break self.hole(r, at / BLOCK, blocks_of(to)).map(Ok);
             };
             let start = (start / BLOCK * BLOCK).max(at);
-            let end = end.next_multiple_of(BLOCK).min(r.size);
+            let end = end.next_multiple_of(BLOCK).min(to);
             if let Err(e) = self.hole(r, at / BLOCK, start / BLOCK) {
                 break Err(e);
             }
@@ -231,7 +253,7 @@ impl Engine {
                 Ok(Ok(())) => at = end,
                 other => break other,
             }
-            if at >= r.size {
+            if at >= to {
                 break Ok(Ok(()));
             }
         };

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use super::background::{Background, Found, Order};
 use super::commit::Repair;
 use super::guard::{self, Excluder, Fs, RootState};
-use super::hints::{Batch, Hints, flag};
+use super::hints::{Batch, Hints, Paths, flag};
 use super::hot::Hot;
 use super::journal::Journal;
 use super::pass::{Ended, Pass, merge};
 use super::scan::Scanner;
 use super::upkeep::{Notes, check_identity, first_scan};
-use super::watch::{Mark, Marks, Watch};
+use super::watch::{Marks, Watch};
 use super::{CaptureOptions, Request, Shared, lock, wall_clock};
 use crate::catalog::{Catalog, Seen};
 use crate::error::{Error, ErrorKind, Result};
@@ -64,6 +64,8 @@ pub(super) struct Engine {
     pub(super) forced: HashMap<FileId, BTreeSet<u64>>,
     /// In how many passes in a row files were unstable.
     pub(super) unstable: HashMap<Box<[u8]>, u32>,
+    /// Where the next slice of a file that is written all the time begins, and its change time before.
+    pub(super) slices: HashMap<FileId, (u64, Time)>,
     /// Passes in a row that ended without an exact cut.
     pub(super) failures: u32,
     /// Files that are written all the time and were just read: until when they are left alone.
@@ -127,7 +129,6 @@ impl Engine {
         };
         let background = Background::start(scanner.clone(), system, options.scrub_rate)?;
         let now = Instant::now();
-        let mark = Mark { time: Time::default() };
         let lsn = read(&catalog).lsn();
         Ok(Self {
             system,
@@ -138,12 +139,13 @@ impl Engine {
             marks,
             quiesce: Some(quiesce),
             next_hold: now,
-            pass: Pass::new(Journal::new(shared.log.clone(), state), next_id, mark),
+            pass: Pass::new(Journal::new(shared.log.clone(), state), next_id),
             hot: Hot::default(),
             notes: Notes::default(),
             buffer: Vec::new(),
             forced: HashMap::new(),
             unstable: HashMap::new(),
+            slices: HashMap::new(),
             failures: 0,
             resting: HashMap::new(),
             rested: Batch::default(),
@@ -252,24 +254,14 @@ impl Engine {
         }
         self.pass.with_missing = missing;
         let began = Instant::now();
-        let mark = self.marks.drain()?;
-        let mut batch = std::mem::take(&mut self.rested);
-        let more = self.hints.take();
-        let lost = more.gap;
-        merge(&mut batch.paths, more.paths);
-        self.set_aside(batch);
         let batch = std::mem::take(&mut self.rested);
-        if let Some(reason) = lost {
-            // What was lost meanwhile is for another scan.
-            self.hints.gap(reason);
-        }
         let repair = match self.gap {
-            Some(reason) if ends && lost.is_none() => Repair::Ends(reason),
+            Some(reason) if ends => Repair::Ends(reason),
             None if self.first == Some(true) => Repair::Down,
             _ => Repair::None,
         };
         self.force_hints();
-        let ended = self.pass(batch, mark, repair)?;
+        let ended = self.pass(batch, repair)?;
         if missing {
             // Listing what can't be watched may take one part in ten of the time.
             self.missing_due = Instant::now() + self.options.hot_interval.max(began.elapsed() * 10);
@@ -390,6 +382,12 @@ impl Engine {
             self.hints.gap(reason);
         }
         let mut paths = batch.paths;
+        self.leave_resting(&mut paths);
+        merge(&mut self.rested.paths, paths);
+    }
+
+    /// Takes files that rest out of `paths`; those whose rest is over are added.
+    pub(super) fn leave_resting(&mut self, paths: &mut Paths) {
         if !self.resting.is_empty() {
             let now = Instant::now();
             let over: Vec<Box<[u8]>> = self
@@ -404,7 +402,6 @@ impl Engine {
             }
             paths.retain(|path, _| !self.resting.contains_key(path));
         }
-        merge(&mut self.rested.paths, paths);
     }
 
     fn wake_rested(&mut self) {
@@ -506,7 +503,11 @@ impl Engine {
                 Request::Mismatch(id, blocks) => self.forced.entry(id).or_default().extend(blocks),
                 Request::Learned(id, seen, hashes) => {
                     if self.unhashed_as(id, &seen) {
-                        lock(&self.shared.fold).learn(id, &hashes)?;
+                        let mut fold = lock(&self.shared.fold);
+                        match hashes[..] {
+                            [sum] => fold.write().set_content(id, sum, true),
+                            _ => fold.learn(id, &hashes)?,
+                        }
                     }
                 }
                 Request::Reload(options) => self.reload(*options),
@@ -533,6 +534,11 @@ impl Engine {
                 Found::Whole { id, seen } => {
                     if self.unhashed_as(id, &seen) {
                         lock(&self.shared.fold).finish_hashes(id)?;
+                    }
+                }
+                Found::Small { id, seen, sum } => {
+                    if self.unhashed_as(id, &seen) {
+                        lock(&self.shared.fold).write().set_content(id, sum, true);
                     }
                 }
                 Found::Differs { id } => {

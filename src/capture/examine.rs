@@ -70,10 +70,15 @@ pub(super) fn local(e: &io::Error) -> bool {
 }
 
 impl Engine {
-    /// Looks at every path, parents first, and then at the directories whose names changed.
+    /// A new round: looks at every path, parents first, and then at the directories whose names changed.
     pub(super) fn round(&mut self, todo: &Paths) -> Result<()> {
         self.pass.begin_round();
         self.walk_missing();
+        self.look(todo)
+    }
+
+    /// Looks at more paths in the same round.
+    pub(super) fn look(&mut self, todo: &Paths) -> Result<()> {
         let mut keys: Vec<(&[u8], u16)> = todo.iter().map(|(path, flags)| (&**path, *flags)).collect();
         keys.sort_unstable();
         let mut open: Option<Dir> = None;
@@ -354,7 +359,7 @@ impl Engine {
             }
             return Ok(());
         }
-        if self.pass.looked.get(&id) == Some(&stat.ctime) && !self.pass.base {
+        if self.pass.looked.get(&id) == Some(&stat.ctime) {
             return Ok(());
         }
         if flags & !flag::SCAN == 0 {

@@ -26,8 +26,12 @@ const COOL: Duration = Duration::from_secs(60);
 const HOT_MAX: usize = 10_000;
 /// Most descriptors looked at in one look through /proc.
 const FDS_MAX: usize = 100_000;
-/// Looking through /proc may take one part in this many of the time.
+/// Looking through /proc may take one part in this many of the time, while the tree changes and while it rests.
 const PROC_SHARE: u32 = 500;
+const PROC_SHARE_QUIET: u32 = 4000;
+/// Between looks through /proc.
+const PROC_MIN: Duration = Duration::from_secs(1);
+const PROC_MAX: Duration = Duration::from_secs(60);
 /// After this time a direct write that was under way when the file was read is over.
 const DIRECT_DONE: Duration = Duration::from_secs(3);
 /// `O_DIRECT` in the flags that fdinfo shows, on all architectures that differ from the rest included.
@@ -108,9 +112,14 @@ impl Hot {
     /// Compares the stamps of every file on the list; what differs becomes a hint.
     pub(super) fn poll(&mut self, root: &Root, home: &Stat, catalog: &Catalog, hints: &Hints, now_too: bool) {
         let now = Instant::now();
+        // A tree that just began to change is looked at as one that changes.
+        if !self.written.is_empty() && self.next_proc.is_some_and(|t| t > now + PROC_MIN * 3) {
+            self.next_proc = None;
+        }
         if now_too || self.next_proc.is_none_or(|t| now >= t) {
             self.look_through_proc(root, home, catalog, hints);
-            self.next_proc = Some(Instant::now() + (now.elapsed() * PROC_SHARE).max(Duration::from_secs(1)));
+            let share = if self.written.is_empty() { PROC_SHARE_QUIET } else { PROC_SHARE };
+            self.next_proc = Some(Instant::now() + (now.elapsed() * share).clamp(PROC_MIN, PROC_MAX));
         }
         for path in self.racy.drain() {
             hints.add(&path, flag::SCAN);

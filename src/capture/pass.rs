@@ -35,7 +35,7 @@ const ROUNDS_MAX: u32 = 200;
 /// A pause before a look that waits for an event on its way.
 const ON_ITS_WAY: Duration = Duration::from_micros(300);
 /// Passes in a row in which a file has to be unstable to be given no more patience.
-const HOPELESS: u32 = 2;
+pub(super) const HOPELESS: u32 = 2;
 /// Least patience when cuts keep failing.
 const PATIENCE_MIN: Duration = Duration::from_millis(20);
 
@@ -44,8 +44,8 @@ pub(super) struct Pass {
     pub(super) stage: Stage,
     pub(super) journal: Journal,
     pub(super) mark: Mark,
-    /// The first scan: nothing is logged, no content is read.
-    pub(super) base: bool,
+    /// The application is held still.
+    pub(super) still: bool,
     next_id: u64,
     /// All hints so far.
     hints: Paths,
@@ -81,12 +81,12 @@ pub(super) struct Pass {
 
 impl Pass {
     /// A pass that has found nothing yet.
-    pub(super) fn new(journal: Journal, next_id: FileId, mark: Mark) -> Self {
+    pub(super) fn new(journal: Journal, next_id: FileId) -> Self {
         Self {
             stage: Stage::default(),
             journal,
-            mark,
-            base: false,
+            mark: Mark::NONE,
+            still: false,
             next_id: next_id.0,
             hints: Paths::new(),
             walks: Vec::new(),
@@ -164,9 +164,8 @@ enum Verdict {
 
 impl Engine {
     /// One pass over `batch` and all that comes meanwhile. `repair`: what the pass makes good.
-    pub(super) fn pass(&mut self, batch: Batch, mark: Mark, repair: Repair) -> Result<Ended> {
+    pub(super) fn pass(&mut self, batch: Batch, repair: Repair) -> Result<Ended> {
         let began = Instant::now();
-        self.pass.mark = mark;
         let skipped = !self.resting.is_empty();
         let (cut, fresh) = match self.rounds(batch.paths, began) {
             Ok(result) => result,
@@ -196,16 +195,26 @@ impl Engine {
         Ok(ended)
     }
 
-    /// Steps until the cut is exact or the patience ends. Returns what came too late for this pass.
+    /// Rounds until the cut is exact or the patience ends. Returns what came too late for this pass.
     fn rounds(&mut self, paths: Paths, began: Instant) -> Result<(Cut, Batch)> {
         let patience = (self.options.max_cut_delay / 2_u32.pow(self.failures.min(5))).max(PATIENCE_MIN);
         let mut todo = paths;
         loop {
+            // The mark is on its way while we look; what came before it and is not in `todo` is looked at after.
+            let mark = self.marks.make()?;
+            self.pass.mark = mark;
             self.remember(&todo);
             self.round(&todo)?;
-            let next = self.marks.drain()?;
-            let fresh = self.hints.take();
-            let verdict = self.verdict(&fresh.paths);
+            let marked = self.marks.wait(&mark)?;
+            let mut fresh = self.hints.take();
+            self.leave_resting(&mut fresh.paths);
+            self.remember(&fresh.paths);
+            self.look(&fresh.paths)?;
+            if marked && fresh.gap.is_none() && self.proven() {
+                return Ok((Cut::Exact, Batch::default()));
+            }
+            let recent = self.events_since(&mut fresh)?;
+            let verdict = if marked { self.verdict(&recent) } else { Verdict::Again { todo, event: false } };
             let Verdict::Again { todo: left, event } = verdict else {
                 return Ok((if fresh.gap.is_none() { Cut::Exact } else { Cut::File }, fresh));
             };
@@ -220,16 +229,35 @@ impl Engine {
             if event {
                 std::thread::sleep(ON_ITS_WAY);
             }
-            // What is on its way may have come; the next round is for the instant of its own mark.
-            self.pass.mark = if event { self.marks.drain()? } else { next };
             todo = left;
             merge(&mut todo, fresh.paths);
-            let more = if event { self.hints.take() } else { Batch::default() };
-            merge(&mut todo, more.paths);
-            if let Some(reason) = more.gap {
-                self.hints.gap(reason);
-            }
         }
+    }
+
+    /// Where stamps don't prove all, events have to: all of those up to now. `fresh` had the events that came
+    /// during the round and were looked at; it takes those that were not. Returns both.
+    fn events_since(&mut self, fresh: &mut Batch) -> Result<Paths> {
+        let mut recent = std::mem::take(&mut fresh.paths);
+        if self.pass.left.is_empty() && !self.unproven_names() && self.fs.fine {
+            return Ok(recent);
+        }
+        self.marks.drain()?;
+        let more = self.hints.take();
+        fresh.gap = fresh.gap.or(more.gap);
+        fresh.paths = more.paths;
+        self.leave_resting(&mut fresh.paths);
+        merge(&mut recent, fresh.paths.clone());
+        Ok(recent)
+    }
+
+    /// Whether names were examined in directories that changed after the mark.
+    fn unproven_names(&self) -> bool {
+        let pass = &self.pass;
+        let round = pass.stage.round;
+        pass.stage.names.iter().any(|(dir, names)| {
+            pass.dirs.get(dir).is_none_or(|&ctime| ctime >= pass.mark.time)
+                && names.values().any(|named| named.round == round)
+        })
     }
 
     /// The last round, while the application is held still.
@@ -260,7 +288,9 @@ impl Engine {
             }
         };
         self.notes.freezes += 1;
+        self.pass.still = true;
         let result = self.still_rounds(&held, left, fresh);
+        self.pass.still = false;
         drop(held);
         // The application has its time back before it is held again.
         self.next_hold = Instant::now() + self.options.max_cut_delay.max(began.elapsed() * 4);
@@ -300,7 +330,6 @@ impl Engine {
     fn may_hold(&self) -> bool {
         self.quiesce.as_ref().is_some_and(crate::quiesce::Quiesce::configured)
             && Instant::now() >= self.next_hold
-            && !self.pass.base
     }
 
     fn remember(&mut self, paths: &Paths) {
@@ -312,6 +341,18 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Whether the stamps alone prove that all that was examined is as it was at the mark, so that no event has to
+    /// be waited for.
+    fn proven(&self) -> bool {
+        let pass = &self.pass;
+        let round = pass.stage.round;
+        pass.left.is_empty()
+            && pass.again.is_empty()
+            && !pass.with_missing
+            && pass.stage.inodes.values().all(|s| s.round != round || s.proof == Proof::Proven)
+            && !self.unproven_names()
     }
 
     /// Whether all that was examined is as it was at the mark before.

@@ -146,6 +146,13 @@ impl Watch {
 pub(super) struct Mark {
     /// What changes after the instant has a change time of this or later.
     pub(super) time: Time,
+    which: usize,
+    count: u64,
+}
+
+impl Mark {
+    /// Before the first one.
+    pub(super) const NONE: Self = Self { time: Time { sec: 0, nsec: 0 }, which: 0, count: 0 };
 }
 
 /// Two files whose writes pass through the same queue as all other events.
@@ -184,38 +191,51 @@ impl Marks {
         Ok(files)
     }
 
-    /// Waits until every event of before the call is in the set of hints.
+    /// Marks this instant. What is known at the mark is known after [`wait`](Self::wait).
+    pub(super) fn make(&mut self) -> Result<Mark> {
+        // Two writes that are neighbours in the queue would be one event: hence two files, in turn.
+        let which = self.next;
+        self.next = 1 - which;
+        let count = self.hints.mark(which) + 1;
+        let failed = |e| Error::from(e).wrap("cannot mark the event queue");
+        let file = &self.files[which];
+        // A timestamp that was looked at is followed by a fine-grained one.
+        sys::stat_fd(file).map_err(failed)?;
+        sys::write_at(file, b"m", 0).map_err(failed)?;
+        let stamp = sys::stat_fd(file).map_err(failed)?.ctime;
+        Ok(Mark { time: if self.fine { stamp } else { earlier(stamp, TICKS) }, which, count })
+    }
+
+    /// Waits until every event of before the mark is in the set of hints. False: the mark was lost, because the
+    /// queue is full, or comes late; make another.
+    pub(super) fn wait(&mut self, mark: &Mark) -> Result<bool> {
+        if self.hints.wait_mark(mark.which, mark.count, Instant::now() + MARK_LOST) {
+            return Ok(true);
+        }
+        // New files, so that a mark that comes late counts for nothing.
+        let old = ["a", "b"].map(|n| self.dir.join(format!("{}{n}", self.generation)));
+        self.generation += 1;
+        self.files = Self::create(&self.dir, self.generation, &self.hints)?;
+        for path in old {
+            let _ = fs::remove_file(path);
+        }
+        Ok(false)
+    }
+
+    /// Makes a mark and waits for it.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] when the watcher does not answer.
     pub(super) fn drain(&mut self) -> Result<Mark> {
         let deadline = Instant::now() + MARK_WAIT;
         loop {
-            // Two writes that are neighbours in the queue would be one event: hence two files, in turn.
-            let which = self.next;
-            self.next = 1 - which;
-            let count = self.hints.mark(which) + 1;
-            let failed = |e| Error::from(e).wrap("cannot mark the event queue");
-            let file = &self.files[which];
-            // A timestamp that was looked at is followed by a fine-grained one.
-            sys::stat_fd(file).map_err(failed)?;
-            sys::write_at(file, b"m", 0).map_err(failed)?;
-            let stamp = sys::stat_fd(file).map_err(failed)?.ctime;
-            if self.hints.wait_mark(which, count, Instant::now() + MARK_LOST) {
-                return Ok(Mark { time: if self.fine { stamp } else { earlier(stamp, TICKS) } });
+            let mark = self.make()?;
+            if self.wait(&mark)? {
+                return Ok(mark);
             }
             if Instant::now() >= deadline {
-                return Err(Error::new(
-                    ErrorKind::Unavailable,
-                    "the watcher does not answer; it is started anew",
-                ));
-            }
-            // A full queue dropped the mark, or it comes late. New files, so that a late one counts for nothing.
-            let old = ["a", "b"].map(|n| self.dir.join(format!("{}{n}", self.generation)));
-            self.generation += 1;
-            self.files = Self::create(&self.dir, self.generation, &self.hints)?;
-            for path in old {
-                let _ = fs::remove_file(path);
+                let text = "the watcher does not answer; it is started anew";
+                return Err(Error::new(ErrorKind::Unavailable, text));
             }
         }
     }
