@@ -1,137 +1,257 @@
-//! The end of a pass: names become records, the change set is folded into the catalog and committed to the log.
+//! The end of a pass: what differs becomes records, the records are folded into the catalog, and the commit
+//! that carries its digest ends the change set.
 
-use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use super::pass::Pass;
-use super::stage::Staged;
+use super::engine::{Engine, read};
+use super::pass::Ended;
+use super::{lock, wall_clock};
 use crate::catalog::{Catalog, Seen};
 use crate::error::Result;
 use crate::failpoint;
-use crate::fold::Fold;
 use crate::position::{Cut, FileId, Lsn};
-use crate::record::{GapReason, Record, WRITE_MAX};
-use crate::segment::flags;
+use crate::record::{GapReason, Record};
 
-/// Stands for data whose hashes are known: only its length counts.
-static NO_DATA: [u8; WRITE_MAX] = [0; WRITE_MAX];
+/// What a change set makes good.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Repair {
+    /// Nothing special.
+    None,
+    /// What happened while nobody watched: if it changed anything, the set says so.
+    Down,
+    /// It begins a gap: from here on the history is approximate.
+    Begins(GapReason),
+    /// It ends a gap.
+    Ends(GapReason),
+}
 
-impl Pass<'_> {
-    /// Turns the changed names into records: what goes first, then what comes.
-    pub(super) fn settle_names(&mut self) -> Result<()> {
-        let changed: Vec<(FileId, Vec<u8>, Option<FileId>)> = {
-            let catalog = self.read();
-            let slots = self.stage.slots().filter(|((p, n), id)| catalog.lookup(*p, n) != **id);
-            slots.map(|((p, n), id)| (*p, n.clone(), *id)).collect()
-        };
-        for (parent, name, _) in changed.iter().filter(|c| c.2.is_none()) {
-            self.keep(&Record::Unlink { parent: *parent, name })?;
-        }
-        for (parent, name, id) in &changed {
-            if let Some(id) = id {
-                self.keep(&Record::Link { parent: *parent, name, id: *id })?;
+/// A delete is one delete when it happens within this time.
+const TIDE: Duration = Duration::from_secs(60);
+
+impl Engine {
+    /// Puts the create records of a new file, and of those before it, into the journal.
+    pub(super) fn ensure_created(&mut self, id: FileId) -> Result<()> {
+        while let Some(&first) = self.pass.stage.unsent.first() {
+            if first > id {
+                break;
             }
+            self.pass.stage.unsent.pop_first();
+            let Some(staged) = self.pass.stage.inodes.get_mut(&first) else { continue };
+            staged.sent = Some(staged.attrs);
+            let record = Record::Create {
+                id: first,
+                kind: staged.kind,
+                attrs: staged.attrs,
+                rdev: staged.rdev,
+                target: &staged.target,
+            };
+            self.pass.journal.push(&record)?;
         }
         Ok(())
     }
 
-    /// How many inodes would lose their last name, subtrees included.
-    pub(super) fn deletions(&self) -> u64 {
-        let catalog = self.read();
-        let mut count = 0;
-        for ((parent, name), id) in self.stage.slots() {
-            let Some(old) = catalog.lookup(*parent, name) else { continue };
-            if *id != Some(old) && !self.kept(&catalog, old) {
-                count += subtree(&catalog, old);
-            }
+    /// Commits what the pass found, if it is anything.
+    pub(super) fn commit(&mut self, cut: Cut, repair: Repair) -> Result<Ended> {
+        if let Some(text) = self.mass_delete() {
+            return Ok(Ended::Held(text));
         }
-        count
-    }
-
-    fn kept(&self, catalog: &Catalog, id: FileId) -> bool {
-        self.stage.slots().any(|(_, s)| *s == Some(id))
-            || catalog.names(id).any(|(p, n)| self.stage.lookup(catalog, p, n) == Some(id))
-    }
-
-    /// Folds and commits. Readers that hold the fold's lock see the tree before or after, never between.
-    pub(super) fn commit(&mut self, cut: Cut, time: i64) -> Result<Lsn> {
-        failpoint::pass("capture::before_commit")?;
-        let mutex = self.fold;
-        let mut fold = mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.fold_staged(&mut fold)?;
-        let commit = fold.seal(cut, time)?;
-        let end = if self.base {
-            Lsn::FIRST
-        } else {
-            let mut tail = Vec::new();
-            Record::Commit(commit).encode(&mut tail);
-            self.room(tail.len())?;
-            self.raw.extend_from_slice(&tail);
-            let mut flag = flags::ENDS | if cut == Cut::Exact { flags::EXACT } else { 0 };
-            if !self.started {
-                flag |= flags::STARTS;
-            }
-            self.log.append(std::mem::take(&mut self.raw), flag)?.1
+        self.finish_records()?;
+        let changed = !self.pass.journal.is_empty();
+        // A follower waits for an exact cut: if the last was none, this says that now it is one.
+        let sharpens = cut == Cut::Exact && read(&self.catalog).cut() == Cut::File;
+        let gap = match repair {
+            Repair::None => false,
+            Repair::Down => changed,
+            Repair::Begins(_) | Repair::Ends(_) => true,
         };
+        if !changed && !sharpens && !gap {
+            self.note_seen();
+            return Ok(Ended::Nothing(cut));
+        }
+        let time = wall_clock();
+        self.gap_records(repair, gap, time)?;
+        failpoint::pass("capture::before_commit")?;
+        let end = self.seal(cut, time)?;
+        failpoint::pass("capture::after_commit")?;
+        self.notes.found_by_scan += self.pass.scanned;
+        for id in std::mem::take(&mut self.pass.forced_done) {
+            self.forced.remove(&id);
+        }
+        Ok(Ended::Committed(end, cut))
+    }
+
+    fn gap_records(&mut self, repair: Repair, gap: bool, time: i64) -> Result<()> {
+        let journal = &mut self.pass.journal;
+        match repair {
+            Repair::Down if gap => {
+                journal.push(&Record::Gap { end: false, reason: GapReason::Down, time })?;
+                journal.push(&Record::Gap { end: true, reason: GapReason::Down, time })
+            }
+            Repair::Begins(reason) => journal.push(&Record::Gap { end: false, reason, time }),
+            Repair::Ends(reason) => journal.push(&Record::Gap { end: true, reason, time }),
+            Repair::None | Repair::Down => Ok(()),
+        }
+    }
+
+    /// Folds, seals and appends. Whoever holds the fold's lock sees the tree before or after, never between.
+    fn seal(&mut self, cut: Cut, time: i64) -> Result<Lsn> {
+        let mut fold = lock(&self.shared.fold);
+        self.pass.journal.fold(&mut fold)?;
+        let commit = fold.seal(cut, time)?;
+        let end = self.pass.journal.commit(&Record::Commit(commit), cut == Cut::Exact)?;
         let mut catalog = fold.write();
-        for (id, node) in &self.stage.nodes {
-            catalog.set_seen(*id, node.seen);
+        for (id, staged) in &self.pass.stage.inodes {
+            catalog.set_seen(*id, Some(staged.seen));
         }
         catalog.set_position(end, cut, time);
-        drop(catalog);
-        drop(fold);
-        failpoint::pass("capture::after_commit")?;
         Ok(end)
     }
 
-    fn fold_staged(&mut self, fold: &mut MutexGuard<'_, Fold>) -> Result<()> {
-        for staged in &self.stage.records {
-            match staged {
-                Staged::Meta(from, to) => {
-                    let (record, _) = Record::decode(&self.stage.buffer[*from..*to])?;
-                    fold.record(&record)?;
-                }
-                Staged::Write { id, offset, len, hashes } => {
-                    let record = Record::Write { id: *id, offset: *offset, data: &NO_DATA[..*len] };
-                    fold.record_hashed(&record, Some(hashes))?;
-                }
-                Staged::Unhashed(id) => fold.forget_hashes(*id)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Notes stamps that are newer than the catalog's where nothing else changed: no commit for that.
-    pub(super) fn refresh_seen(&self) {
-        let mut catalog = self.catalog.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for (id, node) in &self.stage.nodes {
-            let now: Option<Seen> = catalog.get(*id).and_then(|n| n.seen);
-            if now != node.seen {
-                catalog.set_seen(*id, node.seen);
+    /// Only stamps moved: that is no change of the tree.
+    fn note_seen(&mut self) {
+        let seen: Vec<(FileId, Seen)> =
+            self.pass.stage.inodes.iter().map(|(id, staged)| (*id, staged.seen)).collect();
+        if !seen.is_empty() {
+            let fold = lock(&self.shared.fold);
+            let mut catalog = fold.write();
+            for (id, seen) in seen {
+                catalog.set_seen(id, Some(seen));
             }
         }
     }
 
-    /// Ends a change set that must not count, if a part of it went to the log already.
-    pub(super) fn abort(&mut self) -> Result<()> {
-        if self.started {
-            let mut raw = Vec::new();
-            Record::Abort.encode(&mut raw);
-            self.log.append(raw, flags::ENDS | flags::ABORT)?;
+    /// Turns names and attributes that differ from the catalog into records.
+    fn finish_records(&mut self) -> Result<()> {
+        self.drop_unreached();
+        if let Some(&last) = self.pass.stage.unsent.last() {
+            self.ensure_created(last)?;
+        }
+        let catalog = std::sync::Arc::clone(&self.catalog);
+        let catalog = read(&catalog);
+        let (stage, journal) = (&self.pass.stage, &mut self.pass.journal);
+        for (dir, names) in &stage.names {
+            // A new directory that was dropped again was never created.
+            if !catalog.contains(*dir) && stage.inodes.get(dir).is_none_or(|s| s.sent.is_none()) {
+                continue;
+            }
+            for (name, named) in names {
+                match (catalog.lookup(*dir, name), named.id) {
+                    (old, new) if old == new => {}
+                    (Some(_), None) => journal.push(&Record::Unlink { parent: *dir, name })?,
+                    (_, Some(id)) if stage.inodes.get(&id).is_some_and(|s| s.new && s.sent.is_none()) => {}
+                    (_, Some(id)) => journal.push(&Record::Link { parent: *dir, name, id })?,
+                    (None, None) => {}
+                }
+            }
+        }
+        for (id, staged) in &stage.inodes {
+            if staged.new && staged.sent.is_none() {
+                continue;
+            }
+            let known = catalog.get(*id);
+            let attrs = staged.sent.or(known.map(|n| n.attrs));
+            if attrs.is_some_and(|a| a != staged.attrs) {
+                journal.push(&Record::Attr { id: *id, attrs: staged.attrs })?;
+            }
+            if let Some(xattrs) = &staged.xattrs {
+                let before = known.map_or(&[][..], |n| n.xattrs);
+                for (name, _) in before.iter().filter(|(b, _)| !xattrs.iter().any(|(n, _)| **n == **b)) {
+                    journal.push(&Record::Xattr { id: *id, name, value: None })?;
+                }
+                for (name, value) in xattrs {
+                    if !before.iter().any(|(b, v)| **b == **name && **v == **value) {
+                        journal.push(&Record::Xattr { id: *id, name, value: Some(value) })?;
+                    }
+                }
+            }
+        }
+        if catalog.excludes().patterns != self.excluder.text {
+            let version = catalog.excludes().version + 1;
+            journal.push(&Record::Excludes { version, patterns: &self.excluder.text })?;
         }
         Ok(())
     }
 
-    /// Marks in the change set that the history before it is approximate.
-    pub(super) fn gap(&mut self, end: bool, reason: GapReason, time: i64) -> Result<()> {
-        if self.base { Ok(()) } else { self.keep(&Record::Gap { end, reason, time }) }
+    /// New things that are gone again, and were not sent, need no records at all.
+    fn drop_unreached(&mut self) {
+        let catalog = read(&self.catalog);
+        let stage = &self.pass.stage;
+        let gone: Vec<FileId> =
+            stage.unsent.iter().copied().filter(|id| !stage.reached(&catalog, *id)).collect();
+        drop(catalog);
+        for id in gone {
+            self.pass.stage.unsent.remove(&id);
+        }
     }
-}
 
-fn subtree(catalog: &Catalog, id: FileId) -> u64 {
-    let (mut count, mut pending) = (0, vec![id]);
-    while let Some(id) = pending.pop() {
-        count += 1;
-        pending.extend(catalog.children(id).map(|(_, child)| child));
+    /// Whether the pass would delete more than may be deleted without a word: then the text that says so.
+    ///
+    /// A large delete comes in many passes, so what counts is also how far the number of names fell within
+    /// [`TIDE`].
+    fn mass_delete(&mut self) -> Option<String> {
+        let catalog = read(&self.catalog);
+        let total = catalog.name_count() as u64;
+        if self.tide.0.elapsed() > TIDE || self.tide.1 < total {
+            self.tide = (Instant::now(), total);
+        }
+        let high = self.tide.1;
+        let share = u64::from(self.options.max_delete_percent);
+        let limit = high.saturating_mul(share) / 100;
+        let free = Instant::now() < self.confirmed_until;
+        if free || high < self.options.max_delete_min.max(1) || self.pass.stage.names.is_empty() {
+            return None;
+        }
+        let gone = self.deletions(&catalog, limit);
+        if gone == 0 || (gone <= limit && total.saturating_sub(gone) + self.arrivals() + limit >= high) {
+            return None;
+        }
+        drop(catalog);
+        if self.shared.confirmed.swap(false, Ordering::SeqCst) {
+            self.tide = (Instant::now(), 0);
+            self.confirmed_until = Instant::now() + TIDE;
+            return None;
+        }
+        Some(format!(
+            "more than {limit} of {high} entries would be deleted, which is over max_delete = {share} %; \
+             nothing is replicated until they are back or 'towline confirm' is given"
+        ))
     }
-    count
+
+    /// Number of new inodes.
+    fn arrivals(&self) -> u64 {
+        self.pass.stage.inodes.values().filter(|s| s.new).count() as u64
+    }
+
+    /// How many names would go with inodes that lose their last one, counted up to a little over `limit`.
+    fn deletions(&self, catalog: &Catalog, limit: u64) -> u64 {
+        let stage = &self.pass.stage;
+        let mut gone = 0;
+        let mut pending: Vec<FileId> = Vec::new();
+        for (dir, names) in &stage.names {
+            for (name, named) in names {
+                let Some(old) = catalog.lookup(*dir, name).filter(|old| named.id != Some(*old)) else {
+                    continue;
+                };
+                if !stage.reached(catalog, old) {
+                    gone += 1;
+                    pending.extend((catalog.child_count(old) > 0).then_some(old));
+                }
+            }
+        }
+        while let Some(dir) = pending.pop() {
+            for (name, child) in catalog.children(dir) {
+                // What was taken out of the directory has another name now.
+                let moved = stage.names.get(&dir).is_some_and(|names| names.contains_key(name));
+                if !moved && !stage.inodes.get(&child).is_some_and(|_| stage.reached(catalog, child)) {
+                    gone += 1;
+                    pending.extend((catalog.child_count(child) > 0).then_some(child));
+                }
+            }
+            if gone > limit {
+                break;
+            }
+        }
+        gone
+    }
 }

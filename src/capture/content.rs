@@ -1,293 +1,456 @@
-//! Contents: stat, read, stat; compare block hashes; stage only what differs.
+//! Contents: a file is read between two looks at its stamps, compared block by block with the hashes that are
+//! known, and what differs becomes records.
+//!
+//! The read begins with SEEK_DATA. On ext4, xfs, btrfs and tmpfs that call, or the read itself, waits for a
+//! buffered write that is under way, which stamped the inode before it began to copy. So where the
+//! stamps before and after the read are equal, no write was seen in part.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
-use super::pass::{Pass, gone};
-use super::stage::{Node, Staged};
-use super::watch;
-use crate::catalog::{Seen, block_hashes, blocks_of};
-use crate::error::{Error, Result};
+use super::engine::Engine;
+use super::examine::{At, Known, local, vanished};
+use super::hints::flag;
+use super::pass::HOPELESS;
+use crate::catalog::{block_hashes, blocks_of};
+use crate::error::Result;
 use crate::position::FileId;
 use crate::record::{BLOCK, Record, WRITE_MAX};
 use crate::sys::{self, Stat};
 
-/// Up to this size a file is read again whenever its ctime moved; a larger one only when its data may have changed.
+/// A file larger than this whose stamps say that only its attributes changed is not read, unless a hint says so.
 const SMALL: u64 = 1 << 20;
+/// Of a file that is written all the time this much is read in a pass, so that what was read is soon in the log.
+const SLICE: u64 = 128 << 20;
+/// Known hashes fetched at once.
+const WINDOW: u64 = 4096;
+/// Bytes of a block, for slices.
+const BLOCK_LEN: usize = 16 << 10;
 
-/// A file being compared.
+/// One reading of a file.
 struct Reading<'a> {
-    id: FileId,
     fd: &'a OwnedFd,
-    /// Size at the first stat: what is read.
+    id: FileId,
+    /// What the file's size is taken to be.
     size: u64,
-    /// Size the follower has at this point of the record stream.
-    follower_size: u64,
-    /// Blocks below this have hashes that can be compared; the others are zero or unknown there.
-    known: u64,
-    /// This block is shipped whatever its hash (a cut tail).
+    /// Size as the records so far leave it.
+    done: u64,
+    /// All blocks without a staged hash count as zero.
+    whole: bool,
+    /// This block follows a truncate and is written whatever its hash.
     tail: Option<u64>,
+    window: (u64, Vec<u128>),
+    /// The file ended early.
+    short: bool,
+    /// What is compared: all, or a slice.
+    range: Range<u64>,
 }
 
-impl Pass<'_> {
-    /// Stages what changed of a file's content.
-    #[allow(clippy::too_many_arguments, reason = "one call site; they are the parts of one observation")]
-    pub(super) fn content(
+impl Engine {
+    /// Opens a file of the tree for reading.
+    fn open_file(&mut self, at: At<'_>) -> Result<Option<OwnedFd>> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let opened = match sys::open_beneath(at.fd, at.name, flags | OFlags::NOATIME, 0) {
+            Err(e) if e.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
+                sys::open_beneath(at.fd, at.name, flags, 0)
+            }
+            other => other,
+        };
+        match opened {
+            Ok(fd) => Ok(Some(fd)),
+            Err(e) if vanished(&e) => {
+                self.pass.again.insert(at.rel.into());
+                Ok(None)
+            }
+            Err(e) => self.skip(at.rel, "open", e).map(|()| None),
+        }
+    }
+
+    /// Looks at a regular file whose stamps moved, or of which a hint says that its content did.
+    pub(super) fn file(
         &mut self,
-        dir: &OwnedFd,
-        name: &[u8],
-        path: &[u8],
+        at: At<'_>,
         id: FileId,
         stat: &Stat,
-        flag: u8,
-        fresh: bool,
+        flags: u16,
+        known: &Known,
     ) -> Result<()> {
-        let Some(node) = ({
-            let catalog = self.read();
-            self.stage.node(&catalog, id)
-        }) else {
+        let attributes_only = known.hashed
+            && !known.new
+            && known.seen.is_some_and(|s| s.local == stat.local && !s.racy)
+            && (known.stat_size, known.attrs.mtime) == (stat.size, stat.attrs.mtime)
+            && flags & (flag::CONTENT | flag::CLOSED) == 0
+            && stat.size > SMALL
+            && !self.forced.contains_key(&id);
+        let lost = self.pass.stage.inodes.get(&id).is_some_and(|s| s.hashes.lost);
+        if lost {
+            // Too much of it changed to be compared twice in one pass.
+            self.pass.keep_dirty(at.rel);
             return Ok(());
+        }
+        let Some(fd) = self.open_file(at)? else { return Ok(()) };
+        if self.hot.is_mapped(stat.local.ino) {
+            // Cleans the pages, so that a later store moves the stamps again.
+            let _ = rustix::fs::fdatasync(&fd);
+        }
+        let before = match sys::stat_fd(&fd) {
+            Ok(s) => s,
+            Err(e) => return self.skip(at.rel, "stat", e),
         };
-        if stat.nlink as usize > self.names_known(id) || flag & watch::DATA != 0 {
-            self.notes.hot.push(path.to_vec());
-        }
-        let forced = self.forced.contains_key(&id);
-        if !fresh && !forced && !self.suspicious && self.clean(&node, stat, flag) {
-            self.stage.set_node(id, Node { seen: Some(seen_now(stat)), ..node });
+        if before.local != stat.local || before.kind != stat.kind {
+            self.pass.again.insert(at.rel.into());
             return Ok(());
         }
-        if self.base {
-            return self.base_content(id, stat, node);
+        let Some(xattrs) = self.xattrs(at)? else { return Ok(()) };
+        // From here on the stage must have an entry: it takes sizes and hashes.
+        if !self.pass.stage.inodes.contains_key(&id) {
+            self.put(at, id, &before, false, None);
         }
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME;
-        let fd = match sys::open_beneath(std::os::fd::AsFd::as_fd(dir), name, flags, 0).or_else(|e| {
-            // NOATIME is for owners only.
-            if e.raw_os_error() == Some(nix::errno::Errno::EPERM as i32) {
-                sys::open_beneath(std::os::fd::AsFd::as_fd(dir), name, OFlags::RDONLY | OFlags::NONBLOCK, 0)
-            } else {
-                Err(e)
-            }
-        }) {
-            Ok(fd) => fd,
-            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
-                self.notes.unreadable = Some(String::from_utf8_lossy(path).into_owned());
-                return Ok(());
-            }
-            Err(e) => {
-                return gone(e)
-                    .map(|_: Option<()>| ())
-                    .map_err(|e| Error::io("open", self.root.join(path), e));
-            }
-        };
-        let before = sys::stat_fd(&fd).map_err(|e| Error::io("stat", self.root.join(path), e))?;
-        if before.local != stat.local {
-            self.unstable.insert(path.to_vec());
-            return Ok(());
-        }
-        let size = self.compare(&fd, id, &before, node)?;
-        let after = sys::stat_fd(&fd).map_err(|e| Error::io("stat", self.root.join(path), e))?;
-        let stable =
-            (after.size, after.attrs.mtime, after.ctime) == (before.size, before.attrs.mtime, before.ctime);
-        if !stable {
-            self.unstable.insert(path.to_vec());
-        }
-        if before.attrs != stat.attrs {
-            self.keep(&Record::Attr { id, attrs: before.attrs })?;
-        }
-        let seen = Seen { racy: !stable || racy(&before), ..seen_now(&before) };
-        self.stage.set_node(
-            id,
-            Node { size, attrs: before.attrs, seen: Some(seen), hashed: true, kind: node.kind },
-        );
-        Ok(())
-    }
-
-    fn names_known(&self, id: FileId) -> usize {
-        let catalog = self.read();
-        let known = catalog.names(id).count();
-        drop(catalog);
-        known.max(1)
-    }
-
-    /// Whether the stamps prove that the content is what the catalog says.
-    fn clean(&self, node: &Node, stat: &Stat, flag: u8) -> bool {
-        let Some(seen) = node.seen else { return false };
-        let same = seen.local == stat.local && node.size == stat.size && node.attrs.mtime == stat.attrs.mtime;
-        if !same || seen.racy {
-            return false;
-        }
-        // With an equal ctime nothing was written; a moved one may be a rename or chmod, or a write with the mtime
-        // set back: that one comes with a data hint, or is found by the scrub.
-        seen.ctime == stat.ctime || (flag & watch::DATA == 0 && stat.size > SMALL && flag != 0)
-    }
-
-    /// First scan: the size is enough, the content is hashed later.
-    fn base_content(&mut self, id: FileId, stat: &Stat, node: Node) -> Result<()> {
-        if stat.size > 0 {
-            self.stage.keep(&Record::Truncate { id, size: stat.size });
-            self.stage.records.push(Staged::Unhashed(id));
-        }
-        let seen = Some(seen_now(stat));
-        self.stage.set_node(id, Node { size: stat.size, seen, hashed: stat.size == 0, ..node });
-        Ok(())
-    }
-
-    /// Reads a file as long as `stat` says and stages the blocks that differ. Returns the size staged.
-    fn compare(&mut self, fd: &OwnedFd, id: FileId, stat: &Stat, node: Node) -> Result<u64> {
-        let (mut follower_size, mut known, mut tail) = (node.size, blocks_of(node.size), None);
-        let size = stat.size;
-        if !node.hashed {
-            // What the follower holds is not known here: it starts again from nothing.
-            self.keep(&Record::Truncate { id, size: 0 })?;
-            (follower_size, known) = (0, 0);
-        } else if size < node.size {
-            self.keep(&Record::Truncate { id, size })?;
-            follower_size = size;
-            known = blocks_of(size);
-            tail = (size % BLOCK != 0).then_some(size / BLOCK);
-        }
-        let mut reading = Reading { id, fd, size, follower_size, known, tail };
-        let mut at = 0;
-        while let Some((start, end)) =
-            sys::next_data(fd, at, size).map_err(|e| Error::io("read", self.root.path(), e))?
-        {
-            let start = (start / BLOCK * BLOCK).max(at);
-            self.zero_range(&mut reading, at, start)?;
-            let end = end.next_multiple_of(BLOCK).min(size.next_multiple_of(BLOCK));
-            self.data_range(&mut reading, start, end)?;
-            at = end;
-        }
-        self.zero_range(&mut reading, at, size.next_multiple_of(BLOCK))?;
-        if reading.follower_size != size {
-            self.keep(&Record::Truncate { id, size })?;
-        }
-        self.forced.remove(&id);
-        Ok(size)
-    }
-
-    /// Blocks `[from, to)` are a hole here: punch those that are not zero there.
-    fn zero_range(&mut self, r: &mut Reading<'_>, from: u64, to: u64) -> Result<()> {
-        let (mut first, end) = (from / BLOCK, (to / BLOCK).min(r.known));
-        let forced: Vec<u64> =
-            self.forced.get(&r.id).map(|b| b.iter().copied().collect()).unwrap_or_default();
-        while first < end {
-            let count = (end - first).min(4096);
-            let known = self.known(r.id, first, count)?;
-            for (i, hash) in known.iter().enumerate() {
-                let block = first + i as u64;
-                if *hash != 0 || forced.contains(&block) || r.tail == Some(block) {
-                    self.punch(r.id, block)?;
-                }
-            }
-            first += count;
-        }
-        Ok(())
-    }
-
-    fn punch(&mut self, id: FileId, block: u64) -> Result<()> {
-        self.keep(&Record::Punch { id, offset: block * BLOCK, len: BLOCK })?;
-        self.stage.set_hash(id, block, 0);
-        self.notes.changes += 1;
-        Ok(())
-    }
-
-    /// The hashes of blocks as this pass would leave them.
-    fn known(&self, id: FileId, first: u64, count: u64) -> Result<Vec<u128>> {
-        let n = usize::try_from(count).unwrap_or(usize::MAX);
-        let mut known = if self.stage.is_new(id) {
-            vec![0; n]
+        let mut size = before.size;
+        let slice = self.slice(at.rel, id, &before, known);
+        let whole = slice.is_none();
+        if attributes_only {
+            self.hot.scrub_soon(id);
         } else {
-            let fold = self.fold.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            fold.hashes(id, first, n)?
-        };
-        for (i, hash) in known.iter_mut().enumerate() {
-            if let Some(staged) = self.stage.hash(id, first + i as u64) {
-                *hash = staged;
+            match self.compare(&fd, id, &before, known, slice.unwrap_or(0..u64::MAX))? {
+                Ok(read) => size = read,
+                Err(e) => return self.unread(at, e),
             }
         }
-        Ok(known)
+        let after = match sys::stat_fd(&fd) {
+            Ok(s) => s,
+            Err(e) => return self.skip(at.rel, "stat", e),
+        };
+        let stable = whole
+            && size == before.size
+            && (after.size, after.ctime, after.attrs) == (before.size, before.ctime, before.attrs);
+        let shown = Stat { size, ..before };
+        self.put(at, id, &shown, stable, Some(xattrs));
+        if flags & (flag::CONTENT | flag::CLOSED | flag::SCAN | flag::AGAIN) != 0 {
+            self.hot.add_written(at.rel);
+        }
+        Ok(())
     }
 
-    /// Reads `[from, to)` in pieces and stages runs of differing blocks.
-    fn data_range(&mut self, r: &mut Reading<'_>, from: u64, to: u64) -> Result<()> {
+    /// The part of a file to read in this pass when it is large and written all the time. Once it rests, it is read
+    /// as a whole.
+    fn slice(&mut self, rel: &[u8], id: FileId, stat: &Stat, known: &Known) -> Option<Range<u64>> {
+        let restless = self.unstable.get(rel).is_some_and(|&n| n >= HOPELESS)
+            && !self.pass.still
+            && self.pass.stage.round == 1
+            && known.hashed
+            && stat.size >= known.size
+            && stat.size > 2 * SLICE
+            && !self.forced.contains_key(&id);
+        if !restless {
+            self.slices.remove(&id);
+            return None;
+        }
+        let (from, ctime) = self.slices.get(&id).copied().unwrap_or_default();
+        if ctime == stat.ctime {
+            self.slices.remove(&id);
+            return None;
+        }
+        let from = if from < stat.size { from } else { 0 };
+        self.slices.insert(id, (from + SLICE, stat.ctime));
+        Some(from..from + SLICE)
+    }
+
+    /// A read failed. The file keeps what it had and is tried again later.
+    fn unread(&mut self, at: At<'_>, e: std::io::Error) -> Result<()> {
+        if local(&e) && !vanished(&e) {
+            self.pass.keep_dirty(at.rel);
+        }
+        self.skip(at.rel, "read", e)
+    }
+
+    /// Reads a file as long as `stat` says and records what differs. Returns the size taken.
+    fn compare(
+        &mut self,
+        fd: &OwnedFd,
+        id: FileId,
+        stat: &Stat,
+        known: &Known,
+        range: Range<u64>,
+    ) -> Result<std::io::Result<u64>> {
+        let began = std::time::Instant::now();
+        let mut whole = known.new || self.pass.stage.inodes.get(&id).is_some_and(|s| s.whole);
+        let mut done = known.size;
+        if !known.hashed && done > 0 {
+            // Nobody knows the hashes of what is there: it begins anew from nothing.
+            self.record(id, &Record::Truncate { id, size: 0 })?;
+            (whole, done) = (true, 0);
+        }
+        let mut r = Reading {
+            fd,
+            id,
+            size: stat.size,
+            done,
+            whole,
+            tail: None,
+            window: (0, Vec::new()),
+            short: false,
+            range,
+        };
+        if let Some(staged) = self.pass.stage.inodes.get_mut(&id) {
+            staged.whole |= whole;
+        }
+        if r.size < r.done {
+            self.cut(&mut r)?;
+            r.tail = (r.size % BLOCK != 0).then_some(r.size / BLOCK);
+        }
+        let result = self.ranges(&mut r);
+        let result = result?;
+        if result.is_ok() && r.done != r.size {
+            self.record(id, &Record::Truncate { id, size: r.size })?;
+            r.done = r.size;
+        }
+        if let Some(staged) = self.pass.stage.inodes.get_mut(&id) {
+            staged.size = r.done;
+        }
+        self.pass.reading += began.elapsed();
+        if result.is_ok() && !r.short {
+            self.pass.forced_done.insert(id);
+        }
+        Ok(result.map(|()| r.size))
+    }
+
+    /// Cuts the file, as the records leave it, to the size that is taken.
+    fn cut(&mut self, r: &mut Reading<'_>) -> Result<()> {
+        self.record(r.id, &Record::Truncate { id: r.id, size: r.size })?;
+        r.done = r.size;
+        if let Some(staged) = self.pass.stage.inodes.get_mut(&r.id) {
+            let blocks = blocks_of(r.size);
+            staged.low = staged.low.min(blocks);
+            staged.hashes.truncate(blocks);
+        }
+        Ok(())
+    }
+
+    /// Data is read, holes are not.
+    fn ranges(&mut self, r: &mut Reading<'_>) -> Result<std::io::Result<()>> {
+        let (mut at, to) = (r.range.start, r.range.end.min(r.size));
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(WRITE_MAX, 0);
-        let mut at = from;
-        let mut result = Ok(());
-        while at < to && result.is_ok() {
-            let want = usize::try_from((to - at).min(WRITE_MAX as u64)).unwrap_or(WRITE_MAX);
-            let got = match sys::read_at(r.fd, &mut buffer[..want], at) {
-                Ok(n) => n,
-                Err(e) => {
-                    result = Err(Error::io("read", self.root.path(), e));
-                    break;
-                }
+        let result = loop {
+            let range = match sys::next_data(r.fd, at, r.size) {
+                Ok(range) => range,
+                Err(e) => break Ok(Err(e)),
             };
-            // A file that shrank meanwhile is looked at again; what is missing counts as zeros.
-            buffer[got..want].fill(0);
-            result = self.piece(r, at, &buffer[..want]);
-            at += want as u64;
-        }
+            let Some((start, end)) = range.filter(|(start, _)| *start < to) else {
+                break self.hole(r, at / BLOCK, blocks_of(to)).map(Ok);
+            };
+            let start = (start / BLOCK * BLOCK).max(at);
+            let end = end.next_multiple_of(BLOCK).min(to);
+            if let Err(e) = self.hole(r, at / BLOCK, start / BLOCK) {
+                break Err(e);
+            }
+            match self.data(r, &mut buffer, start, end) {
+                Ok(Ok(())) if r.short => break Ok(Ok(())),
+                Ok(Ok(())) => at = end,
+                other => break other,
+            }
+            if at >= to {
+                break Ok(Ok(()));
+            }
+        };
         self.buffer = buffer;
         result
     }
 
+    /// Blocks `first..end` hold nothing: those that should are punched.
+    fn hole(&mut self, r: &mut Reading<'_>, first: u64, end: u64) -> Result<()> {
+        let known = blocks_of(r.done);
+        if r.whole
+            && self.pass.stage.inodes.get(&r.id).is_none_or(|s| s.hashes.empty_in(first, end))
+            && r.tail.is_none_or(|t| t < first || t >= end)
+            && !self.forced.contains_key(&r.id)
+        {
+            return Ok(());
+        }
+        let end = end.min(known);
+        let mut at = first;
+        while at < end {
+            let to = end.min(at + WINDOW);
+            self.hole_window(r, at, to)?;
+            at = to;
+        }
+        Ok(())
+    }
+
+    fn hole_window(&mut self, r: &mut Reading<'_>, first: u64, end: u64) -> Result<()> {
+        // Mostly a hole was a hole before: then one look at the known hashes is enough.
+        let plain = self.pass.stage.inodes.get(&r.id).is_none_or(|s| s.hashes.empty_in(first, end));
+        if plain && r.tail.is_none() && !self.forced.contains_key(&r.id) {
+            self.known_hash(r, first)?;
+            let (from, hashes) = &r.window;
+            let covered = *from == first && hashes.len() as u64 >= end - first;
+            if covered && hashes.iter().all(|&h| h == 0) {
+                return Ok(());
+            }
+        }
+        let mut run: Option<u64> = None;
+        for block in first..end {
+            let there =
+                self.known_hash(r, block)? != 0 || r.tail == Some(block) || self.forced_block(r.id, block);
+            match (there, run) {
+                (true, None) => run = Some(block),
+                (false, Some(from)) => {
+                    self.punch(r, from, block)?;
+                    run = None;
+                }
+                _ => {}
+            }
+        }
+        run.map_or(Ok(()), |from| self.punch(r, from, end))
+    }
+
+    fn punch(&mut self, r: &mut Reading<'_>, first: u64, end: u64) -> Result<()> {
+        if r.tail.is_some_and(|t| (first..end).contains(&t)) {
+            // The rule of records wants the last block as a write, be it of zeros.
+            let last = end - 1;
+            let len = usize::try_from(r.size - last * BLOCK).unwrap_or(BLOCK_LEN).min(BLOCK_LEN);
+            self.write(r, last, &[0; BLOCK_LEN][..len], &[0])?;
+            r.tail = None;
+            return if first < last { self.punch(r, first, last) } else { Ok(()) };
+        }
+        let (offset, len) = (first * BLOCK, (end - first) * BLOCK);
+        self.record(r.id, &Record::Punch { id: r.id, offset, len })?;
+        if let Some(staged) = self.pass.stage.inodes.get_mut(&r.id) {
+            (first..end).for_each(|block| staged.hashes.set(block, 0));
+        }
+        Ok(())
+    }
+
+    /// Reads `from..to` and records the blocks that differ.
+    fn data(
+        &mut self,
+        r: &mut Reading<'_>,
+        buffer: &mut [u8],
+        from: u64,
+        to: u64,
+    ) -> Result<std::io::Result<()>> {
+        let mut at = from;
+        while at < to {
+            let want = usize::try_from(to - at).unwrap_or(usize::MAX).min(buffer.len());
+            let got = match sys::read_at(r.fd, &mut buffer[..want], at) {
+                Ok(got) => got,
+                Err(e) => return Ok(Err(e)),
+            };
+            // A file that ends early changes under our eyes: what is there in whole blocks is taken for now.
+            let taken = if got < want { got / BLOCK_LEN * BLOCK_LEN } else { got };
+            self.piece(r, at, &buffer[..taken])?;
+            at += taken as u64;
+            if taken < want {
+                r.short = true;
+                r.size = at;
+                if r.done > at {
+                    self.cut(r)?;
+                }
+                return Ok(Ok(()));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Compares the blocks of `data`, which begins at `at`.
     fn piece(&mut self, r: &mut Reading<'_>, at: u64, data: &[u8]) -> Result<()> {
         let first = at / BLOCK;
-        let data = &data[..data.len().min(usize::try_from(r.size - at).unwrap_or(usize::MAX))];
-        let system = self.read().system();
-        let hashes: Vec<u128> = block_hashes(system, r.id, first, data).collect();
-        let known = if first < r.known || self.stage.hash(r.id, first).is_some() {
-            self.known(r.id, first, hashes.len() as u64)?
-        } else {
-            vec![0; hashes.len()]
-        };
-        let differs = |pass: &Self, i: usize| {
-            let block = first + i as u64;
-            let forced = pass.forced.get(&r.id).is_some_and(|b| b.contains(&block));
-            hashes[i] != known[i] || forced || r.tail == Some(block)
-        };
+        let hashes: Vec<u128> = block_hashes(self.system, r.id, first, data).collect();
         let mut i = 0;
         while i < hashes.len() {
-            if !differs(self, i) {
-                i += 1;
-                continue;
-            }
-            if hashes[i] == 0 {
-                if first + (i as u64) < r.known || known[i] != 0 {
-                    self.punch(r.id, first + i as u64)?;
-                }
+            let block = first + i as u64;
+            if !self.differs(r, block, hashes[i])? {
                 i += 1;
                 continue;
             }
             let begin = i;
-            while i < hashes.len() && hashes[i] != 0 && differs(self, i) {
+            let zero = hashes[i] == 0;
+            i += 1;
+            while i < hashes.len()
+                && (hashes[i] == 0) == zero
+                && self.differs(r, first + i as u64, hashes[i])?
+            {
                 i += 1;
             }
-            let block = usize::try_from(BLOCK).unwrap_or(usize::MAX);
-            let bytes = &data[begin * block..(i * block).min(data.len())];
-            let offset = (first + begin as u64) * BLOCK;
-            for (n, hash) in hashes[begin..i].iter().enumerate() {
-                self.stage.set_hash(r.id, first + (begin + n) as u64, *hash);
+            let end = first + i as u64;
+            if zero {
+                // Blocks of zeros past the end of what is known are left out.
+                let known = blocks_of(r.done);
+                if block < known {
+                    self.punch(r, block, end.min(known))?;
+                }
+            } else {
+                let bytes = &data[begin * BLOCK_LEN..(i * BLOCK_LEN).min(data.len())];
+                self.write(r, block, bytes, &hashes[begin..i])?;
             }
-            self.keep_write(r.id, offset, bytes, hashes[begin..i].to_vec())?;
-            r.follower_size = r.follower_size.max(offset + bytes.len() as u64);
-            self.notes.changes += 1;
         }
         Ok(())
     }
+
+    fn differs(&mut self, r: &mut Reading<'_>, block: u64, hash: u128) -> Result<bool> {
+        Ok(r.tail == Some(block) || self.known_hash(r, block)? != hash || self.forced_block(r.id, block))
+    }
+
+    fn forced_block(&self, id: FileId, block: u64) -> bool {
+        !self.forced.is_empty() && self.forced.get(&id).is_some_and(|blocks| blocks.contains(&block))
+    }
+
+    fn write(&mut self, r: &mut Reading<'_>, block: u64, data: &[u8], hashes: &[u128]) -> Result<()> {
+        let offset = block * BLOCK;
+        self.ensure_created(r.id)?;
+        self.pass.journal.push_write(r.id, offset, data, hashes)?;
+        r.done = r.done.max(offset + data.len() as u64);
+        if let Some(staged) = self.pass.stage.inodes.get_mut(&r.id) {
+            for (hash, block) in hashes.iter().zip(block..) {
+                staged.hashes.set(block, *hash);
+            }
+        }
+        if r.tail.is_some_and(|t| (block..block + hashes.len() as u64).contains(&t)) {
+            r.tail = None;
+        }
+        Ok(())
+    }
+
+    /// Puts a record about a file's content into the journal, after the record that creates the file.
+    fn record(&mut self, id: FileId, record: &Record<'_>) -> Result<()> {
+        self.ensure_created(id)?;
+        self.pass.journal.push(record)
+    }
+
+    /// The hash of a block as the records so far leave it.
+    fn known_hash(&mut self, r: &mut Reading<'_>, block: u64) -> Result<u128> {
+        let staged = self.pass.stage.inodes.get(&r.id);
+        if let Some(hash) = staged.and_then(|s| s.hashes.get(block)) {
+            return Ok(hash);
+        }
+        if r.whole || block >= blocks_of(r.done) || staged.is_some_and(|s| block >= s.low) {
+            return Ok(0);
+        }
+        let (first, hashes) = &r.window;
+        let within = |first: u64, hashes: &[u128]| {
+            usize::try_from(block.checked_sub(first)?).ok().and_then(|i| hashes.get(i).copied())
+        };
+        if let Some(hash) = within(*first, hashes) {
+            return Ok(hash);
+        }
+        let count = (blocks_of(r.done) - block).min(WINDOW);
+        let n = usize::try_from(count).unwrap_or(1);
+        let hashes = super::lock(&self.shared.fold).hashes(r.id, block, n)?;
+        let hash = hashes.first().copied().unwrap_or_default();
+        r.window = (block, hashes);
+        Ok(hash)
+    }
 }
 
-/// The stamps of a stat.
-pub(super) fn seen_now(stat: &Stat) -> Seen {
-    Seen { local: stat.local, ctime: stat.ctime, racy: false }
-}
-
-/// Whether a change could hide behind these stamps: they are younger than two clock ticks of 10 ms.
-fn racy(stat: &Stat) -> bool {
-    let now = crate::net::wall_clock();
-    let ns = |t: crate::record::Time| t.sec.saturating_mul(1_000_000_000).saturating_add(i64::from(t.nsec));
-    let youngest = ns(stat.attrs.mtime).max(ns(stat.ctime));
-    now.saturating_sub(youngest) < 20_000_000
+/// Opens what is at a path below the root for reading in the background.
+pub(super) fn open_path(root: &sys::Root, rel: &[u8]) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    match root.open_beneath(rel, flags | OFlags::NOATIME, 0) {
+        Err(e) if e.raw_os_error() == Some(Errno::PERM.raw_os_error()) => root.open_beneath(rel, flags, 0),
+        other => other,
+    }
 }

@@ -1,236 +1,498 @@
-//! The loop of capture: waits for hints, requests and times, and runs passes.
+//! The loop of capture: waits for hints, requests and times, guards, and runs passes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use globset::{Glob, GlobSet, GlobSetBuilder};
-
-use super::hashing::Hashing;
+use super::background::{Background, Found, Order};
+use super::commit::Repair;
+use super::guard::{self, Excluder, Fs, RootState};
+use super::hints::{Batch, Hints, Paths, flag};
 use super::hot::Hot;
-use super::pass::{Notes, Pass, identity};
-use super::stage::Stage;
-use super::watch::{self, Hints, Watch};
-use super::{CaptureOptions, Request, Shared, lock};
-use crate::catalog::LocalId;
-use crate::checkpoint;
+use super::journal::Journal;
+use super::pass::{Ended, Pass, merge};
+use super::scan::Scanner;
+use super::upkeep::{Notes, check_identity, first_scan};
+use super::watch::{Marks, Watch};
+use super::{CaptureOptions, Request, Shared, lock, wall_clock};
+use crate::catalog::{Catalog, Seen};
 use crate::error::{Error, ErrorKind, Result};
-use crate::failpoint;
-use crate::position::{Cut, FileId, Lsn};
+use crate::position::{Cut, FileId, Lsn, SystemId};
 use crate::quiesce::Quiesce;
-use crate::record::GapReason;
-use crate::sys;
+use crate::record::{GapReason, Time};
+use crate::sys::{self, Root, Stat};
 
-/// The other half of a rename is waited for this long before a lost name counts as a delete.
-const PAIRING: Duration = Duration::from_millis(10);
-/// A held guard looks again at this pace.
+/// A guard that holds looks again at this pace.
 const HOLD_LOOK: Duration = Duration::from_millis(500);
-/// Rounds of a pass at most, whatever the clock says.
-const ROUNDS_MAX: usize = 50;
+/// A file that was unstable rests at least this long.
+const REST_MIN: Duration = Duration::from_millis(5);
+/// A scan for a gap takes one part in this many of the time at most.
+const SCAN_SHARE: u32 = 4;
+/// `PATH_MAX` of Linux, its NUL included.
+const PATH_MAX: usize = 4096;
 
+/// The catalog, for reading.
+pub(super) fn read(catalog: &RwLock<Catalog>) -> RwLockReadGuard<'_, Catalog> {
+    catalog.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Capture at work.
 pub(super) struct Engine {
-    shared: Arc<Shared>,
-    options: CaptureOptions,
-    excludes: GlobSet,
-    state: PathBuf,
-    watch: Watch,
-    hot: Hot,
-    hashing: Hashing,
-    quiesce: Quiesce,
-    identity: LocalId,
-    buffer: Vec<u8>,
-    forced: HashMap<FileId, HashSet<u64>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) catalog: Arc<RwLock<Catalog>>,
+    pub(super) root: Arc<Root>,
+    pub(super) system: SystemId,
+    pub(super) options: CaptureOptions,
+    pub(super) excluder: Excluder,
+    /// The root as it was at the start.
+    pub(super) home: Stat,
+    pub(super) fs: Fs,
+    pub(super) hints: Arc<Hints>,
+    pub(super) watch: Arc<Watch>,
+    pub(super) marks: Marks,
+    pub(super) quiesce: Option<Quiesce>,
+    pub(super) next_hold: Instant,
+    pub(super) pass: Pass,
+    pub(super) hot: Hot,
+    pub(super) notes: Notes,
+    pub(super) buffer: Vec<u8>,
+    /// Blocks that go into the log changed or not.
+    pub(super) forced: HashMap<FileId, BTreeSet<u64>>,
+    /// In how many passes in a row files were unstable.
+    pub(super) unstable: HashMap<Box<[u8]>, u32>,
+    /// Where the next slice of a file that is written all the time begins, and its change time before.
+    pub(super) slices: HashMap<FileId, (u64, Time)>,
+    /// Passes in a row that ended without an exact cut.
+    pub(super) failures: u32,
+    /// Files that are written all the time and were just read: until when they are left alone.
+    pub(super) resting: HashMap<Box<[u8]>, Instant>,
+    rested: Batch,
+    pub(super) state: PathBuf,
+    /// Longest path below the root that the kernel takes.
+    pub(super) path_max: usize,
+    background: Background,
     waiting: Vec<SyncSender<Result<Lsn>>>,
-    /// Passes in a row that ended with a file cut: a busy directory is given less time each.
-    busy: u32,
+    /// The gap that is open.
+    pub(super) gap: Option<GapReason>,
+    /// Nothing was committed since the start; true within: because nobody watched before.
+    first: Option<bool>,
+    /// When the guard against mass deletes began to count, and the most names there were since.
+    pub(super) tide: (Instant, u64),
+    /// Until when a confirmed delete may go on.
+    pub(super) confirmed_until: Instant,
+    /// Something may have been missed: everything has to be scanned, not before `scan_due`.
+    scan_wanted: bool,
+    scan_due: Instant,
+    scan_took: Duration,
+    rescan: Option<JoinHandle<()>>,
+    /// When directories that can't be watched are listed again.
+    missing_due: Instant,
     next_hot: Instant,
     next_rescan: Instant,
-    checkpoint_at: (Lsn, Instant),
-    checkpoint_size: u64,
-}
-
-/// How a pass ended.
-enum Ended {
-    Committed(Lsn, Cut),
-    Nothing,
-    /// A guard holds: these hints are looked at again.
-    Held(String),
-}
-
-fn globs(patterns: &[String]) -> Result<GlobSet> {
-    let mut builder = GlobSetBuilder::new();
-    for pattern in patterns {
-        // Like a path in .gitignore, a pattern stands for the entry and everything below it.
-        for text in [pattern.clone(), format!("{}/**", pattern.trim_end_matches('/'))] {
-            let glob = Glob::new(&text)
-                .map_err(|e| Error::new(ErrorKind::Config, format!("exclude pattern '{pattern}': {e}")))?;
-            builder.add(glob);
-        }
-    }
-    builder.build().map_err(|e| Error::new(ErrorKind::Config, format!("exclude patterns: {e}")))
+    next_look: Instant,
+    pub(super) checkpoint: (Lsn, Instant, u64),
+    pub(super) finishing: Option<JoinHandle<Result<Lsn>>>,
 }
 
 impl Engine {
-    pub(super) fn new(shared: Arc<Shared>, state: &Path, options: CaptureOptions) -> Result<Self> {
-        let watch = Watch::new(shared.root.path(), state, Arc::clone(&shared.dirty))?;
+    /// Checks the directory and scans it: without a base the scan makes it, with one it leaves hints.
+    pub(super) fn start(shared: Arc<Shared>, state: &Path, options: CaptureOptions) -> Result<Self> {
+        let root = Arc::clone(&shared.root);
+        let catalog = Arc::clone(&shared.catalog);
+        let failed = |e| Error::io("stat", root.path(), e);
+        let home = sys::stat_fd(root.fd()).map_err(failed)?;
+        let fs = guard::file_system(&root, false)?;
+        check_identity(&catalog, &root, &home)?;
+        tracing::debug!("'{}' is on {}, fine timestamps: {}", root.path().display(), fs.name, fs.fine);
+        let quiesce = quiesce_of(&options, state)?;
+        let hints = Arc::clone(&shared.hints);
+        let watch = Arc::new(Watch::new(Arc::clone(&root), Arc::clone(&hints))?);
+        let marks = Marks::new(state, Arc::clone(&hints), &watch, fs.fine)?;
+        let scanner = Scanner {
+            root: Arc::clone(&root),
+            catalog: Arc::clone(&catalog),
+            watch: Arc::clone(&watch),
+            hints: Arc::clone(&hints),
+            excluder: Excluder::new(&options.excludes)?,
+            home,
+            fs,
+            stop: Arc::clone(&shared.stop),
+        };
+        let base = first_scan(&shared, &scanner, state)?;
+        let (system, next_id) = {
+            let catalog = read(&catalog);
+            (catalog.system(), catalog.next_id())
+        };
+        let background = Background::start(scanner.clone(), system, options.scrub_rate)?;
         let now = Instant::now();
+        let lsn = read(&catalog).lsn();
         Ok(Self {
-            excludes: globs(&options.excludes)?,
+            system,
+            excluder: scanner.excluder,
+            home,
+            fs,
             watch,
+            marks,
+            quiesce: Some(quiesce),
+            next_hold: now,
+            pass: Pass::new(Journal::new(shared.log.clone(), state), next_id),
             hot: Hot::default(),
-            hashing: Hashing::new(options.scrub_rate),
-            quiesce: Quiesce::new(
-                &options.freeze,
-                options.max_freeze,
-                options.before_cut.clone(),
-                options.after_cut.clone(),
-                state,
-            )?,
-            identity: identity(&shared.root)?,
-            state: state.to_owned(),
+            notes: Notes::default(),
             buffer: Vec::new(),
             forced: HashMap::new(),
+            unstable: HashMap::new(),
+            slices: HashMap::new(),
+            failures: 0,
+            resting: HashMap::new(),
+            rested: Batch::default(),
+            state: state.to_owned(),
+            path_max: PATH_MAX.saturating_sub(root.path().as_os_str().len() + 2),
+            background,
             waiting: Vec::new(),
-            busy: 0,
+            gap: None,
+            first: Some(!base),
+            tide: (now, 0),
+            confirmed_until: now,
+            scan_wanted: false,
+            scan_due: now,
+            scan_took: Duration::ZERO,
+            rescan: None,
+            missing_due: now,
             next_hot: now,
             next_rescan: now + jittered(options.rescan_interval),
-            checkpoint_at: (Lsn::ZERO, now),
-            checkpoint_size: 0,
+            next_look: now,
+            checkpoint: (lsn, now, 0),
+            finishing: None,
             options,
+            hints,
+            root,
+            catalog,
             shared,
         })
     }
 
-    /// The scan at start. Without a base it makes the base; with one it finds what changed meanwhile.
-    pub(super) fn first_scan(&mut self) -> Result<()> {
-        self.check_file_system()?;
-        let empty = {
-            let catalog = self.shared.catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-            catalog.len() <= 1 && catalog.lsn() <= Lsn::FIRST && self.shared.log.tail().commit <= Lsn::FIRST
-        };
-        let has_base = checkpoint::load_newest(&self.state.join("catalog"), self.system())?.is_some();
-        let base = empty && !has_base;
+    /// The catalog, for reading.
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, Catalog> {
+        read(&self.catalog)
+    }
+
+    /// Runs until it is told to stop; the last pass and a checkpoint are made then.
+    pub(super) fn run(&mut self) -> Result<()> {
+        let result = self.work();
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.background.join();
+        let answer = result
+            .as_ref()
+            .map_or_else(Error::clone, |()| Error::new(ErrorKind::Unavailable, "capture has stopped"));
+        self.answer(&Err(answer));
+        for join in [self.rescan.take()].into_iter().flatten() {
+            let _ = join.join();
+        }
+        let finished = self.finish_checkpoint(true);
+        self.publish();
+        result.and(finished)
+    }
+
+    fn work(&mut self) -> Result<()> {
+        loop {
+            let stopping = self.shared.stop.load(Ordering::SeqCst);
+            if let Some(e) = self.shared.log.failure() {
+                return Err(e);
+            }
+            self.requests()?;
+            self.found()?;
+            self.timers(stopping)?;
+            self.turn(stopping)?;
+            if stopping {
+                return self.save_checkpoint().and_then(|()| self.finish_checkpoint(true).map(drop));
+            }
+            let deadline = self.deadline();
+            let held = lock(&self.shared.hold).is_some();
+            self.hints.wait(deadline, held);
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        let mut deadline = self.next_hot.min(self.next_rescan);
+        if let Some(first) = self.resting.values().min() {
+            deadline = deadline.min(*first);
+        }
+        if self.scan_wanted {
+            deadline = deadline.min(self.scan_due);
+        }
+        if lock(&self.shared.hold).is_some() {
+            deadline = deadline.min(self.next_look);
+        }
+        deadline
+    }
+
+    /// A pass, if there is anything to do and no guard holds.
+    fn turn(&mut self, stopping: bool) -> Result<()> {
+        if self.held(stopping)? {
+            return Ok(());
+        }
+        let batch = self.hints.take();
+        self.set_aside(batch);
+        let asked = !self.waiting.is_empty() || stopping || self.first.is_some();
+        if asked {
+            self.wake_rested();
+            let now_too = !self.waiting.is_empty() || stopping;
+            self.hot.poll(&self.root, &self.home, &read(&self.catalog), &self.hints, now_too);
+        }
+        self.begin_gap()?;
+        if self.scan_wanted && !stopping && (asked || Instant::now() >= self.scan_due) {
+            self.scan();
+        }
+        let ends = self.gap.is_some() && !self.scan_wanted && self.watch.missing_count() == 0;
+        let missing = self.watch.missing_count() > 0 && (asked || Instant::now() >= self.missing_due);
+        if self.rested.paths.is_empty() && !ends && !asked && !missing {
+            return Ok(());
+        }
+        self.pass.with_missing = missing;
         let began = Instant::now();
-        let mut all = Hints::new();
-        all.insert(Vec::new(), watch::TREE | watch::NAME);
-        self.run_pass(all, (!base).then_some(GapReason::Down), base)?;
-        let files = self.shared.catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner).len();
-        tracing::info!("scanned {files} entries in {} ms", began.elapsed().as_millis());
-        if base {
-            self.checkpoint()?;
+        let batch = std::mem::take(&mut self.rested);
+        let repair = match self.gap {
+            Some(reason) if ends => Repair::Ends(reason),
+            None if self.first == Some(true) => Repair::Down,
+            _ => Repair::None,
+        };
+        self.force_hints();
+        let ended = self.pass(batch, repair)?;
+        if missing {
+            // Listing what can't be watched may take one part in ten of the time.
+            self.missing_due = Instant::now() + self.options.hot_interval.max(began.elapsed() * 10);
+        }
+        self.after_pass(ended, repair, began)
+    }
+
+    fn after_pass(&mut self, ended: Ended, repair: Repair, began: Instant) -> Result<()> {
+        let cut = match &ended {
+            Ended::Committed(_, cut) | Ended::Nothing(cut) => Some(*cut),
+            Ended::Held(_) => None,
+        };
+        if cut == Some(Cut::Exact) {
+            self.failures = 0;
+            self.unstable.clear();
+        } else if cut.is_some() && self.resting.is_empty() {
+            self.failures = self.failures.saturating_add(1);
+        }
+        let answer = match ended {
+            Ended::Committed(lsn, cut) => {
+                match cut {
+                    Cut::Exact => {
+                        self.notes.cuts.0 += 1;
+                        self.notes.last_exact = (lsn, wall_clock());
+                    }
+                    Cut::File => self.notes.cuts.1 += 1,
+                }
+                if matches!(repair, Repair::Ends(_)) {
+                    self.gap = None;
+                }
+                self.first = None;
+                tracing::debug!("committed up to {lsn}, {cut} cut, in {} us", began.elapsed().as_micros());
+                Ok(lsn)
+            }
+            Ended::Nothing(_) => {
+                self.first = None;
+                Ok(self.read().lsn())
+            }
+            Ended::Held(text) => {
+                self.next_look = Instant::now() + HOLD_LOOK;
+                self.hold(Some(text.clone()));
+                Err(Error::new(ErrorKind::Held, text))
+            }
+        };
+        if answer.is_ok() {
+            self.hold(None);
+        }
+        self.pass.reset();
+        self.answer(&answer);
+        self.publish();
+        for id in std::mem::take(&mut self.hot.scrub) {
+            self.background.order(Order::Scrub(id));
         }
         Ok(())
     }
 
-    fn system(&self) -> crate::position::SystemId {
-        self.shared.catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner).system()
-    }
-
-    /// File systems whose changes cause no events here are refused.
-    fn check_file_system(&self) -> Result<()> {
-        let stat = rustix::fs::fstatfs(self.shared.root.fd())
-            .map_err(|e| Error::io("stat the file system of", self.shared.root.path(), e))?;
-        let remote = match stat.f_type as u32 {
-            0x6969 => "NFS",
-            0xFF53_4D42 | 0xFE53_4D42 | 0x517B => "SMB",
-            0x0102_1997 => "9p",
-            0x6573_5546 => "FUSE",
-            0x00C3_6400 => "Ceph",
-            _ => return Ok(()),
-        };
-        let text = format!(
-            "data directory '{}' lies on {remote}, where changes made elsewhere cause no events; run the leader on the \
-             host that owns the file system",
-            self.shared.root.path().display()
-        );
-        Err(Error::new(ErrorKind::Config, text))
-    }
-
-    pub(super) fn run(&mut self) -> Result<()> {
-        let mut held: Option<Hints> = None;
-        loop {
-            let stopping = self.shared.stop.load(Ordering::SeqCst);
-            if !stopping {
-                let time = if held.is_some() { HOLD_LOOK } else { self.time_to_next() };
-                self.shared.dirty.wait(time);
-            }
-            self.requests()?;
-            if self.shared.log.failure().is_some() {
-                return self.shared.log.failure().map_or(Ok(()), Err);
-            }
-            self.background()?;
-            let (mut hints, gap) = self.shared.dirty.take();
-            hints.extend(held.take().unwrap_or_default());
-            self.force_hints(&mut hints);
-            if gap.is_some() {
-                hints.insert(Vec::new(), watch::TREE | watch::NAME);
-            }
-            if !hints.is_empty() || !self.waiting.is_empty() {
-                held = self.pass_and_answer(hints, gap)?;
-            }
-            if stopping {
-                return self.checkpoint();
-            }
-            self.maybe_checkpoint()?;
-        }
-    }
-
-    fn pass_and_answer(&mut self, hints: Hints, gap: Option<GapReason>) -> Result<Option<Hints>> {
-        let began = Instant::now();
-        let waiting = std::mem::take(&mut self.waiting);
-        let again = hints.clone();
-        let ended = match self.root_is_there() {
-            Ok(()) => self.run_pass(hints, gap, false)?,
-            Err(text) => Ended::Held(text),
-        };
-        let (answer, held) = match ended {
-            Ended::Committed(lsn, cut) => {
-                self.busy = if cut == Cut::Exact { 0 } else { self.busy + 1 };
-                (Ok(lsn), None)
-            }
-            Ended::Nothing => {
-                self.busy = 0;
-                let catalog = self.shared.catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-                (Ok(catalog.lsn()), None)
-            }
-            Ended::Held(text) => {
-                let mut stats = lock(&self.shared.stats);
-                if stats.hold.as_ref() != Some(&text) {
-                    tracing::error!("held: {text}");
-                    stats.hold = Some(text.clone());
-                }
-                (Err(Error::new(ErrorKind::Held, text)), Some(again))
-            }
-        };
-        if held.is_none() && lock(&self.shared.stats).hold.take().is_some() {
-            tracing::info!("no longer held");
-        }
-        for caller in waiting {
+    fn answer(&mut self, answer: &Result<Lsn>) {
+        for caller in self.waiting.drain(..) {
             let _ = caller.try_send(answer.clone());
         }
-        // A pass that had to read much leaves the processor to others for a part of the time.
-        let took = began.elapsed();
-        if took > Duration::from_millis(50) {
-            std::thread::sleep((took * 2 / 5).min(Duration::from_secs(1)));
-        }
-        Ok(held)
     }
 
-    /// The directory that the path names now is the one this node was started on.
-    fn root_is_there(&self) -> std::result::Result<(), String> {
-        let path = self.shared.root.path();
-        let now = sys::Root::open(path).ok().and_then(|r| identity(&r).ok());
-        if now == Some(self.identity) {
-            return Ok(());
+    fn hold(&self, text: Option<String>) {
+        let mut hold = lock(&self.shared.hold);
+        match (&*hold, &text) {
+            (None, Some(text)) => tracing::error!("held: {text}"),
+            (Some(_), None) => tracing::info!("no longer held"),
+            _ => {}
         }
-        let what = if now.is_some() { "was replaced by another directory" } else { "is gone" };
-        Err(format!(
-            "data directory '{}' {what}; nothing is replicated until it is back (mount it, or restart towline if the change is meant)",
-            path.display()
-        ))
+        *hold = text;
+    }
+
+    /// Whether a guard holds capture now.
+    fn held(&mut self, stopping: bool) -> Result<bool> {
+        let text = match guard::root_state(&self.root, &self.home) {
+            RootState::There => {
+                let was_away = self.gap == Some(GapReason::Unmount) && lock(&self.shared.hold).is_some();
+                if was_away {
+                    self.hold(None);
+                }
+                // A mass delete is looked at again in a while, or at once when it is confirmed.
+                let waits = lock(&self.shared.hold).is_some()
+                    && !self.shared.confirmed.load(Ordering::SeqCst)
+                    && Instant::now() < self.next_look;
+                if !waits {
+                    return Ok(false);
+                }
+                lock(&self.shared.hold).clone().unwrap_or_default()
+            }
+            RootState::Remounted => {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the data directory was mounted anew; capture is started again on it",
+                ));
+            }
+            RootState::Away(text) => {
+                self.next_look = Instant::now() + HOLD_LOOK;
+                self.hold(Some(text.clone()));
+                self.scan_wanted = true;
+                if self.gap.is_none() {
+                    self.begin(GapReason::Unmount)?;
+                }
+                text
+            }
+        };
+        let error = Error::new(ErrorKind::Held, text);
+        if stopping {
+            return Ok(true);
+        }
+        self.answer(&Err(error));
+        self.publish();
+        Ok(true)
+    }
+
+    /// Files that rest are left out of the batch; what is left is kept for the pass.
+    fn set_aside(&mut self, batch: Batch) {
+        if let Some(reason) = batch.gap {
+            self.hints.gap(reason);
+        }
+        let mut paths = batch.paths;
+        self.leave_resting(&mut paths);
+        merge(&mut self.rested.paths, paths);
+    }
+
+    /// Takes files that rest out of `paths`; those whose rest is over are added.
+    pub(super) fn leave_resting(&mut self, paths: &mut Paths) {
+        if !self.resting.is_empty() {
+            let now = Instant::now();
+            let over: Vec<Box<[u8]>> = self
+                .resting
+                .iter()
+                .filter(|(_, until)| **until <= now)
+                .map(|(path, _)| path.clone())
+                .collect();
+            for path in over {
+                self.resting.remove(&path);
+                paths.entry(path).and_modify(|f| *f |= flag::MODIFIED).or_insert(flag::MODIFIED);
+            }
+            paths.retain(|path, _| !self.resting.contains_key(path));
+        }
+    }
+
+    fn wake_rested(&mut self) {
+        for (path, _) in std::mem::take(&mut self.resting) {
+            self.hints.add(&path, flag::MODIFIED);
+        }
+    }
+
+    /// A file that is always being written is left alone for a part of the time that reading took.
+    pub(super) fn rest(&mut self, rel: &[u8]) {
+        let time = (self.pass.reading * 3 / 7).max(REST_MIN);
+        self.resting.insert(rel.into(), Instant::now() + time);
+    }
+
+    /// Events were lost: says so in the log, and has everything scanned.
+    fn begin_gap(&mut self) -> Result<()> {
+        let batch = self.hints.take();
+        let Some(reason) = batch.gap else {
+            self.set_aside(batch);
+            return Ok(());
+        };
+        self.set_aside(Batch { paths: batch.paths, gap: None });
+        if self.gap.is_none() {
+            self.begin(reason)?;
+        }
+        // A gap on a gap is the same gap, but the scan has to be made again.
+        self.scan_wanted = true;
+        let soon = Instant::now() + self.scan_took * SCAN_SHARE;
+        self.scan_due = self.scan_due.max(soon.min(Instant::now() + Duration::from_secs(10)));
+        Ok(())
+    }
+
+    fn begin(&mut self, reason: GapReason) -> Result<()> {
+        tracing::warn!("a gap begins ({reason:?}): the history is approximate until everything was scanned");
+        self.notes.gaps += 1;
+        self.gap = Some(reason);
+        self.pass.reset();
+        self.commit(Cut::File, Repair::Begins(reason))?;
+        self.pass.reset();
+        Ok(())
+    }
+
+    fn scanner(&self) -> Scanner {
+        Scanner {
+            root: Arc::clone(&self.root),
+            catalog: Arc::clone(&self.catalog),
+            watch: Arc::clone(&self.watch),
+            hints: Arc::clone(&self.hints),
+            excluder: self.excluder.clone(),
+            home: self.home,
+            fs: self.fs,
+            stop: Arc::clone(&self.shared.stop),
+        }
+    }
+
+    fn scan(&mut self) {
+        let began = Instant::now();
+        // What is asked for here is done to its end, even when capture is about to stop.
+        Scanner { stop: Arc::default(), ..self.scanner() }.all();
+        self.scan_took = began.elapsed();
+        self.scan_wanted = false;
+        tracing::info!("everything was scanned in {} ms", self.scan_took.as_millis());
+    }
+
+    fn timers(&mut self, stopping: bool) -> Result<()> {
+        let now = Instant::now();
+        if now >= self.next_hot && !stopping {
+            self.next_hot = now + self.options.hot_interval;
+            self.hot.poll(&self.root, &self.home, &read(&self.catalog), &self.hints, false);
+            self.publish();
+        }
+        if self.rescan.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.rescan = None;
+        }
+        if now >= self.next_rescan && self.rescan.is_none() && !stopping {
+            self.next_rescan = now + jittered(self.options.rescan_interval);
+            let scanner = self.scanner();
+            let thread = std::thread::Builder::new()
+                .name("capture-scan".to_owned())
+                .spawn(move || scanner.slowly(vec![(Vec::new(), FileId::ROOT)], true));
+            self.rescan = thread.ok();
+        }
+        self.finish_checkpoint(false)?;
+        let (at, when, size) = self.checkpoint;
+        let lsn = self.read().lsn();
+        let grown = lsn.since(at) >= self.options.checkpoint_bytes.max(size);
+        let due = lsn > at && (grown || when.elapsed() >= self.options.checkpoint_interval);
+        if due && self.finishing.is_none() {
+            self.save_checkpoint()?;
+        }
+        Ok(())
     }
 
     fn requests(&mut self) -> Result<()> {
@@ -239,338 +501,103 @@ impl Engine {
             match request {
                 Request::Barrier(reply) => self.waiting.push(reply),
                 Request::Mismatch(id, blocks) => self.forced.entry(id).or_default().extend(blocks),
-                Request::Learned(id, seen, hashes) => self.learn(id, seen, &hashes)?,
+                Request::Learned(id, seen, hashes) => {
+                    if self.unhashed_as(id, &seen) {
+                        let mut fold = lock(&self.shared.fold);
+                        match hashes[..] {
+                            [sum] => fold.write().set_content(id, sum, true),
+                            _ => fold.learn(id, &hashes)?,
+                        }
+                    }
+                }
                 Request::Reload(options) => self.reload(*options),
             }
         }
         Ok(())
     }
 
+    /// Whether a file is not hashed, and as it was seen.
+    fn unhashed_as(&self, id: FileId, seen: &Seen) -> bool {
+        let same = |s: Seen| s.local == seen.local && s.ctime == seen.ctime && !s.racy;
+        self.read().get(id).is_some_and(|n| !n.hashed && n.seen.is_some_and(same))
+    }
+
+    /// What the background thread found.
+    fn found(&mut self) -> Result<()> {
+        while let Ok(found) = self.background.found.try_recv() {
+            match found {
+                Found::Piece { id, seen, first, hashes } => {
+                    if self.unhashed_as(id, &seen) {
+                        lock(&self.shared.fold).set_hashes(id, first, &hashes)?;
+                    }
+                }
+                Found::Whole { id, seen } => {
+                    if self.unhashed_as(id, &seen) {
+                        lock(&self.shared.fold).finish_hashes(id)?;
+                    }
+                }
+                Found::Small { id, seen, sum } => {
+                    if self.unhashed_as(id, &seen) {
+                        lock(&self.shared.fold).write().set_content(id, sum, true);
+                    }
+                }
+                Found::Differs { id } => {
+                    let path = self.read().path(id);
+                    if let Some(path) = path {
+                        tracing::warn!(
+                            "the content of '{}' changed without a trace in its stamps",
+                            path.escape_ascii()
+                        );
+                        self.notes.found_by_scan += 1;
+                        self.hints.add(&path, flag::MODIFIED);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Files with blocks that have to go into the log are looked at whatever their stamps say.
+    fn force_hints(&mut self) {
+        if self.forced.is_empty() {
+            return;
+        }
+        let catalog = read(&self.catalog);
+        self.forced.retain(|id, _| catalog.contains(*id));
+        for path in self.forced.keys().filter_map(|id| catalog.path(*id)) {
+            self.hints.add(&path, flag::MODIFIED);
+        }
+    }
+
     fn reload(&mut self, options: CaptureOptions) {
-        let quiesce = Quiesce::new(
-            &options.freeze,
-            options.max_freeze,
-            options.before_cut.clone(),
-            options.after_cut.clone(),
-            &self.state,
-        );
-        match (globs(&options.excludes), quiesce) {
-            (Ok(excludes), Ok(quiesce)) => {
-                (self.excludes, self.quiesce) = (excludes, quiesce);
+        let excluder = Excluder::new(&options.excludes);
+        let same = options.freeze == self.options.freeze
+            && options.max_freeze == self.options.max_freeze
+            && options.before_cut == self.options.before_cut
+            && options.after_cut == self.options.after_cut;
+        let quiesce =
+            if same { Ok(self.quiesce.take()) } else { quiesce_of(&options, &self.state).map(Some) };
+        match (excluder, quiesce) {
+            (Ok(excluder), Ok(quiesce)) => {
+                let changed = excluder.text != self.excluder.text;
+                (self.excluder, self.quiesce) = (excluder, quiesce);
+                self.background.order(Order::Rate(options.scrub_rate));
                 self.options = options;
-                // What is excluded or included anew is found by a scan.
-                self.shared.dirty.add(Vec::new(), watch::TREE | watch::NAME);
+                self.next_rescan = Instant::now() + jittered(self.options.rescan_interval);
+                if changed {
+                    // What is excluded or included anew is found by a scan.
+                    self.scan();
+                }
             }
             (Err(e), _) | (_, Err(e)) => tracing::error!("options are not taken over: {e}"),
         }
     }
-
-    fn learn(&mut self, id: FileId, seen: crate::catalog::Seen, hashes: &[u128]) -> Result<()> {
-        let mut fold = lock(&self.shared.fold);
-        let matches = {
-            let catalog = fold.read();
-            let known = |n: crate::catalog::Inode<'_>| {
-                !n.hashed && n.seen.is_some_and(|s| s.local == seen.local && s.ctime == seen.ctime)
-            };
-            catalog.get(id).is_some_and(known)
-        };
-        if matches { fold.learn(id, hashes) } else { Ok(()) }
-    }
-
-    /// Files with blocks that a first copy read differently are examined whatever their stamps say.
-    fn force_hints(&mut self, hints: &mut Hints) {
-        let catalog = self.shared.catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.forced.retain(|id, _| catalog.contains(*id));
-        for path in self.forced.keys().filter_map(|id| catalog.path(*id)) {
-            *hints.entry(path).or_default() |= watch::DATA;
-        }
-    }
-
-    fn time_to_next(&self) -> Duration {
-        let now = Instant::now();
-        let mut next = self.next_hot.min(self.next_rescan).saturating_duration_since(now);
-        let catalog = self.shared.catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(due) = self.hashing.due(&catalog) {
-            next = next.min(due);
-        }
-        next.min(Duration::from_secs(60))
-    }
-
-    /// Polls, scans and hashes whose time has come.
-    fn background(&mut self) -> Result<()> {
-        let now = Instant::now();
-        if now >= self.next_hot {
-            self.next_hot = now + self.options.hot_interval;
-            let shared = Arc::clone(&self.shared);
-            self.hot.poll(&shared.root, &shared.catalog, &shared.dirty);
-            let mut stats = lock(&shared.stats);
-            (stats.hot_files, stats.hidden_processes) = (self.hot.len() as u64, self.hot.hidden);
-        }
-        if now >= self.next_rescan {
-            self.next_rescan = now + jittered(self.options.rescan_interval);
-            let mut all = Hints::new();
-            all.insert(Vec::new(), watch::TREE | watch::NAME);
-            let cuts = |stats: &super::CaptureStats| stats.cuts_exact + stats.cuts_file;
-            let before = cuts(&lock(&self.shared.stats));
-            self.run_pass(all, None, false)?;
-            let mut stats = lock(&self.shared.stats);
-            if cuts(&stats) > before {
-                stats.found_by_scan += 1;
-            }
-        }
-        let learned = {
-            let catalog = self.shared.catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-            match self.hashing.due(&catalog) {
-                Some(due) if due.is_zero() => {
-                    self.hashing.slice(&self.shared.root, &catalog, &mut self.buffer)
-                }
-                _ => None,
-            }
-        };
-        if let Some(l) = learned {
-            self.learn(l.id, l.seen, &l.hashes)?;
-        }
-        Ok(())
-    }
-
-    /// One pass, see [`super::pass`].
-    fn run_pass(&mut self, hints: Hints, gap: Option<GapReason>, base: bool) -> Result<Ended> {
-        let shared = Arc::clone(&self.shared);
-        let stage = Stage::new(&shared.catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner));
-        let mut pass = Pass {
-            root: &shared.root,
-            catalog: Arc::clone(&shared.catalog),
-            fold: &shared.fold,
-            log: &shared.log,
-            watch: &mut self.watch,
-            excludes: &self.excludes,
-            base,
-            suspicious: gap.is_some_and(|g| g != GapReason::Down),
-            stage,
-            raw: Vec::new(),
-            started: false,
-            device: self.identity.dev,
-            examined: HashSet::new(),
-            dirs: HashSet::new(),
-            unstable: HashSet::new(),
-            buffer: std::mem::take(&mut self.buffer),
-            forced: std::mem::take(&mut self.forced),
-            notes: Notes::default(),
-        };
-        let patience = if base || self.busy > 1 { Duration::ZERO } else { self.options.max_cut_delay };
-        let cut = rounds(&mut pass, &shared, hints, patience, &mut self.quiesce)?;
-        failpoint::pass("capture::after_examine")?;
-        self.buffer = std::mem::take(&mut pass.buffer);
-        self.forced = std::mem::take(&mut pass.forced);
-        let ended = finish(&mut pass, &shared, &self.options, gap, cut, base)?;
-        for path in pass.notes.hot.drain(..).chain(pass.unstable.drain()) {
-            self.hot.add(path);
-        }
-        let mut stats = lock(&shared.stats);
-        stats.watches = pass.watch.watched;
-        stats.unwatched = pass.watch.unwatched;
-        stats.other_file_systems = pass.notes.other_file_systems;
-        stats.unreadable = pass.notes.unreadable.take().or(stats.unreadable.take());
-        stats.gaps += u64::from(gap.is_some_and(|g| g != GapReason::Down));
-        if let Ended::Committed(lsn, cut) = ended {
-            match cut {
-                Cut::Exact => {
-                    stats.cuts_exact += 1;
-                    stats.last_exact = lsn.to_string();
-                    stats.last_exact_time = crate::net::wall_clock();
-                }
-                Cut::File => stats.cuts_file += 1,
-            }
-        }
-        Ok(ended)
-    }
-
-    fn maybe_checkpoint(&mut self) -> Result<()> {
-        let lsn = self.shared.catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner).lsn();
-        let (at, when) = self.checkpoint_at;
-        let grown = lsn.since(at) >= self.options.checkpoint_bytes.max(self.checkpoint_size);
-        if lsn > at && (grown || when.elapsed() >= self.options.checkpoint_interval) {
-            self.checkpoint()?;
-        }
-        Ok(())
-    }
-
-    fn checkpoint(&mut self) -> Result<()> {
-        let fold = lock(&self.shared.fold);
-        let lsn = fold.read().lsn();
-        // The catalog must never be ahead of the log that it was folded from.
-        if lsn > Lsn::FIRST && !self.shared.log.wait_durable(lsn, Duration::from_secs(30))? {
-            return Err(Error::new(
-                ErrorKind::Io,
-                "the log is not durable 30 s after a commit; look at its disk",
-            ));
-        }
-        checkpoint::save(&self.state.join("catalog"), &fold)?;
-        self.checkpoint_at = (lsn, Instant::now());
-        Ok(())
-    }
 }
 
-/// Steps 1 to 4: examines until nothing that was examined changed meanwhile, or the patience ends.
-fn rounds(
-    pass: &mut Pass<'_>,
-    shared: &Shared,
-    hints: Hints,
-    patience: Duration,
-    quiesce: &mut Quiesce,
-) -> Result<Cut> {
-    let began = Instant::now();
-    let mut done = Hints::new();
-    let mut todo = hints;
-    pass.watch.drain()?;
-    merge(&mut todo, shared.dirty.take());
-    let mut held = None;
-    for round in 0..ROUNDS_MAX {
-        pass.unstable.clear();
-        pass.examine(&todo)?;
-        merge_into(&mut done, &todo);
-        pass.watch.drain()?;
-        wait_for_pairs(pass, shared)?;
-        let (later, gap) = shared.dirty.take();
-        let unstable = !pass.unstable.is_empty();
-        if gap.is_some() {
-            shared.dirty.add(Vec::new(), watch::TREE | watch::NAME);
-        } else if !unstable && !pass.touches(&done, &later) {
-            give_back(shared, later);
-            let intact = held.as_ref().is_none_or(crate::quiesce::Held::intact);
-            return Ok(if intact { Cut::Exact } else { Cut::File });
-        }
-        let out_of_time = began.elapsed() >= patience && (round > 0 || patience.is_zero());
-        if held.is_some() || (out_of_time && !quiesce.configured()) || round + 1 == ROUNDS_MAX {
-            give_back(shared, later);
-            pass.unstable.iter().for_each(|p| shared.dirty.add(p.clone(), watch::DATA));
-            return Ok(Cut::File);
-        }
-        todo = later;
-        for path in std::mem::take(&mut pass.unstable) {
-            *todo.entry(path).or_default() |= watch::DATA;
-        }
-        if quiesce.configured() && held.is_none() && !pass.base {
-            held = hold(quiesce, shared);
-            pass.watch.drain()?;
-            merge(&mut todo, shared.dirty.take());
-            if held.is_none() {
-                give_back(shared, todo);
-                return Ok(Cut::File);
-            }
-            break_hold_rounds(pass, shared, &mut done, std::mem::take(&mut todo))?;
-            let intact = held.as_ref().is_some_and(crate::quiesce::Held::intact);
-            let (left, _) = shared.dirty.take();
-            let still = pass.unstable.is_empty() && !pass.touches(&done, &left);
-            give_back(shared, left);
-            return Ok(if intact && still { Cut::Exact } else { Cut::File });
-        }
-    }
-    Ok(Cut::File)
-}
-
-/// While the application is held: one more look, and a drain that must bring nothing new.
-fn break_hold_rounds(pass: &mut Pass<'_>, shared: &Shared, done: &mut Hints, todo: Hints) -> Result<()> {
-    let _ = shared;
-    pass.examine(&todo)?;
-    merge_into(done, &todo);
-    pass.watch.drain()
-}
-
-fn hold<'a>(quiesce: &'a mut Quiesce, shared: &Shared) -> Option<crate::quiesce::Held<'a>> {
-    match quiesce.hold() {
-        Ok(held) => {
-            lock(&shared.stats).freezes += 1;
-            Some(held)
-        }
-        Err(e) => {
-            let mut stats = lock(&shared.stats);
-            stats.freeze_failures += 1;
-            if stats.freeze_failures == 1 {
-                tracing::error!("the application can't be held still for a cut: {e}");
-            }
-            None
-        }
-    }
-}
-
-fn merge(into: &mut Hints, (hints, gap): (Hints, Option<GapReason>)) {
-    merge_into(into, &hints);
-    if gap.is_some() {
-        into.insert(Vec::new(), watch::TREE | watch::NAME);
-    }
-}
-
-fn merge_into(into: &mut Hints, hints: &Hints) {
-    for (path, flags) in hints {
-        *into.entry(path.clone()).or_default() |= flags;
-    }
-}
-
-fn give_back(shared: &Shared, hints: Hints) {
-    for (path, flags) in hints {
-        shared.dirty.add(path, flags);
-    }
-}
-
-/// A name that is gone may be half of a rename whose other half is on its way: wait for it.
-fn wait_for_pairs(pass: &mut Pass<'_>, shared: &Shared) -> Result<()> {
-    let recent = shared.dirty.last_from().is_some_and(|t| t.elapsed() < PAIRING);
-    if recent && pass.stage.unlinked > 0 && pass.deletions() > 0 {
-        std::thread::sleep(PAIRING);
-        pass.watch.drain()?;
-    }
-    Ok(())
-}
-
-/// Guards, names to records, commit.
-fn finish(
-    pass: &mut Pass<'_>,
-    shared: &Shared,
-    options: &CaptureOptions,
-    gap: Option<GapReason>,
-    cut: Cut,
-    base: bool,
-) -> Result<Ended> {
-    let empty = {
-        let catalog = pass.read();
-        pass.stage.is_empty(&catalog)
-    };
-    if empty && gap.is_none_or(|g| g == GapReason::Down) && !base {
-        pass.refresh_seen();
-        return Ok(Ended::Nothing);
-    }
-    if let Some(text) = mass_delete(pass, shared, options) {
-        pass.abort()?;
-        return Ok(Ended::Held(text));
-    }
-    let now = crate::net::wall_clock();
-    if let Some(reason) = gap {
-        pass.gap(false, reason, now)?;
-    }
-    pass.settle_names()?;
-    if let Some(reason) = gap {
-        pass.gap(true, reason, now)?;
-    }
-    Ok(Ended::Committed(pass.commit(cut, now)?, cut))
-}
-
-fn mass_delete(pass: &Pass<'_>, shared: &Shared, options: &CaptureOptions) -> Option<String> {
-    let total = pass.read().len() as u64;
-    if pass.stage.unlinked == 0 || total < options.max_delete_min {
-        return None;
-    }
-    let gone = pass.deletions();
-    if gone * 100 <= total * u64::from(options.max_delete_percent)
-        || shared.confirmed.swap(false, Ordering::SeqCst)
-    {
-        return None;
-    }
-    Some(format!(
-        "{gone} of {total} entries would be deleted, more than max_delete = {}; nothing is replicated until it is \
-         undone or confirmed with 'towline confirm'",
-        options.max_delete_percent
-    ))
+/// The configured way to hold the application still.
+fn quiesce_of(options: &CaptureOptions, state: &Path) -> Result<Quiesce> {
+    let (before, after) = (options.before_cut.clone(), options.after_cut.clone());
+    Quiesce::new(&options.freeze, options.max_freeze, before, after, state)
 }
 
 /// Up to a tenth more or less, so that many nodes don't scan at once.

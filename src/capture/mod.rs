@@ -1,24 +1,40 @@
 //! Capture: a data directory's changes become change sets in the log. It does not know that followers
 //! exist.
 //!
+//! Events are hints where to look; the directory itself is the truth; what no event shows is polled and scanned.
+//!
 //! | file | what it owns |
 //! | --- | --- |
-//! | `watch` | watches, the dirty set, the drain that makes "everything up to now" a fact |
-//! | `pass` | examining names, deciding whether a cut is exact |
+//! | `hints` | the bounded set of paths that events, polls and scans name |
+//! | `watch` | watches, and the mark that makes "everything up to now" a fact |
+//! | `engine` | the loop: hints, requests, scans, guards, timers |
+//! | `upkeep` | the scan at start, checkpoints, what `status` shows |
+//! | `pass` | rounds of looking, and whether a cut is exact |
+//! | `examine` | what a name is now, against what is known of it |
 //! | `content` | reading files, comparing block hashes |
 //! | `stage` | what a pass has found, laid over the catalog |
-//! | `commit` | names to records, the fold, the commit |
+//! | `journal` | records on their way into the log, and the work of folding them at the commit |
+//! | `commit` | differences to records, the mass-delete guard, the commit |
+//! | `scan` | the first scan, rescans |
 //! | `hot` | files whose changes cause no event |
-//! | `hashing` | reading what the first scan did not read |
-//! | `engine` | the loop: hints, requests, scans, guards, checkpoints |
+//! | `background` | reading what the first scan did not read; the scrub |
+//! | `guard` | file systems, the identity of the root, excludes |
 
+mod background;
 mod commit;
 mod content;
 mod engine;
-mod hashing;
+mod examine;
+mod guard;
+mod hints;
 mod hot;
+mod journal;
 mod pass;
+mod scan;
 mod stage;
+#[cfg(test)]
+mod tests;
+mod upkeep;
 mod watch;
 
 use std::collections::VecDeque;
@@ -26,7 +42,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -36,8 +52,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fold::Fold;
 use crate::log::Log;
 use crate::position::{FileId, Lsn};
-use crate::sys::Root;
-use watch::Dirty;
+use crate::record::Time;
+use crate::sys::{Root, Stat};
+use hints::Hints;
 
 /// Most requests waiting for the engine.
 const REQUESTS_MAX: usize = 1024;
@@ -82,12 +99,15 @@ pub struct CaptureStats {
     pub last_exact: String,
     pub last_exact_time: i64,
     pub gaps: u64,
+    pub gap_open: bool,
     pub found_by_scan: u64,
     pub unstable: u64,
     pub events: u64,
+    pub overflows: u64,
     pub watches: u64,
     pub unwatched: u64,
     pub hot_files: u64,
+    pub hot_dropped: u64,
     pub hidden_processes: u64,
     pub unhashed_files: u64,
     pub other_file_systems: u64,
@@ -95,6 +115,7 @@ pub struct CaptureStats {
     pub freezes: u64,
     pub freeze_failures: u64,
     pub unreadable: Option<String>,
+    pub refused: Option<String>,
     pub hold: Option<String>,
 }
 
@@ -112,18 +133,37 @@ struct Shared {
     blocks: Blocks,
     root: Arc<Root>,
     log: Log,
-    dirty: Arc<Dirty>,
+    hints: Arc<Hints>,
     requests: Mutex<VecDeque<Request>>,
     stats: Mutex<CaptureStats>,
     failure: Mutex<Option<Error>>,
+    /// Why a guard holds, if one does.
+    hold: Mutex<Option<String>>,
     confirmed: AtomicBool,
-    stop: AtomicBool,
+    stop: Arc<AtomicBool>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere does not make plain values wrong; the engine's own failure is reported by it.
     m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Nanoseconds since 1970.
+fn wall_clock() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// The clock as file systems write it.
+fn now() -> Time {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time { sec: i64::try_from(now.as_secs()).unwrap_or(i64::MAX), nsec: now.subsec_nanos() }
+}
+
+/// Whether an inode changed so lately that with coarse timestamps another change could hide behind the same ones.
+fn young(stat: &Stat) -> bool {
+    stat.ctime.max(stat.attrs.mtime) >= watch::earlier(now(), watch::TICKS)
 }
 
 /// Starts capture.
@@ -137,11 +177,11 @@ pub struct CaptureHandle {
 }
 
 impl Capture {
-    /// Scans the directory, then follows it on a thread of its own. Returns after the metadata scan: a first scan makes
-    /// the base of the system, a later one becomes a change set.
+    /// Scans the directory, then follows it on threads of its own. Returns after the metadata scan: a first scan
+    /// makes the base of the system, what a later one finds becomes a change set.
     ///
     /// # Errors
-    /// When the directory can't be watched or scanned, or the log refuses.
+    /// When the directory is not the one replicated so far, can't be watched or scanned, or the log refuses.
     pub fn start(
         root: Arc<Root>,
         fold: Fold,
@@ -149,23 +189,23 @@ impl Capture {
         state: &Path,
         options: CaptureOptions,
     ) -> Result<CaptureHandle> {
-        let dirty = Arc::new(Dirty::default());
+        let hints = Arc::new(Hints::new(root.path()));
         let shared = Arc::new(Shared {
             catalog: Arc::clone(&fold.catalog),
             blocks: fold.blocks.clone(),
             fold: Mutex::new(fold),
             root,
             log,
-            dirty,
+            hints,
             requests: Mutex::new(VecDeque::new()),
             stats: Mutex::new(CaptureStats::default()),
             failure: Mutex::new(None),
+            hold: Mutex::new(None),
             confirmed: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
+            stop: Arc::default(),
             thread: Mutex::new(None),
         });
-        let mut engine = engine::Engine::new(Arc::clone(&shared), state, options)?;
-        engine.first_scan()?;
+        let mut engine = engine::Engine::start(Arc::clone(&shared), state, options)?;
         let running = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("capture".to_owned())
@@ -174,7 +214,7 @@ impl Capture {
                     *lock(&running.failure) = Some(e);
                 }
             })
-            .map_err(|e| Error::io("start thread", "capture", e))?;
+            .map_err(|e| Error::from(e).wrap("cannot start the thread of capture"))?;
         *lock(&shared.thread) = Some(thread);
         Ok(CaptureHandle { shared })
     }
@@ -197,7 +237,7 @@ impl CaptureHandle {
         }
         requests.push_back(request);
         drop(requests);
-        self.shared.dirty.poke();
+        self.shared.hints.wake();
         Ok(())
     }
 
@@ -206,14 +246,18 @@ impl CaptureHandle {
     /// # Errors
     /// [`ErrorKind::Held`] while a guard holds, [`ErrorKind::Unavailable`] when `timeout` passes.
     pub fn barrier(&self, timeout: Duration) -> Result<Lsn> {
-        let (tx, rx) = sync_channel(1);
-        self.ask(Request::Barrier(tx))?;
-        let lsn = rx.recv_timeout(timeout).map_err(|_| {
+        let stopped = || {
             self.failure().unwrap_or_else(|| {
                 let text = "no capture pass ended in time; look at the capture part of status";
                 Error::new(ErrorKind::Unavailable, text)
             })
-        })??;
+        };
+        if self.shared.stop.load(Ordering::SeqCst) {
+            return Err(stopped());
+        }
+        let (tx, rx) = sync_channel(1);
+        self.ask(Request::Barrier(tx))?;
+        let lsn = rx.recv_timeout(timeout).map_err(|_| stopped())??;
         if self.shared.log.wait_durable(lsn, timeout)? {
             return Ok(lsn);
         }
@@ -232,7 +276,7 @@ impl CaptureHandle {
 
     /// A file that was not hashed was read while it had these stamps.
     pub fn learned(&self, id: FileId, seen: Seen, hashes: Vec<u128>) {
-        // If it can't be noted, the background hashing reads the file again.
+        // If it can't be noted, the background reads the file again.
         let _ = self.ask(Request::Learned(id, seen, hashes));
     }
 
@@ -262,7 +306,7 @@ impl CaptureHandle {
     /// Lets a held mass delete through.
     pub fn confirm(&self) {
         self.shared.confirmed.store(true, Ordering::SeqCst);
-        self.shared.dirty.poke();
+        self.shared.hints.wake();
     }
 
     /// What it did and sees.
@@ -272,7 +316,6 @@ impl CaptureHandle {
         let catalog = self.shared.catalog.read().unwrap_or_else(PoisonError::into_inner);
         stats.files = catalog.len() as u64;
         stats.unhashed_files = catalog.unhashed();
-        stats.events = self.shared.dirty.events();
         stats
     }
 
@@ -292,7 +335,7 @@ impl CaptureHandle {
     /// Makes a last pass and a checkpoint, and stops.
     pub fn stop(&self) -> Result<()> {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.dirty.poke();
+        self.shared.hints.wake();
         let thread = lock(&self.shared.thread).take();
         if let Some(thread) = thread {
             let _ = thread.join();

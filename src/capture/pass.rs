@@ -1,476 +1,480 @@
-//! One pass: from a dirty set to one change set (design: the exact cut).
+//! A pass: from a set of hints to one change set.
 //!
 //! ```text
-//!  drain -> D ; examine D ; drain -> D' ; D' touches D?  no: commit, cut exact
-//!                  ^                          | yes
-//!                  +------ D := D + D' -------+   until the patience ends: commit, cut file
+//!  mark 1, D -> round 1: examine D -> mark 2, D' -> is everything examined as it was at mark 1?
+//!                    ^                               yes: commit, the cut is exact; D' is for the next pass
+//!                    +----- D := D' + what is not ------ no, until the patience ends: commit, the cut is of files
 //! ```
+//!
+//! Why a cut is exact. All that happened before mark k is either in the catalog, or had its event before
+//! the mark and was examined. What was examined in round k is as it was at mark k when its change time is older
+//! than the mark's; or when an earlier round saw the same stamps, because a mark lies between; a
+//! name, when its directory's change time is older, or no event came for it up to mark k+1. What was examined in
+//! an earlier round and had no event since is as it was then. An operation that is under way
+//! while we look stamps the inode first and makes its event last, so that a name that is gone without an event, and stamps
+//! that are younger than the mark without one, call for another look.
 
-use std::collections::HashSet;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::{Duration, Instant};
 
-use globset::GlobSet;
+use super::engine::{Engine, read};
+use super::hints::{Batch, HALF_AGE, Paths, flag};
+use super::journal::Journal;
+use super::stage::{Proof, Stage};
+use super::watch::Mark;
+use crate::error::Result;
+use crate::failpoint;
+use crate::position::{Cut, FileId, Lsn};
+use crate::quiesce::Held;
+use crate::record::Time;
 
-use super::stage::{Node, Stage, Staged};
-use super::watch::{self, Hints, Watch};
-use crate::catalog::{Catalog, LocalId, Seen};
-use crate::error::{Error, Result};
-use crate::fold::Fold;
-use crate::log::Log;
-use crate::position::FileId;
-use crate::record::{Kind, Record};
-use crate::segment::{RAW_MAX, flags};
-use crate::sys::{self, Root, Stat};
+use super::commit::Repair;
 
-/// Uncompressed bytes at which a frame of an unfinished change set goes to the log.
-const FRAME_AT: usize = RAW_MAX - (300 << 10);
+/// Rounds of a pass, whatever the clock says.
+const ROUNDS_MAX: u32 = 200;
+/// A pause before a look that waits for an event on its way.
+const ON_ITS_WAY: Duration = Duration::from_micros(300);
+/// Passes in a row in which a file has to be unstable to be given no more patience.
+pub(super) const HOPELESS: u32 = 2;
+/// Least patience when cuts keep failing.
+const PATIENCE_MIN: Duration = Duration::from_millis(20);
 
-/// Everything a pass works with.
-pub(super) struct Pass<'a> {
-    pub(super) root: &'a Root,
-    pub(super) catalog: Arc<RwLock<Catalog>>,
-    pub(super) fold: &'a std::sync::Mutex<Fold>,
-    pub(super) log: &'a Log,
-    pub(super) watch: &'a mut Watch,
-    pub(super) excludes: &'a GlobSet,
-    /// First scan: the tree becomes the base, nothing is logged and no content read.
-    pub(super) base: bool,
-    /// Contents are compared even where the stamps are equal.
-    pub(super) suspicious: bool,
+/// A pass under way.
+pub(super) struct Pass {
     pub(super) stage: Stage,
-    /// Encoded records that are not in the log yet.
-    pub(super) raw: Vec<u8>,
-    pub(super) started: bool,
-    pub(super) device: u64,
-    /// Inodes examined, to tell whether a later hint concerns one of them.
-    pub(super) examined: HashSet<(u64, u64)>,
-    /// Directories whose own attributes were staged.
-    pub(super) dirs: HashSet<Vec<u8>>,
-    /// Files that changed while they were read.
-    pub(super) unstable: HashSet<Vec<u8>>,
-    pub(super) buffer: Vec<u8>,
-    pub(super) forced: std::collections::HashMap<FileId, HashSet<u64>>,
-    pub(super) notes: Notes,
+    pub(super) journal: Journal,
+    pub(super) mark: Mark,
+    /// The application is held still.
+    pub(super) still: bool,
+    next_id: u64,
+    /// All hints so far.
+    hints: Paths,
+    /// Directories to be watched and listed; true: with all that is below.
+    pub(super) walks: Vec<(Vec<u8>, FileId, bool)>,
+    /// Directories that are not watched are part of this pass.
+    pub(super) with_missing: bool,
+    /// Names of inodes that have fewer links than names.
+    pub(super) others: Vec<(FileId, Box<[u8]>)>,
+    /// Directories whose names changed in this round.
+    pub(super) touched: BTreeSet<FileId>,
+    /// Change times of directories, looked at after their names.
+    pub(super) dirs: HashMap<FileId, Time>,
+    /// Paths to look at in the next round.
+    pub(super) again: BTreeSet<Box<[u8]>>,
+    /// Names found gone in this round.
+    pub(super) left: BTreeSet<Box<[u8]>>,
+    /// Names looked at on the way in this round.
+    pub(super) probed: HashSet<Box<[u8]>>,
+    /// Inodes looked at in this round, with their change time.
+    pub(super) looked: HashMap<FileId, Time>,
+    /// Paths that stay dirty after this pass.
+    dirty: BTreeSet<Box<[u8]>>,
+    /// Files whose forced blocks are in the journal.
+    pub(super) forced_done: BTreeSet<FileId>,
+    /// Differences that only a scan showed.
+    pub(super) scanned: u64,
+    /// Time spent reading contents.
+    pub(super) reading: Duration,
+    /// Since when events are waited for that explain names that are gone.
+    waiting: Option<Instant>,
 }
 
-/// What a pass saw that `status` shows.
-#[derive(Debug, Default, Clone)]
-pub(super) struct Notes {
-    pub(super) other_file_systems: u64,
-    pub(super) unreadable: Option<String>,
-    pub(super) changes: u64,
-    /// Files written to lately or with names outside, to be polled.
-    pub(super) hot: Vec<Vec<u8>>,
-}
-
-/// `dir` and `name` of a relative path; `None` for the root.
-pub(super) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
-    if path.is_empty() {
-        return None;
-    }
-    Some(match path.iter().rposition(|&b| b == b'/') {
-        Some(at) => (&path[..at], &path[at + 1..]),
-        None => (&path[..0], path),
-    })
-}
-
-pub(super) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
-}
-
-impl Pass<'_> {
-    pub(super) fn read(&self) -> RwLockReadGuard<'_, Catalog> {
-        self.catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Stages a record: encoded for the log now, folded into the catalog at the commit.
-    pub(super) fn keep(&mut self, record: &Record<'_>) -> Result<()> {
-        self.stage.keep(record);
-        if let Some(Staged::Meta(from, to)) = self.stage.records.last() {
-            let (from, to) = (*from, *to);
-            let encoded = self.stage.buffer[from..to].to_vec();
-            self.room(encoded.len())?;
-            self.raw.extend_from_slice(&encoded);
+impl Pass {
+    /// A pass that has found nothing yet.
+    pub(super) fn new(journal: Journal, next_id: FileId) -> Self {
+        Self {
+            stage: Stage::default(),
+            journal,
+            mark: Mark::NONE,
+            still: false,
+            next_id: next_id.0,
+            hints: Paths::new(),
+            walks: Vec::new(),
+            with_missing: false,
+            others: Vec::new(),
+            touched: BTreeSet::new(),
+            dirs: HashMap::new(),
+            again: BTreeSet::new(),
+            left: BTreeSet::new(),
+            probed: HashSet::new(),
+            looked: HashMap::new(),
+            dirty: BTreeSet::new(),
+            forced_done: BTreeSet::new(),
+            scanned: 0,
+            reading: Duration::ZERO,
+            waiting: None,
         }
-        Ok(())
     }
 
-    /// Stages a write with the hashes of its blocks.
-    pub(super) fn keep_write(
-        &mut self,
-        id: FileId,
-        offset: u64,
-        data: &[u8],
-        hashes: Vec<u128>,
-    ) -> Result<()> {
-        self.room(data.len() + 64)?;
-        Record::Write { id, offset, data }.encode(&mut self.raw);
-        self.stage.records.push(Staged::Write { id, offset, len: data.len(), hashes });
-        Ok(())
+    /// Makes it ready for the next pass.
+    pub(super) fn reset(&mut self) {
+        self.stage = Stage::default();
+        self.hints = Paths::new();
+        self.dirty.clear();
+        self.forced_done.clear();
+        (self.scanned, self.reading, self.waiting) = (0, Duration::ZERO, None);
+        self.walks.clear();
+        self.with_missing = false;
+        self.others.clear();
+        self.touched.clear();
+        self.again.clear();
     }
 
-    /// Sends what is encoded so far as a frame when `more` bytes would not fit beside it.
-    pub(super) fn room(&mut self, more: usize) -> Result<()> {
-        if self.base {
-            self.raw.clear();
-            return Ok(());
-        }
-        if self.raw.len() + more > FRAME_AT && !self.raw.is_empty() {
-            let flag = if self.started { 0 } else { flags::STARTS };
-            self.started = true;
-            let raw = std::mem::take(&mut self.raw);
-            self.log.append(raw, flag)?;
-        }
-        Ok(())
+    /// A new file id. Those of a pass that is dropped are not used again.
+    pub(super) fn allocate(&mut self) -> FileId {
+        let id = FileId(self.next_id);
+        self.next_id += 1;
+        id
     }
 
-    /// Examines every hint, parents first.
-    pub(super) fn examine(&mut self, hints: &Hints) -> Result<()> {
-        let mut paths: Vec<(&Vec<u8>, u8)> = hints.iter().map(|(p, f)| (p, *f)).collect();
-        paths.sort();
-        let mut touched: HashSet<Vec<u8>> = HashSet::new();
-        for (path, flag) in paths {
-            match split(path) {
-                None => {
-                    if flag & watch::TREE != 0 {
-                        self.tree(b"", FileId::ROOT)?;
-                    }
-                    touched.insert(Vec::new());
-                }
-                Some((dir, name)) => {
-                    if let Some((fd, id)) = self.open_dir(dir)? {
-                        self.name(&fd, id, dir, name, flag)?;
-                        if flag & (watch::NAME | watch::TREE) != 0 {
-                            touched.insert(dir.to_vec());
-                        }
-                    }
-                }
+    pub(super) fn begin_round(&mut self) {
+        self.stage.round += 1;
+        self.probed.clear();
+        self.looked.clear();
+        self.left.clear();
+        self.dirs.clear();
+    }
+
+    /// The path is looked at again in the next pass, and the cut is not exact.
+    pub(super) fn keep_dirty(&mut self, rel: &[u8]) {
+        self.dirty.insert(rel.into());
+    }
+}
+
+/// How a pass ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// A change set was committed, up to here.
+    Committed(Lsn, Cut),
+    /// There was nothing to commit; the cut says how sure that is.
+    Nothing(Cut),
+    /// A guard holds; the text says which.
+    Held(String),
+}
+
+/// What a verdict on a round says.
+enum Verdict {
+    Exact,
+    /// These have to be looked at again. `event`: an event is on its way.
+    Again {
+        todo: Paths,
+        event: bool,
+    },
+}
+
+impl Engine {
+    /// One pass over `batch` and all that comes meanwhile. `repair`: what the pass makes good.
+    pub(super) fn pass(&mut self, batch: Batch, repair: Repair) -> Result<Ended> {
+        let began = Instant::now();
+        let skipped = !self.resting.is_empty();
+        let (cut, fresh) = match self.rounds(batch.paths, began) {
+            Ok(result) => result,
+            Err(e) => {
+                // The directory may just have been taken away; the guards say more about that.
+                self.pass.journal.abort()?;
+                return Err(e);
             }
+        };
+        let blind = self.watch.missing_count() > 0 && !(self.pass.with_missing && self.fs.fine);
+        let loose = skipped || !self.pass.dirty.is_empty() || blind;
+        let cut = if loose { Cut::File } else { cut };
+        failpoint::pass("capture::after_examine")?;
+        let ended = self.commit(cut, repair)?;
+        if let Ended::Held(_) = ended {
+            // Everything is looked at again while it holds.
+            self.pass.journal.abort()?;
+            let hints = std::mem::take(&mut self.pass.hints);
+            let paths = hints.into_iter().map(|(path, flags)| (path, flags | flag::AGAIN)).collect();
+            self.hints.put_back(Batch { paths, gap: None });
         }
-        for dir in touched {
-            self.dir_attrs(&dir)?;
+        self.hints.put_back(fresh);
+        for path in std::mem::take(&mut self.pass.dirty) {
+            self.rest(&path);
+            self.hints.add(&path, flag::MODIFIED);
         }
-        Ok(())
+        Ok(ended)
     }
 
-    /// Opens a directory by its present path and tells which one it is. A directory that this node does not know yet is
-    /// staged on the way. `None`: it is gone, or not replicated.
-    pub(super) fn open_dir(&mut self, dir: &[u8]) -> Result<Option<(OwnedFd, FileId)>> {
-        let fd = match self.root.open_dir(dir) {
-            Ok(fd) => fd,
-            Err(e) => return gone(e).map_err(|e| Error::io("open directory", self.root.join(dir), e)),
-        };
-        let stat = sys::stat_fd(&fd).map_err(|e| Error::io("stat", self.root.join(dir), e))?;
-        if dir.is_empty() {
-            return Ok(Some((fd, FileId::ROOT)));
-        }
-        let known = {
-            let catalog = self.read();
-            self.stage.by_local(&catalog, stat.local)
-        };
-        if let Some(id) = known {
-            return Ok(Some((fd, id)));
-        }
-        let Some((parent, name)) = split(dir) else { return Ok(None) };
-        if let Some((parent_fd, parent_id)) = self.open_dir(parent)? {
-            self.name(&parent_fd, parent_id, parent, name, watch::NAME | watch::TREE)?;
-            self.dir_attrs(parent)?;
-        }
-        let catalog = self.read();
-        let id = self.stage.by_local(&catalog, stat.local);
-        drop(catalog);
-        Ok(id.map(|id| (fd, id)))
-    }
-
-    /// Places the watches of a directory's subtree, lists it, and examines every entry.
-    pub(super) fn tree(&mut self, dir: &[u8], id: FileId) -> Result<()> {
-        let mut pending = vec![(dir.to_vec(), id)];
-        while let Some((dir, id)) = pending.pop() {
-            // Watch first, list second: what appears in between is listed, what comes later is reported.
-            if !self.watch.place(&dir)? {
-                continue;
+    /// Rounds until the cut is exact or the patience ends. Returns what came too late for this pass.
+    fn rounds(&mut self, paths: Paths, began: Instant) -> Result<(Cut, Batch)> {
+        let patience = (self.options.max_cut_delay / 2_u32.pow(self.failures.min(5))).max(PATIENCE_MIN);
+        let mut todo = paths;
+        loop {
+            // The mark is on its way while we look; what came before it and is not in `todo` is looked at after.
+            let mark = self.marks.make()?;
+            self.pass.mark = mark;
+            self.remember(&todo);
+            self.round(&todo)?;
+            let marked = self.marks.wait(&mark)?;
+            let mut fresh = self.hints.take();
+            self.leave_resting(&mut fresh.paths);
+            self.remember(&fresh.paths);
+            self.look(&fresh.paths)?;
+            if marked && fresh.gap.is_none() && self.proven() {
+                return Ok((Cut::Exact, Batch::default()));
             }
-            let fd = match self.root.open_dir(&dir) {
-                Ok(fd) => fd,
-                Err(e) => match gone(e) {
-                    Ok(None::<()>) => continue,
-                    Ok(Some(())) => continue,
-                    Err(e) => return Err(Error::io("open directory", self.root.join(&dir), e)),
-                },
+            let recent = self.events_since(&mut fresh)?;
+            let verdict = if marked { self.verdict(&recent) } else { Verdict::Again { todo, event: false } };
+            let Verdict::Again { todo: left, event } = verdict else {
+                return Ok((if fresh.gap.is_none() { Cut::Exact } else { Cut::File }, fresh));
             };
-            let mut names = Vec::new();
-            match sys::list_dir(&fd, |name, _, _| names.push(name.to_bytes().to_vec())) {
-                Ok(()) => {}
-                // Removed since it was opened: its parent's hint says so.
-                Err(e) => match gone::<()>(e) {
-                    Ok(_) => continue,
-                    Err(e) => return Err(Error::io("list", self.root.join(&dir), e)),
-                },
-            }
-            let listed: HashSet<&[u8]> = names.iter().map(Vec::as_slice).collect();
-            let known = {
-                let catalog = self.read();
-                self.stage.children(&catalog, id)
-            };
-            for (name, _) in known.iter().filter(|(n, _)| !listed.contains(n.as_slice())) {
-                self.name(&fd, id, &dir, name, watch::NAME)?;
-            }
-            for name in &names {
-                if let Some(child) = self.name(&fd, id, &dir, name, watch::NAME)? {
-                    pending.push((join(&dir, name), child));
+            let over = began.elapsed() >= patience || self.pass.stage.round >= ROUNDS_MAX;
+            if fresh.gap.is_some() || over || self.hopeless(&left) {
+                if fresh.gap.is_none() && self.may_hold() {
+                    return self.held_round(left, fresh);
                 }
+                self.note_unstable(left);
+                return Ok((Cut::File, fresh));
             }
-            self.dir_attrs(&dir)?;
-        }
-        Ok(())
-    }
-
-    /// Examines one name. Returns the id when it is a directory.
-    pub(super) fn name(
-        &mut self,
-        fd: &OwnedFd,
-        parent: FileId,
-        dir: &[u8],
-        name: &[u8],
-        flag: u8,
-    ) -> Result<Option<FileId>> {
-        let path = join(dir, name);
-        let old = {
-            let catalog = self.read();
-            self.stage.lookup(&catalog, parent, name)
-        };
-        let stat = sys::stat_at(fd, name).map_err(|e| Error::io("stat", self.root.join(&path), e))?;
-        let stat = stat.filter(|_| !self.excluded(&path)).filter(|s| {
-            let here = s.local.dev == self.device;
-            if !here {
-                self.notes.other_file_systems += 1;
+            if event {
+                std::thread::sleep(ON_ITS_WAY);
             }
-            here
-        });
-        let Some(stat) = stat else {
-            if old.is_some() {
-                self.unlink(parent, name);
-            }
-            return Ok(None);
-        };
-        self.examined.insert((stat.local.dev, stat.local.ino));
-        if stat.kind == Kind::Symlink && sys::read_link_at(fd, name).is_err() {
-            // It was replaced between the stat and now.
-            self.unstable.insert(path);
-            return Ok(None);
+            todo = left;
+            merge(&mut todo, fresh.paths);
         }
-        let id = self.identify(&stat, old);
-        let fresh = id.is_none();
-        let id = match id {
-            Some(id) => id,
-            None => self.create(fd, name, &stat)?,
-        };
-        if old != Some(id) {
-            self.link(parent, name, id, stat.kind);
-        }
-        if !fresh {
-            self.attributes(fd, name, id, &stat)?;
-        }
-        match stat.kind {
-            Kind::File => self.content(fd, name, &path, id, &stat, flag, fresh)?,
-            Kind::Dir => {
-                if fresh || flag & watch::TREE != 0 {
-                    if flag & watch::TREE != 0 {
-                        self.tree(&path, id)?;
-                    }
-                    return Ok(Some(id));
-                }
-                return Ok(Some(id));
-            }
-            _ => {}
-        }
-        Ok(None)
     }
 
-    fn excluded(&self, path: &[u8]) -> bool {
-        use std::os::unix::ffi::OsStrExt;
-        path == sys::STAGE_DIR
-            || (!self.excludes.is_empty() && self.excludes.is_match(std::ffi::OsStr::from_bytes(path)))
-    }
-
-    /// Which file an inode is: by its local identity; or, where none is known (after a crash), by its name.
-    fn identify(&self, stat: &Stat, old: Option<FileId>) -> Option<FileId> {
-        let catalog = self.read();
-        if let Some(id) = self.stage.by_local(&catalog, stat.local) {
-            return self.stage.node(&catalog, id).filter(|n| n.kind == stat.kind).map(|_| id);
+    /// Where stamps don't prove all, events have to: all of those up to now. `fresh` had the events that came
+    /// during the round and were looked at; it takes those that were not. Returns both.
+    fn events_since(&mut self, fresh: &mut Batch) -> Result<Paths> {
+        let mut recent = std::mem::take(&mut fresh.paths);
+        if self.pass.left.is_empty() && !self.unproven_names() && self.fs.fine {
+            return Ok(recent);
         }
-        let old = old?;
-        let node = self.stage.node(&catalog, old)?;
-        let same = node.seen.is_none() && node.kind == stat.kind;
-        let plain = matches!(stat.kind, Kind::File | Kind::Dir | Kind::Fifo | Kind::Socket);
-        (same && plain).then_some(old)
+        self.marks.drain()?;
+        let more = self.hints.take();
+        fresh.gap = fresh.gap.or(more.gap);
+        fresh.paths = more.paths;
+        self.leave_resting(&mut fresh.paths);
+        merge(&mut recent, fresh.paths.clone());
+        Ok(recent)
     }
 
-    fn create(&mut self, fd: &OwnedFd, name: &[u8], stat: &Stat) -> Result<FileId> {
-        let id = self.stage.allocate();
-        let target = if stat.kind == Kind::Symlink {
-            sys::read_link_at(fd, name).map_err(|e| Error::io("read link", self.root.path(), e))?
-        } else {
-            Vec::new()
-        };
-        self.keep(&Record::Create {
-            id,
-            kind: stat.kind,
-            attrs: stat.attrs,
-            rdev: stat.rdev,
-            target: &target,
-        })?;
-        let seen = Some(Seen { local: stat.local, ctime: stat.ctime, racy: false });
-        self.stage.create(id, Node { kind: stat.kind, attrs: stat.attrs, size: 0, seen, hashed: true });
-        self.xattrs(fd, name, id, true)?;
-        self.notes.changes += 1;
-        Ok(id)
-    }
-
-    fn link(&mut self, parent: FileId, name: &[u8], id: FileId, kind: Kind) {
-        if kind == Kind::Dir {
-            // A directory has one name: the old one is left by this.
-            let catalog = Arc::clone(&self.catalog);
-            let catalog = catalog.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let old: Vec<(FileId, Vec<u8>)> = catalog.names(id).map(|(p, n)| (p, n.to_vec())).collect();
-            let staged: Vec<(FileId, Vec<u8>)> =
-                self.stage.slots().filter(|(_, s)| **s == Some(id)).map(|(k, _)| k.clone()).collect();
-            for (p, n) in old.into_iter().chain(staged) {
-                if self.stage.lookup(&catalog, p, &n) == Some(id) {
-                    self.stage.set_slot(p, &n, None);
-                }
-            }
-        }
-        self.stage.set_slot(parent, name, Some(id));
-        self.notes.changes += 1;
-    }
-
-    fn unlink(&mut self, parent: FileId, name: &[u8]) {
-        self.stage.set_slot(parent, name, None);
-        self.stage.unlinked += 1;
-        self.notes.changes += 1;
-    }
-
-    /// Stages changed attributes and extended attributes of a known inode.
-    fn attributes(&mut self, fd: &OwnedFd, name: &[u8], id: FileId, stat: &Stat) -> Result<()> {
-        let Some(node) = ({
-            let catalog = self.read();
-            self.stage.node(&catalog, id)
-        }) else {
-            return Ok(());
-        };
-        let touched = node.seen.is_none_or(|s| s.ctime != stat.ctime || s.local != stat.local);
-        if node.attrs != stat.attrs {
-            self.keep(&Record::Attr { id, attrs: stat.attrs })?;
-            self.notes.changes += 1;
-        }
-        if touched {
-            self.xattrs(fd, name, id, false)?;
-        }
-        // A file's stamps are noted once its content was looked at too.
-        let seen = match (stat.kind, node.seen) {
-            (Kind::File, Some(s)) if s.local == stat.local => Some(s),
-            (Kind::File, _) => Some(Seen { local: stat.local, ctime: Default::default(), racy: true }),
-            _ => Some(Seen { local: stat.local, ctime: stat.ctime, racy: false }),
-        };
-        self.stage.set_node(id, Node { attrs: stat.attrs, seen, ..node });
-        Ok(())
-    }
-
-    fn xattrs(&mut self, fd: &OwnedFd, name: &[u8], id: FileId, fresh: bool) -> Result<()> {
-        let now = match sys::xattrs_at(fd, name) {
-            Ok(now) => now,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(Error::io("read extended attributes of", self.root.path(), e)),
-        };
-        let staged = if fresh { Some(Vec::new()) } else { self.stage_xattrs(id) };
-        let before: Vec<(Vec<u8>, Vec<u8>)> = match staged {
-            Some(staged) => staged,
-            None => {
-                let catalog = self.read();
-                let inode = catalog.get(id);
-                inode.map_or_else(Vec::new, |n| {
-                    n.xattrs.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect()
-                })
-            }
-        };
-        for (k, _) in before.iter().filter(|(k, _)| !now.iter().any(|(n, _)| n == k)) {
-            self.keep(&Record::Xattr { id, name: k, value: None })?;
-        }
-        for (k, v) in now.iter().filter(|kv| !before.contains(kv)) {
-            self.keep(&Record::Xattr { id, name: k, value: Some(v) })?;
-        }
-        Ok(())
-    }
-
-    /// The extended attributes as staged by this pass: the catalog's with the staged records over them.
-    fn stage_xattrs(&self, id: FileId) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
-        if !self.stage.is_new(id) && !self.stage.nodes.contains_key(&id) {
-            return None;
-        }
-        let mut map: std::collections::BTreeMap<Vec<u8>, Vec<u8>> = {
-            let catalog = self.read();
-            catalog.get(id).map_or_else(Default::default, |n| {
-                n.xattrs.iter().map(|(k, v)| (k.to_vec(), v.to_vec())).collect()
-            })
-        };
-        for staged in &self.stage.records {
-            let Staged::Meta(from, to) = staged else { continue };
-            if let Ok((Record::Xattr { id: of, name, value }, _)) =
-                Record::decode(&self.stage.buffer[*from..*to])
-            {
-                if of == id {
-                    match value {
-                        Some(v) => map.insert(name.to_vec(), v.to_vec()),
-                        None => map.remove(name),
-                    };
-                }
-            }
-        }
-        Some(map.into_iter().collect())
-    }
-
-    /// Stages a directory's own attributes, its mtime above all.
-    fn dir_attrs(&mut self, dir: &[u8]) -> Result<()> {
-        let Some((fd, id)) = self.open_dir(dir)? else { return Ok(()) };
-        let stat = sys::stat_fd(&fd).map_err(|e| Error::io("stat", self.root.join(dir), e))?;
-        self.examined.insert((stat.local.dev, stat.local.ino));
-        self.dirs.insert(dir.to_vec());
-        self.attributes(&fd, b"", id, &stat)
-    }
-
-    /// Whether any of `later` touches what this pass has examined.
-    pub(super) fn touches(&self, done: &Hints, later: &Hints) -> bool {
-        later.iter().any(|(path, flag)| {
-            let named = flag & (watch::NAME | watch::TREE | watch::ATTR) != 0;
-            let (dir, _) = split(path).unwrap_or((b"", b""));
-            done.contains_key(path)
-                || self.unstable.contains(path)
-                || (named && self.dirs.contains(dir))
-                || (named
-                    && self.dirs.iter().any(|d| d.starts_with(path) && d.get(path.len()) == Some(&b'/')))
-                || self.is_examined(path)
+    /// Whether names were examined in directories that changed after the mark.
+    fn unproven_names(&self) -> bool {
+        let pass = &self.pass;
+        let round = pass.stage.round;
+        pass.stage.names.iter().any(|(dir, names)| {
+            pass.dirs.get(dir).is_none_or(|&ctime| ctime >= pass.mark.time)
+                && names.values().any(|named| named.round == round)
         })
     }
 
-    fn is_examined(&self, path: &[u8]) -> bool {
-        let Some((dir, name)) = split(path) else { return self.dirs.contains(&b""[..]) };
-        let stat = self.root.open_dir_path(dir).ok().and_then(|fd| sys::stat_at(&fd, name).ok().flatten());
-        stat.is_some_and(|s| self.examined.contains(&(s.local.dev, s.local.ino)))
+    /// The last round, while the application is held still.
+    fn held_round(&mut self, left: Paths, fresh: Batch) -> Result<(Cut, Batch)> {
+        let mut quiesce = std::mem::take(&mut self.quiesce);
+        let result = self.round_in_hold(quiesce.as_mut(), left, fresh);
+        self.quiesce = quiesce;
+        result
+    }
+
+    fn round_in_hold(
+        &mut self,
+        quiesce: Option<&mut crate::quiesce::Quiesce>,
+        left: Paths,
+        fresh: Batch,
+    ) -> Result<(Cut, Batch)> {
+        let Some(quiesce) = quiesce else { return Ok((Cut::File, fresh)) };
+        let began = Instant::now();
+        let held = match quiesce.hold() {
+            Ok(held) => held,
+            Err(e) => {
+                self.notes.freeze_failures += 1;
+                if self.notes.freeze_failures == 1 {
+                    tracing::error!("the application can't be held still for a cut: {e}");
+                }
+                self.note_unstable(left);
+                return Ok((Cut::File, fresh));
+            }
+        };
+        self.notes.freezes += 1;
+        self.pass.still = true;
+        let result = self.still_rounds(&held, left, fresh);
+        self.pass.still = false;
+        drop(held);
+        // The application has its time back before it is held again.
+        self.next_hold = Instant::now() + self.options.max_cut_delay.max(began.elapsed() * 4);
+        result
+    }
+
+    fn still_rounds(&mut self, held: &Held<'_>, left: Paths, fresh: Batch) -> Result<(Cut, Batch)> {
+        let mut todo = left;
+        merge(&mut todo, fresh.paths);
+        let mut gap = fresh.gap;
+        loop {
+            self.pass.mark = self.marks.drain()?;
+            let more = self.hints.take();
+            merge(&mut todo, more.paths);
+            gap = gap.or(more.gap);
+            self.remember(&todo);
+            self.round(&todo)?;
+            self.marks.drain()?;
+            let fresh = self.hints.take();
+            let fresh = Batch { gap: gap.or(fresh.gap), paths: fresh.paths };
+            let still = held.intact() && fresh.gap.is_none();
+            match self.verdict(&fresh.paths) {
+                Verdict::Exact if still => return Ok((Cut::Exact, fresh)),
+                Verdict::Again { todo: left, .. } if still => {
+                    todo = left;
+                    merge(&mut todo, fresh.paths);
+                }
+                Verdict::Exact => return Ok((Cut::File, fresh)),
+                Verdict::Again { todo: left, .. } => {
+                    self.note_unstable(left);
+                    return Ok((Cut::File, fresh));
+                }
+            }
+        }
+    }
+
+    fn may_hold(&self) -> bool {
+        self.quiesce.as_ref().is_some_and(crate::quiesce::Quiesce::configured)
+            && Instant::now() >= self.next_hold
+    }
+
+    fn remember(&mut self, paths: &Paths) {
+        for (path, flags) in paths {
+            match self.pass.hints.get_mut(path) {
+                Some(have) => *have |= flags,
+                None => {
+                    self.pass.hints.insert(path.clone(), *flags);
+                }
+            }
+        }
+    }
+
+    /// Whether the stamps alone prove that all that was examined is as it was at the mark, so that no event has to
+    /// be waited for.
+    fn proven(&self) -> bool {
+        let pass = &self.pass;
+        let round = pass.stage.round;
+        pass.left.is_empty()
+            && pass.again.is_empty()
+            && !pass.with_missing
+            && pass.stage.inodes.values().all(|s| s.round != round || s.proof == Proof::Proven)
+            && !self.unproven_names()
+    }
+
+    /// Whether all that was examined is as it was at the mark before.
+    fn verdict(&mut self, fresh: &Paths) -> Verdict {
+        let round = self.pass.stage.round;
+        let mut todo: Paths =
+            std::mem::take(&mut self.pass.again).into_iter().map(|path| (path, flag::AGAIN)).collect();
+        for staged in self.pass.stage.inodes.values().filter(|s| s.round == round) {
+            let flags = match staged.proof {
+                Proof::Proven => continue,
+                // With coarse stamps all that is young looks late; there only an event counts.
+                Proof::Late if !self.fs.fine && !fresh.contains_key(&staged.path) => continue,
+                Proof::Late => flag::AGAIN,
+                Proof::Unstable => flag::MODIFIED,
+            };
+            *todo.entry(staged.path.clone()).or_default() |= flags;
+        }
+        self.unsure_names(fresh, &mut todo);
+        self.unsure_missing(&mut todo);
+        let event = self.unexplained(fresh, &mut todo);
+        if todo.is_empty() { Verdict::Exact } else { Verdict::Again { todo, event } }
+    }
+
+    /// Names in directories that changed after the mark, if an event came for them.
+    fn unsure_names(&self, fresh: &Paths, todo: &mut Paths) {
+        if fresh.is_empty() {
+            return;
+        }
+        let catalog = read(&self.catalog);
+        for (dir, names) in &self.pass.stage.names {
+            if self.pass.dirs.get(dir).is_some_and(|&ctime| ctime < self.pass.mark.time) {
+                continue;
+            }
+            let round = self.pass.stage.round;
+            if !names.values().any(|named| named.round == round) {
+                continue;
+            }
+            let Some(rel) = self.pass.stage.path(&catalog, *dir) else { continue };
+            for (name, _) in names.iter().filter(|(_, named)| named.round == round) {
+                let path = super::examine::join(&rel, name);
+                if let Some(flags) = fresh.get(&*path).filter(|&f| f & (flag::ARRIVED | flag::LEFT) != 0) {
+                    *todo.entry(path.into()).or_default() |= flags;
+                }
+            }
+        }
+    }
+
+    /// Directories without a watch that changed after the mark: no event says of which names.
+    fn unsure_missing(&self, todo: &mut Paths) {
+        if !self.pass.with_missing {
+            return;
+        }
+        let catalog = read(&self.catalog);
+        for rel in self.watch.missing() {
+            if let Ok(id) = self.pass.stage.resolve(&catalog, &rel)
+                && self.pass.dirs.get(&id).is_none_or(|&ctime| ctime >= self.pass.mark.time)
+            {
+                todo.insert(rel, flag::AGAIN);
+            }
+        }
+    }
+
+    /// Names that are gone while no event said so, or whose other half has not come: true when there are some.
+    fn unexplained(&mut self, fresh: &Paths, todo: &mut Paths) -> bool {
+        if self.pass.left.is_empty() || self.pass.waiting.is_some_and(|t| t.elapsed() > HALF_AGE) {
+            return false;
+        }
+        let catalog = read(&self.catalog);
+        let arrivals = fresh.values().any(|flags| flags & flag::TO != 0);
+        let mut found = false;
+        for path in &self.pass.left {
+            let flags = self.pass.hints.get(path).copied().unwrap_or(0);
+            let explained = flags & flag::LEFT != 0 || fresh.get(path).is_some_and(|f| f & flag::LEFT != 0);
+            let half = flags & flag::FROM != 0 && (arrivals || self.hints.half_gone(path));
+            if explained && !half {
+                continue;
+            }
+            let (parent, name) = super::examine::split(path);
+            let dir = self.pass.stage.resolve(&catalog, parent);
+            let was = dir.ok().and_then(|dir| catalog.lookup(dir, name));
+            if was.is_some_and(|id| !self.pass.stage.reached(&catalog, id)) {
+                todo.insert(path.clone(), flag::AGAIN);
+                found = true;
+            }
+        }
+        if found {
+            self.pass.waiting.get_or_insert_with(Instant::now);
+        }
+        found
+    }
+
+    /// Whether nothing is left but files that were never at rest in the passes before.
+    fn hopeless(&self, left: &Paths) -> bool {
+        !left.is_empty()
+            && left.iter().all(|(path, flags)| {
+                flags & flag::MODIFIED != 0 && self.unstable.get(path).is_some_and(|&n| n >= HOPELESS)
+            })
+    }
+
+    /// What is left when the patience ends is for the next pass.
+    fn note_unstable(&mut self, left: Paths) {
+        let before = std::mem::take(&mut self.unstable);
+        for (path, flags) in left {
+            if flags & flag::MODIFIED != 0 {
+                self.notes.unstable += 1;
+                self.unstable.insert(path.clone(), before.get(&path).map_or(1, |n| n.saturating_add(1)));
+            }
+            if flags & flag::MODIFIED != 0 {
+                self.pass.dirty.insert(path);
+            } else {
+                self.hints.add(&path, flags);
+            }
+        }
     }
 }
 
-/// `Ok(None)` when the error only says that something is not there (any more), or is not a directory now.
-pub(super) fn gone<T>(e: std::io::Error) -> std::io::Result<Option<T>> {
-    use nix::errno::Errno;
-    match e.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => Ok(None),
-        _ => Err(e),
+pub(super) fn merge(into: &mut Paths, from: Paths) {
+    if into.is_empty() {
+        *into = from;
+        return;
     }
-}
-
-/// The identity of the data directory behind the held descriptor.
-pub(super) fn identity(root: &Root) -> Result<LocalId> {
-    sys::stat_fd(root.fd()).map(|s| s.local).map_err(|e| Error::io("stat", root.path(), e))
+    for (path, flags) in from {
+        *into.entry(path).or_default() |= flags;
+    }
 }

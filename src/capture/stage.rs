@@ -1,157 +1,356 @@
-//! What a pass has found so far: records in order, and the tree as it will be, laid over the
-//! catalog. Nothing of it is in the catalog before the commit.
+//! The stage: what a pass has found so far, laid over the catalog. Examining a thing twice leaves
+//! it as the second look saw it; what becomes of it is decided at the commit.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
-use crate::catalog::{Catalog, LocalId, Seen};
+use crate::catalog::{Catalog, Seen};
 use crate::position::FileId;
-use crate::record::{Attrs, Kind, Record};
+use crate::record::{Attrs, Kind, Time};
+use crate::sys::Stat;
 
-/// A record that waits for the commit. Data was already encoded; only its hashes are kept.
-#[derive(Debug)]
-pub(super) enum Staged {
-    /// An encoded record, at this range of the buffer.
-    Meta(usize, usize),
-    /// A write of `len` bytes whose blocks have these hashes.
-    Write { id: FileId, offset: u64, len: usize, hashes: Vec<u128> },
-    /// The content of this new file is not read yet (first scan only).
-    Unhashed(FileId),
+/// Most staged block hashes of one file; a file that changed more is looked at only once in a pass.
+pub(super) const HASHES_MAX: usize = 1 << 20;
+
+/// Extended attributes: names and values.
+pub(super) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+/// A name: its directory and the name in it.
+pub(super) type Slot = (FileId, Box<[u8]>);
+
+/// Whether what was seen of a thing is how it was at the mark before it was looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Proof {
+    /// Nothing changed between the mark and the look.
+    Proven,
+    /// It changed after the mark, as far as its timestamps say, or they are too coarse.
+    Late,
+    /// It changed while it was read.
+    Unstable,
 }
 
-/// An inode as it will be.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Node {
-    pub(super) kind: Kind,
-    pub(super) attrs: Attrs,
-    pub(super) size: u64,
-    pub(super) seen: Option<Seen>,
-    pub(super) hashed: bool,
-}
-
-/// The overlay of a pass.
+/// The hashes of blocks that changed, in runs.
 #[derive(Debug, Default)]
-pub(super) struct Stage {
-    pub(super) records: Vec<Staged>,
-    pub(super) buffer: Vec<u8>,
-    pub(super) nodes: HashMap<FileId, Node>,
-    created: HashSet<FileId>,
-    slots: BTreeMap<(FileId, Vec<u8>), Option<FileId>>,
-    locals: HashMap<(u64, u64), FileId>,
-    hashes: HashMap<FileId, BTreeMap<u64, u128>>,
-    next_id: u64,
-    /// Names removed, for the guard.
-    pub(super) unlinked: u64,
+pub(super) struct Hashes {
+    runs: Vec<(u64, Vec<u128>)>,
+    count: usize,
+    /// There were too many to keep.
+    pub(super) lost: bool,
 }
 
-impl Stage {
-    /// An empty overlay.
-    pub(super) fn new(catalog: &Catalog) -> Self {
-        Self { next_id: catalog.next_id().0, ..Self::default() }
-    }
-
-    /// A new file id.
-    pub(super) fn allocate(&mut self) -> FileId {
-        let id = FileId(self.next_id);
-        self.next_id += 1;
-        id
-    }
-
-    /// Keeps an encoded record for the commit.
-    pub(super) fn keep(&mut self, record: &Record<'_>) {
-        let from = self.buffer.len();
-        record.encode(&mut self.buffer);
-        self.records.push(Staged::Meta(from, self.buffer.len()));
-    }
-
-    /// A created inode.
-    pub(super) fn create(&mut self, id: FileId, node: Node) {
-        self.created.insert(id);
-        if let Some(seen) = node.seen {
-            self.locals.insert((seen.local.dev, seen.local.ino), id);
-        }
-        self.nodes.insert(id, node);
-    }
-
-    /// Whether this pass made it.
-    pub(super) fn is_new(&self, id: FileId) -> bool {
-        self.created.contains(&id)
-    }
-
-    /// The inode as it will be.
-    pub(super) fn node(&self, catalog: &Catalog, id: FileId) -> Option<Node> {
-        self.nodes.get(&id).copied().or_else(|| {
-            catalog.get(id).map(|n| Node {
-                kind: n.kind,
-                attrs: n.attrs,
-                size: n.size,
-                seen: n.seen,
-                hashed: n.hashed,
-            })
+impl Hashes {
+    fn run_at(&self, block: u64) -> Result<usize, usize> {
+        self.runs.binary_search_by(|(first, hashes)| {
+            if block < *first {
+                std::cmp::Ordering::Greater
+            } else if block - first >= hashes.len() as u64 {
+                std::cmp::Ordering::Less
+            } else {
+                std::cmp::Ordering::Equal
+            }
         })
     }
 
-    /// Notes an inode's new state.
-    pub(super) fn set_node(&mut self, id: FileId, node: Node) {
-        if let Some(seen) = node.seen {
-            self.locals.insert((seen.local.dev, seen.local.ino), id);
+    /// The staged hash of a block.
+    pub(super) fn get(&self, block: u64) -> Option<u128> {
+        let at = self.run_at(block).ok()?;
+        let (first, hashes) = self.runs.get(at)?;
+        hashes.get(usize::try_from(block - first).ok()?).copied()
+    }
+
+    /// Stages the hash of a block.
+    pub(super) fn set(&mut self, block: u64, hash: u128) {
+        match self.run_at(block) {
+            Ok(at) => {
+                let (first, hashes) = &mut self.runs[at];
+                let slot = usize::try_from(block - *first).ok().and_then(|i| hashes.get_mut(i));
+                if let Some(slot) = slot {
+                    *slot = hash;
+                }
+            }
+            Err(_) if self.count >= HASHES_MAX => self.lost = true,
+            Err(at) => {
+                self.count += 1;
+                if let Some(before) = at.checked_sub(1)
+                    && self.runs[before].0 + self.runs[before].1.len() as u64 == block
+                {
+                    self.runs[before].1.push(hash);
+                } else {
+                    self.runs.insert(at, (block, vec![hash]));
+                }
+            }
         }
-        self.nodes.insert(id, node);
     }
 
-    /// What `name` in `parent` will be.
-    pub(super) fn lookup(&self, catalog: &Catalog, parent: FileId, name: &[u8]) -> Option<FileId> {
-        match self.slots.get(&(parent, name.to_vec())) {
-            Some(slot) => *slot,
-            None => catalog.lookup(parent, name),
+    /// Forgets the blocks from `count` on.
+    pub(super) fn truncate(&mut self, count: u64) {
+        while let Some((first, hashes)) = self.runs.last_mut() {
+            if *first >= count {
+                self.count -= hashes.len();
+                self.runs.pop();
+            } else {
+                let keep = usize::try_from(count - *first).unwrap_or(usize::MAX);
+                self.count -= hashes.len().saturating_sub(keep);
+                hashes.truncate(keep);
+                break;
+            }
         }
     }
 
-    /// Sets what `name` in `parent` will be.
-    pub(super) fn set_slot(&mut self, parent: FileId, name: &[u8], id: Option<FileId>) {
-        self.slots.insert((parent, name.to_vec()), id);
-    }
-
-    /// The file that is this local inode, by what this pass or the catalog has seen.
-    pub(super) fn by_local(&self, catalog: &Catalog, local: LocalId) -> Option<FileId> {
-        let id = match self.locals.get(&(local.dev, local.ino)) {
-            Some(id) => *id,
-            None => catalog.by_local(local.dev, local.ino)?,
-        };
-        let seen = self.node(catalog, id)?.seen?;
-        (seen.local == local).then_some(id)
-    }
-
-    /// Every name of `parent` as it will be.
-    pub(super) fn children(&self, catalog: &Catalog, parent: FileId) -> Vec<(Vec<u8>, FileId)> {
-        let mut out: BTreeMap<Vec<u8>, FileId> =
-            catalog.children(parent).map(|(n, id)| (n.to_vec(), id)).collect();
-        for ((_, name), id) in self.slots.range((parent, Vec::new())..).take_while(|((p, _), _)| *p == parent)
-        {
-            match id {
-                Some(id) => out.insert(name.clone(), *id),
-                None => out.remove(name),
-            };
+    /// Whether nothing is staged in blocks `from..to`.
+    pub(super) fn empty_in(&self, from: u64, to: u64) -> bool {
+        match self.run_at(from) {
+            Ok(_) => false,
+            Err(at) => self.runs.get(at).is_none_or(|(first, _)| *first >= to),
         }
-        out.into_iter().collect()
+    }
+}
+
+/// One inode as a pass found it.
+#[derive(Debug)]
+pub(super) struct Staged {
+    /// Type.
+    pub(super) kind: Kind,
+    /// Not in the catalog yet.
+    pub(super) new: bool,
+    /// Its create record, with these attributes, is in the journal.
+    pub(super) sent: Option<Attrs>,
+    /// Attributes.
+    pub(super) attrs: Attrs,
+    /// Device number.
+    pub(super) rdev: u64,
+    /// Target of a symlink.
+    pub(super) target: Vec<u8>,
+    /// Extended attributes, sorted; `None`: as the catalog has them.
+    pub(super) xattrs: Option<Xattrs>,
+    /// What was observed of the local inode.
+    pub(super) seen: Seen,
+    /// Size of a regular file as the journal leaves it.
+    pub(super) size: u64,
+    /// The file's size when it was looked at.
+    pub(super) stat_size: u64,
+    /// Hashes of blocks that changed.
+    pub(super) hashes: Hashes,
+    /// Blocks that are not in `hashes` are zero.
+    pub(super) whole: bool,
+    /// Blocks from this one on that are not in `hashes` are zero: the file was cut to there in this pass.
+    pub(super) low: u64,
+    /// A path it was examined by.
+    pub(super) path: Box<[u8]>,
+    /// The round it was last examined in.
+    pub(super) round: u32,
+    /// How good the look was.
+    pub(super) proof: Proof,
+}
+
+/// A name as a pass found it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Named {
+    /// What has the name; `None`: nothing any more.
+    pub(super) id: Option<FileId>,
+    /// The round it was last examined in.
+    pub(super) round: u32,
+}
+
+/// What a pass found.
+#[derive(Debug, Default)]
+pub(super) struct Stage {
+    /// Names that were examined and differ, or differed, from the catalog, by directory.
+    pub(super) names: HashMap<FileId, HashMap<Box<[u8]>, Named>>,
+    /// Inodes that were examined and differ.
+    pub(super) inodes: HashMap<FileId, Staged>,
+    /// New inodes without a create record yet.
+    pub(super) unsent: BTreeSet<FileId>,
+    locals: HashMap<(u64, u64), FileId>,
+    added: HashMap<FileId, Vec<Slot>>,
+    /// The round under way.
+    pub(super) round: u32,
+}
+
+impl Stage {
+    /// What `name` in `dir` is.
+    pub(super) fn lookup(&self, catalog: &Catalog, dir: FileId, name: &[u8]) -> Option<FileId> {
+        match self.names.get(&dir).and_then(|names| names.get(name)) {
+            Some(named) => named.id,
+            None => catalog.lookup(dir, name),
+        }
     }
 
-    /// Names of `id` that this pass has set.
-    pub(super) fn slots(&self) -> impl Iterator<Item = (&(FileId, Vec<u8>), &Option<FileId>)> {
-        self.slots.iter()
+    /// The directory at `rel`, or how far the path could be followed: the last directory known and
+    /// the length of the path up to and with the first name that is not.
+    pub(super) fn resolve(&self, catalog: &Catalog, rel: &[u8]) -> Result<FileId, (FileId, usize)> {
+        let mut dir = FileId::ROOT;
+        let mut at = 0;
+        if rel.is_empty() {
+            return Ok(dir);
+        }
+        for part in rel.split(|&b| b == b'/') {
+            let end = at + part.len();
+            match self.lookup(catalog, dir, part) {
+                Some(id) if self.kind(catalog, id) == Some(Kind::Dir) => dir = id,
+                _ => return Err((dir, end)),
+            }
+            at = end + 1;
+        }
+        Ok(dir)
     }
 
-    /// The staged hash of a block, if this pass has written the block.
-    pub(super) fn hash(&self, id: FileId, block: u64) -> Option<u128> {
-        self.hashes.get(&id)?.get(&block).copied()
+    /// The type of an inode.
+    pub(super) fn kind(&self, catalog: &Catalog, id: FileId) -> Option<Kind> {
+        match self.inodes.get(&id) {
+            Some(staged) => Some(staged.kind),
+            None => catalog.get(id).map(|n| n.kind),
+        }
     }
 
-    /// Notes what a block will be; only files that are looked at twice in one pass need it.
-    pub(super) fn set_hash(&mut self, id: FileId, block: u64, hash: u128) {
-        self.hashes.entry(id).or_default().insert(block, hash);
+    /// What was last observed of an inode.
+    pub(super) fn seen(&self, catalog: &Catalog, id: FileId) -> Option<Seen> {
+        match self.inodes.get(&id) {
+            Some(staged) => Some(staged.seen),
+            None => catalog.get(id).and_then(|n| n.seen),
+        }
     }
 
-    /// Whether there is nothing to commit.
-    pub(super) fn is_empty(&self, catalog: &Catalog) -> bool {
-        self.records.is_empty() && self.slots.iter().all(|((p, n), id)| catalog.lookup(*p, n) == *id)
+    /// The inode that is the local one of `stat`: same device, number, birth time and type.
+    pub(super) fn by_local(&self, catalog: &Catalog, stat: &Stat) -> Option<FileId> {
+        let key = (stat.local.dev, stat.local.ino);
+        let id = self.locals.get(&key).copied().or_else(|| catalog.by_local(key.0, key.1))?;
+        let seen = self.seen(catalog, id)?;
+        (seen.local == stat.local && self.kind(catalog, id) == Some(stat.kind)).then_some(id)
+    }
+
+    /// Notes which inode a local one is.
+    pub(super) fn set_local(&mut self, stat: &Stat, id: FileId) {
+        self.locals.insert((stat.local.dev, stat.local.ino), id);
+    }
+
+    /// The names of an inode.
+    pub(super) fn names_of(&self, catalog: &Catalog, id: FileId) -> Vec<Slot> {
+        let mut out: Vec<Slot> = catalog
+            .names(id)
+            .filter(|(dir, name)| !self.names.get(dir).is_some_and(|names| names.contains_key(*name)))
+            .map(|(dir, name)| (dir, name.into()))
+            .collect();
+        for (dir, name) in self.added.get(&id).into_iter().flatten() {
+            if self.names.get(dir).and_then(|names| names.get(name)).is_some_and(|n| n.id == Some(id))
+                && !out.iter().any(|(d, n)| d == dir && n == name)
+            {
+                out.push((*dir, name.clone()));
+            }
+        }
+        out
+    }
+
+    /// A path of an inode that is reached from the root.
+    pub(super) fn path(&self, catalog: &Catalog, id: FileId) -> Option<Vec<u8>> {
+        let mut parts: Vec<Box<[u8]>> = Vec::new();
+        let mut at = id;
+        while at != FileId::ROOT {
+            // Names found at different instants may form a circle for a while.
+            if parts.len() > DEPTH_MAX {
+                return None;
+            }
+            let (dir, name) = self.names_of(catalog, at).into_iter().next()?;
+            parts.push(name);
+            at = dir;
+        }
+        parts.reverse();
+        Some(parts.join(&b'/'))
+    }
+
+    /// Whether an inode has a name that is reached from the root.
+    pub(super) fn reached(&self, catalog: &Catalog, id: FileId) -> bool {
+        id == FileId::ROOT
+            || self.names_of(catalog, id).into_iter().any(|(dir, _)| self.path(catalog, dir).is_some())
+    }
+
+    /// The entries of a directory.
+    pub(super) fn children(&self, catalog: &Catalog, dir: FileId) -> Vec<(Box<[u8]>, FileId)> {
+        let staged = self.names.get(&dir);
+        let mut out: Vec<(Box<[u8]>, FileId)> = catalog
+            .children(dir)
+            .filter(|(name, _)| !staged.is_some_and(|names| names.contains_key(*name)))
+            .map(|(name, id)| (name.into(), id))
+            .collect();
+        for (name, named) in staged.into_iter().flatten() {
+            out.extend(named.id.map(|id| (name.clone(), id)));
+        }
+        out
+    }
+
+    /// `name` in `dir` was found to be `id`. A directory leaves the name it had.
+    pub(super) fn link(&mut self, catalog: &Catalog, dir: FileId, name: &[u8], id: FileId, kind: Kind) {
+        if kind == Kind::Dir {
+            for (old_dir, old) in self.names_of(catalog, id) {
+                if old_dir != dir || *old != *name {
+                    self.put(old_dir, &old, None);
+                }
+            }
+        }
+        self.put(dir, name, Some(id));
+        self.added.entry(id).or_default().push((dir, name.into()));
+    }
+
+    /// `name` in `dir` was found to be gone.
+    pub(super) fn unlink(&mut self, dir: FileId, name: &[u8]) {
+        self.put(dir, name, None);
+    }
+
+    fn put(&mut self, dir: FileId, name: &[u8], id: Option<FileId>) {
+        let named = Named { id, round: self.round };
+        self.names.entry(dir).or_default().insert(name.into(), named);
+    }
+
+    /// A name was looked at again and is as it was.
+    pub(super) fn confirm_name(&mut self, dir: FileId, name: &[u8]) {
+        let round = self.round;
+        if let Some(named) = self.names.get_mut(&dir).and_then(|names| names.get_mut(name)) {
+            named.round = round;
+        }
+    }
+}
+
+/// Deepest path that is followed upwards.
+const DEPTH_MAX: usize = 4096;
+
+/// How good a look is that ended with change time `ctime`, when the mark before it was made at `mark`.
+pub(super) fn proof(stable: bool, ctime: Time, mark: Time) -> Proof {
+    match stable {
+        false => Proof::Unstable,
+        true if ctime < mark => Proof::Proven,
+        true => Proof::Late,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn staged_hashes_are_runs() {
+        let mut h = Hashes::default();
+        for b in [5, 6, 7, 1, 9, 8, 0] {
+            h.set(b, u128::from(b) + 100);
+        }
+        h.set(6, 1);
+        let all: Vec<_> = (0..11).map(|b| h.get(b)).collect();
+        let want = [
+            Some(100),
+            Some(101),
+            None,
+            None,
+            None,
+            Some(105),
+            Some(1),
+            Some(107),
+            Some(108),
+            Some(109),
+            None,
+        ];
+        assert_eq!(all, want);
+        assert!(h.empty_in(2, 5) && !h.empty_in(2, 6) && h.empty_in(10, 90) && !h.empty_in(7, 8));
+        h.truncate(6);
+        assert_eq!((h.get(5), h.get(6), h.get(9)), (Some(105), None, None));
+        assert_eq!(h.count, 3);
+        h.truncate(0);
+        assert_eq!(h.count, 0);
     }
 }

@@ -1,276 +1,250 @@
-//! Watches: one per directory, placed by us through `notify`, and the dirty set they fill.
+//! Watches: one per directory, placed by us, and the mark that tells when all earlier events have come.
 //!
-//! An event is a hint: "look at this path again". The handler moves hints into a bounded set and does
-//! nothing else. The directory itself is the truth.
-//!
-//! `notify` keys its watches by path. When a watched directory is renamed or removed it drops, after the read
-//! that told it so, every watch at and below that path; a watch that was placed there anew in the
-//! meantime goes with it. The rename or creation that made such a new directory is still in the queue then
-//! or in the same read, so the rule that every hint of a new name re-places the watches of that
-//! subtree and lists it (see `examine`) restores them.
+//! `notify` keys watches by path. When a watched directory leaves its path, it drops the watches of
+//! that path and of all paths below, which may hit fresh ones placed there meanwhile. The event that
+//! announces the new directory always comes later, so whoever handles such an event watches its whole
+//! subtree again.
 
-use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::collections::{BTreeSet, HashSet};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use notify::event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind, RenameMode};
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::{Config, RecommendedWatcher, RecursiveMode, Watcher};
+use xxhash_rust::xxh3::xxh3_64;
 
+use super::examine::vanished;
+use super::hints::Hints;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::record::GapReason;
+use crate::record::{GapReason, Time};
+use crate::sys::{self, Root};
 
-/// Most hints kept; beyond that a whole rescan is cheaper, and memory stays bounded.
-const HINTS_MAX: usize = 200_000;
-/// How long events may take through kernel and `notify` before the watch counts as broken.
-const BARRIER_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for a mark to come through; then the watcher counts as broken.
+const MARK_WAIT: Duration = Duration::from_secs(5);
+/// After this time a mark counts as dropped and is made again.
+const MARK_LOST: Duration = Duration::from_millis(200);
+/// What timestamps may lag behind on kernels with coarse ones: two ticks of 100 Hz.
+pub(super) const TICKS: Duration = Duration::from_millis(20);
 
-/// The name was created, removed or renamed.
-pub(super) const NAME: u8 = 1;
-/// The content may have changed.
-pub(super) const DATA: u8 = 2;
-/// The attributes may have changed.
-pub(super) const ATTR: u8 = 4;
-/// If it is a directory: place watches in the whole subtree and list it.
-pub(super) const TREE: u8 = 8;
-/// It is half of a rename: the other half is on its way.
-pub(super) const FROM: u8 = 16;
-
-/// Paths relative to the data directory, and what was said of them.
-pub(super) type Hints = HashMap<Vec<u8>, u8>;
-
-#[derive(Debug, Default)]
-struct Inner {
-    hints: Hints,
-    gap: Option<GapReason>,
-    marks: [u64; 2],
-    events: u64,
-    last_from: Option<Instant>,
-    broken: Option<String>,
-    poked: bool,
+/// How placing a watch ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Placed {
+    /// It is there.
+    Yes,
+    /// The directory is not at that path any more.
+    Gone,
+    /// It can't be watched: the directory is polled instead.
+    No,
 }
 
-/// The dirty set, shared by the handler and the engine.
-#[derive(Debug, Default)]
-pub(super) struct Dirty {
-    inner: Mutex<Inner>,
-    changed: Condvar,
-}
-
-impl Dirty {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds a hint.
-    pub(super) fn add(&self, path: Vec<u8>, flags: u8) {
-        let mut inner = self.lock();
-        inner.put(path, flags);
-        drop(inner);
-        self.changed.notify_all();
-    }
-
-    /// Wakes the engine without a hint: a request is waiting.
-    pub(super) fn poke(&self) {
-        self.lock().poked = true;
-        self.changed.notify_all();
-    }
-
-    /// Takes all hints, and why a whole rescan is needed, if it is.
-    pub(super) fn take(&self) -> (Hints, Option<GapReason>) {
-        let mut inner = self.lock();
-        (std::mem::take(&mut inner.hints), inner.gap.take())
-    }
-
-    /// Waits for a hint, a gap or a poke; false when the time passed without any.
-    pub(super) fn wait(&self, time: Duration) -> bool {
-        let deadline = Instant::now() + time;
-        let mut inner = self.lock();
-        loop {
-            if std::mem::take(&mut inner.poked) || !inner.hints.is_empty() || inner.gap.is_some() {
-                return true;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// When the last half of a rename came.
-    pub(super) fn last_from(&self) -> Option<Instant> {
-        self.lock().last_from
-    }
-
-    pub(super) fn events(&self) -> u64 {
-        self.lock().events
-    }
-}
-
-impl Inner {
-    fn put(&mut self, path: Vec<u8>, flags: u8) {
-        if self.gap.is_some() && self.hints.is_empty() {
-            return;
-        }
-        *self.hints.entry(path).or_default() |= flags;
-        if self.hints.len() > HINTS_MAX {
-            self.hints = Hints::new();
-            self.gap.get_or_insert(GapReason::Overflow);
-        }
-    }
-}
-
-/// What an event says about a name; `None`: nothing, as for the opens our own reads cause.
-fn meaning(kind: EventKind) -> Option<u8> {
-    match kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(DATA),
-        EventKind::Access(_) => None,
-        EventKind::Create(CreateKind::Folder) => Some(NAME | TREE),
-        EventKind::Create(_) => Some(NAME | DATA | TREE),
-        EventKind::Remove(_) => Some(NAME),
-        EventKind::Modify(ModifyKind::Name(RenameMode::From)) => Some(NAME | FROM),
-        EventKind::Modify(ModifyKind::Name(_)) => Some(NAME | TREE),
-        EventKind::Modify(ModifyKind::Data(_)) => Some(DATA),
-        EventKind::Modify(ModifyKind::Metadata(_)) => Some(ATTR),
-        _ => Some(NAME | DATA | ATTR),
-    }
-}
-
-/// The watches of a data directory.
+/// The watches of a tree.
 pub(super) struct Watch {
-    watcher: RecommendedWatcher,
-    dirty: Arc<Dirty>,
-    root: PathBuf,
-    marks: [File; 2],
-    turn: usize,
-    /// Directories that could not be watched because the limit is reached.
-    pub(super) unwatched: u64,
-    pub(super) watched: u64,
+    watcher: Mutex<RecommendedWatcher>,
+    root: Arc<Root>,
+    hints: Arc<Hints>,
+    /// Directories that could not be watched.
+    missing: Mutex<BTreeSet<Box<[u8]>>>,
+    /// Hashes of the paths that were watched, to count them.
+    placed: Mutex<HashSet<u64>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Watch {
-    /// Starts watching nothing but the barrier directory below `state`.
-    pub(super) fn new(root: &Path, state: &Path, dirty: Arc<Dirty>) -> Result<Self> {
-        let barrier = state.join("barrier");
-        crate::disk::create_dir_durable(&barrier)?;
-        let mark = |n: usize| {
-            let path = barrier.join(if n == 0 { "0" } else { "1" });
-            OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(&path)
-                .map_err(|e| Error::io("open", &path, e))
+    /// A watcher without watches.
+    pub(super) fn new(root: Arc<Root>, hints: Arc<Hints>) -> Result<Self> {
+        let handler = {
+            let hints = Arc::clone(&hints);
+            move |event: notify::Result<notify::Event>| hints.handle(event)
         };
-        let marks = [mark(0)?, mark(1)?];
-        let (shared, base, barrier_dir) = (Arc::clone(&dirty), root.to_owned(), barrier.clone());
-        let watcher = RecommendedWatcher::new(
-            move |event| handle(&shared, &base, &barrier_dir, event),
-            notify::Config::default().with_follow_symlinks(false),
-        )
-        .map_err(|e| watch_error(&barrier, &e))?;
-        let mut watch =
-            Self { watcher, dirty, root: root.to_owned(), marks, turn: 0, unwatched: 0, watched: 0 };
-        watch.watcher.watch(&barrier, RecursiveMode::NonRecursive).map_err(|e| watch_error(&barrier, &e))?;
-        Ok(watch)
+        let config = Config::default().with_follow_symlinks(false);
+        let watcher = RecommendedWatcher::new(handler, config).map_err(|e| {
+            let text =
+                format!("cannot watch '{}': {e}; raise fs.inotify.max_user_instances", root.path().display());
+            Error::new(ErrorKind::Unavailable, text)
+        })?;
+        Ok(Self {
+            watcher: Mutex::new(watcher),
+            root,
+            hints,
+            missing: Mutex::default(),
+            placed: Mutex::default(),
+        })
     }
 
-    /// Places (again) the watch of the directory `rel`. False: it is not there any more.
-    pub(super) fn place(&mut self, rel: &[u8]) -> Result<bool> {
-        let path = self.absolute(rel);
-        match self.watcher.watch(&path, RecursiveMode::NonRecursive) {
-            Ok(()) => {
-                self.watched += 1;
-                Ok(true)
+    /// Watches the directory `rel`, again if it was watched before.
+    pub(super) fn place(&self, rel: &[u8]) -> Placed {
+        let path = self.root.join(rel);
+        let result = lock(&self.watcher).watch(&path, RecursiveMode::NonRecursive);
+        let Err(e) = result else {
+            let mut missing = lock(&self.missing);
+            if !missing.is_empty() {
+                missing.remove(rel);
             }
-            Err(e) => match e.kind {
-                notify::ErrorKind::PathNotFound => Ok(false),
-                notify::ErrorKind::MaxFilesWatch => {
-                    self.unwatched += 1;
-                    Ok(true)
-                }
-                notify::ErrorKind::Io(ref io)
-                    if matches!(
-                        io.kind(),
-                        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
-                    ) =>
-                {
-                    Ok(false)
-                }
-                _ => Err(watch_error(&path, &e)),
-            },
+            lock(&self.placed).insert(xxh3_64(rel));
+            return Placed::Yes;
+        };
+        let gone = match &e.kind {
+            notify::ErrorKind::PathNotFound => true,
+            notify::ErrorKind::Io(e) => vanished(e),
+            _ => false,
+        };
+        if gone {
+            return Placed::Gone;
         }
+        let mut missing = lock(&self.missing);
+        if missing.is_empty() {
+            tracing::warn!(
+                "directories are polled from '{}' on, because it can't be watched: {e}; raise fs.inotify.max_user_watches",
+                path.display()
+            );
+            self.hints.gap(GapReason::WatchLimit);
+        }
+        missing.insert(rel.into());
+        Placed::No
     }
 
-    fn absolute(&self, rel: &[u8]) -> PathBuf {
-        if rel.is_empty() { self.root.clone() } else { self.root.join(std::ffi::OsStr::from_bytes(rel)) }
+    /// The directories that could not be watched.
+    pub(super) fn missing(&self) -> Vec<Box<[u8]>> {
+        lock(&self.missing).iter().cloned().collect()
     }
 
-    /// Returns when every event that the kernel queued before the call is in the dirty set: the queue is first
-    /// in, first out, so the event of a mark written now comes after them.
-    pub(super) fn drain(&mut self) -> Result<()> {
-        self.turn ^= 1;
-        let turn = self.turn;
-        let before = self.dirty.lock().marks[turn];
-        self.marks[turn].write_all_at(b"x", 0).map_err(|e| Error::io("write", "barrier", e))?;
-        let deadline = Instant::now() + BARRIER_MAX;
-        let mut inner = self.dirty.lock();
-        while inner.marks[turn] == before {
-            if let Some(text) = inner.broken.take() {
-                return Err(Error::new(ErrorKind::Io, text));
+    /// How many those are.
+    pub(super) fn missing_count(&self) -> usize {
+        lock(&self.missing).len()
+    }
+
+    /// A directory is not in the tree any more.
+    pub(super) fn forget(&self, rel: &[u8]) {
+        lock(&self.missing).remove(rel);
+        lock(&self.placed).remove(&xxh3_64(rel));
+    }
+
+    /// About how many directories are watched.
+    pub(super) fn count(&self) -> u64 {
+        lock(&self.placed).len() as u64
+    }
+
+    fn place_marks(&self, dir: &Path) -> Result<()> {
+        lock(&self.watcher).watch(dir, RecursiveMode::NonRecursive).map_err(|e| {
+            let text = format!(
+                "cannot watch '{}': {e}; raise fs.inotify.max_user_watches or max_user_instances",
+                dir.display()
+            );
+            Error::new(ErrorKind::Unavailable, text)
+        })
+    }
+}
+
+/// An instant that all events before it have been taken for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mark {
+    /// What changes after the instant has a change time of this or later.
+    pub(super) time: Time,
+    which: usize,
+    count: u64,
+}
+
+impl Mark {
+    /// Before the first one.
+    pub(super) const NONE: Self = Self { time: Time { sec: 0, nsec: 0 }, which: 0, count: 0 };
+}
+
+/// Two files whose writes pass through the same queue as all other events.
+pub(super) struct Marks {
+    hints: Arc<Hints>,
+    dir: PathBuf,
+    files: [File; 2],
+    next: usize,
+    generation: u64,
+    /// Timestamps are fine-grained: no two changes seen apart have the same.
+    fine: bool,
+}
+
+impl Marks {
+    /// Creates the files in the state directory and watches them.
+    pub(super) fn new(state: &Path, hints: Arc<Hints>, watch: &Watch, fine: bool) -> Result<Self> {
+        let dir = state.join("mark");
+        disk::create_dir_durable(&dir)?;
+        for entry in fs::read_dir(&dir).map_err(|e| Error::io("list", &dir, e))?.flatten() {
+            let _ = fs::remove_file(entry.path());
+        }
+        watch.place_marks(&dir)?;
+        let files = Self::create(&dir, 0, &hints)?;
+        Ok(Self { hints, dir, files, next: 0, generation: 0, fine })
+    }
+
+    fn create(dir: &Path, generation: u64, hints: &Hints) -> Result<[File; 2]> {
+        let paths = ["a", "b"].map(|n| dir.join(format!("{generation}{n}")));
+        let open = |path: &PathBuf| {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            options.open(path).map_err(|e| Error::io("create", path, e))
+        };
+        let files = [open(&paths[0])?, open(&paths[1])?];
+        hints.set_marks(paths);
+        Ok(files)
+    }
+
+    /// Marks this instant. What is known at the mark is known after [`wait`](Self::wait).
+    pub(super) fn make(&mut self) -> Result<Mark> {
+        // Two writes that are neighbours in the queue would be one event: hence two files, in turn.
+        let which = self.next;
+        self.next = 1 - which;
+        let count = self.hints.mark(which) + 1;
+        let failed = |e| Error::from(e).wrap("cannot mark the event queue");
+        let file = &self.files[which];
+        // A timestamp that was looked at is followed by a fine-grained one.
+        sys::stat_fd(file).map_err(failed)?;
+        sys::write_at(file, b"m", 0).map_err(failed)?;
+        let stamp = sys::stat_fd(file).map_err(failed)?.ctime;
+        Ok(Mark { time: if self.fine { stamp } else { earlier(stamp, TICKS) }, which, count })
+    }
+
+    /// Waits until every event of before the mark is in the set of hints. False: the mark was lost, because the
+    /// queue is full, or comes late; make another.
+    pub(super) fn wait(&mut self, mark: &Mark) -> Result<bool> {
+        if self.hints.wait_mark(mark.which, mark.count, Instant::now() + MARK_LOST) {
+            return Ok(true);
+        }
+        // New files, so that a mark that comes late counts for nothing.
+        let old = ["a", "b"].map(|n| self.dir.join(format!("{}{n}", self.generation)));
+        self.generation += 1;
+        self.files = Self::create(&self.dir, self.generation, &self.hints)?;
+        for path in old {
+            let _ = fs::remove_file(path);
+        }
+        Ok(false)
+    }
+
+    /// Makes a mark and waits for it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when the watcher does not answer.
+    pub(super) fn drain(&mut self) -> Result<Mark> {
+        let deadline = Instant::now() + MARK_WAIT;
+        loop {
+            let mark = self.make()?;
+            if self.wait(&mark)? {
+                return Ok(mark);
             }
-            // An overflow may have swallowed the mark: everything is looked at again then anyway.
-            if inner.gap.is_some() {
-                return Ok(());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let text = "no file event came back in 30 s: the state directory's file system does not report \
-                            changes; put it on a local one";
+            if Instant::now() >= deadline {
+                let text = "the watcher does not answer; it is started anew";
                 return Err(Error::new(ErrorKind::Unavailable, text));
             }
-            inner = self.dirty.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        Ok(())
     }
 }
 
-fn watch_error(path: &Path, e: &notify::Error) -> Error {
-    Error::new(ErrorKind::Io, format!("cannot watch '{}': {e}", path.display()))
-}
-
-fn handle(dirty: &Dirty, root: &Path, barrier: &Path, event: notify::Result<notify::Event>) {
-    let mut inner = dirty.lock();
-    match event {
-        Ok(event) => {
-            inner.events += 1;
-            if event.need_rescan() {
-                inner.hints = Hints::new();
-                inner.gap = Some(GapReason::Overflow);
-            }
-            let Some(flags) = meaning(event.kind) else { return };
-            for path in &event.paths {
-                if let Ok(rel) = path.strip_prefix(root) {
-                    if flags & FROM != 0 {
-                        inner.last_from = Some(Instant::now());
-                    }
-                    let rel = rel.as_os_str().as_bytes();
-                    inner.put(rel.to_vec(), flags);
-                } else if path.parent() == Some(barrier) {
-                    let turn = usize::from(path.file_name().is_some_and(|n| n == "1"));
-                    inner.marks[turn] += 1;
-                }
-            }
-        }
-        Err(e) => match e.kind {
-            notify::ErrorKind::MaxFilesWatch => inner.gap = Some(GapReason::WatchLimit),
-            _ => inner.broken = Some(format!("reading file events fails: {e}")),
-        },
-    }
-    drop(inner);
-    dirty.changed.notify_all();
+/// `t` less `by`.
+pub(super) fn earlier(t: Time, by: Duration) -> Time {
+    let nanos = i64::from(t.nsec) - i64::from(by.subsec_nanos());
+    let sec = t.sec.saturating_sub(i64::try_from(by.as_secs()).unwrap_or(i64::MAX));
+    let (sec, nanos) = if nanos < 0 { (sec.saturating_sub(1), nanos + 1_000_000_000) } else { (sec, nanos) };
+    Time { sec, nsec: u32::try_from(nanos).unwrap_or_default() }
 }
