@@ -11,7 +11,9 @@
 //! caller says that the log holds them ([`Blocks::flush`], before each checkpoint). Where too many
 //! wait ([`HELD_MAX`]), files that the checkpoint does not know are written out early: a
 //! crash makes orphans of them, which are removed at start. If that is not enough, other files are too, after
-//! their ids were put down durably in `suspects`: after a crash their contents count as not known.
+//! their ids were put down durably in `suspects`: after a crash their contents count as not known. So do those
+//! of files whose hashes were forgotten. An id stays in `suspects`, with the number of the checkpoint that knows
+//! better, as long as an older one is kept: a recovery may have to begin from that.
 //!
 //! A file that shrinks to one block keeps its hash file until two checkpoints later: a recovery that begins
 //! before, from either of the two that are kept, takes the hash of the block that is left from there.
@@ -45,6 +47,8 @@ const WIDTH: u64 = 16;
 const SUSPECTS: &str = "suspects";
 /// Most ids in `suspects`; each stands for a file of many changed blocks.
 const SUSPECTS_MAX: usize = 1 << 20;
+/// In place of the number of a checkpoint: none knows of it.
+const NOT_YET: u64 = u64::MAX;
 
 /// What a checkpoint needs the hash file of a file for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,9 +90,8 @@ struct Inner {
     base_next: u64,
     /// Every change is in the durable log already: writing out early needs no note.
     logged: bool,
-    suspects: BTreeSet<u64>,
-    /// Suspects that the checkpoint under way will clear.
-    covered: BTreeSet<u64>,
+    /// Files not to be believed, and the number of the first checkpoint that knows so ([`NOT_YET`]: none does).
+    suspects: BTreeMap<u64, u64>,
     /// Files that shrank to one block: since the last checkpoint, before the one under way or the
     /// newest, before the one that it followed.
     small: [HashSet<u64>; 3],
@@ -118,8 +121,7 @@ impl Blocks {
             unsynced_dirs: BTreeSet::new(),
             base_next: 0,
             logged: true,
-            suspects: BTreeSet::new(),
-            covered: BTreeSet::new(),
+            suspects: BTreeMap::new(),
             small: Default::default(),
         };
         inner.list()?;
@@ -176,7 +178,7 @@ impl Blocks {
     /// Forgets all hashes of a file though no record says so: after a crash its content counts as not known.
     pub fn doubt(&self, id: FileId) -> Result<()> {
         let mut inner = self.lock();
-        if id.0 < inner.base_next && inner.suspects.insert(id.0) {
+        if id.0 < inner.base_next && inner.suspects.insert(id.0, NOT_YET) != Some(NOT_YET) {
             inner.save_suspects()?;
         }
         inner.remove(id.0);
@@ -246,40 +248,48 @@ impl Blocks {
         disk::sync_dir(&dir)
     }
 
-    /// Begins from a checkpoint: files from `next` on are not in it, and until [`set_logged`](Self::set_logged) says
-    /// otherwise changes may be ahead of the log. Hash files that the checkpoint has no use for are removed.
-    /// Returns the files whose content is not to be believed.
-    pub fn begin(&self, next: FileId, need: impl Fn(FileId) -> Need) -> Result<Vec<FileId>> {
+    /// Begins from the checkpoint `number`: files from `next` on are not in it, and until
+    /// [`set_logged`](Self::set_logged) says otherwise changes may be ahead of the log. Hash files that the
+    /// checkpoint has no use for are removed. Returns the files whose content is not to be believed.
+    pub fn begin(&self, number: u64, next: FileId, need: impl Fn(FileId) -> Need) -> Result<Vec<FileId>> {
         let mut inner = self.lock();
         (inner.base_next, inner.logged) = (next.0, false);
-        let suspects: Vec<u64> = inner.suspects.iter().copied().collect();
+        let mut doubtful = Vec::new();
+        for (id, known) in &mut inner.suspects {
+            if *known > number {
+                // What is forgotten now is news to every checkpoint there is.
+                *known = NOT_YET;
+                doubtful.push(FileId(*id));
+            }
+        }
         let stored: Vec<u64> = inner.on_disk.iter().copied().collect();
         for id in stored {
+            let doubted = inner.suspects.get(&id) == Some(&NOT_YET);
             match need(FileId(id)) {
-                Need::Many if !inner.suspects.contains(&id) => {}
-                Need::One if !inner.suspects.contains(&id) => {
+                Need::Many if !doubted => {}
+                Need::One if !doubted => {
                     inner.small[0].insert(id);
                 }
                 _ => inner.unlink(id)?,
             }
         }
-        Ok(suspects.into_iter().map(FileId).collect())
+        Ok(doubtful)
     }
 
-    /// A checkpoint that knows ids below `next` is about to be written; everything was flushed.
-    pub fn checkpoint_begins(&self, next: FileId) {
+    /// The checkpoint `number`, that knows ids below `next`, is about to be written; everything was flushed.
+    pub fn checkpoint_begins(&self, number: u64, next: FileId) {
         let mut inner = self.lock();
         inner.base_next = next.0;
-        let suspects = std::mem::take(&mut inner.suspects);
-        inner.covered.extend(suspects);
+        inner.suspects.values_mut().filter(|known| **known == NOT_YET).for_each(|known| *known = number);
         let [now, newest, _] = &mut inner.small;
         newest.extend(now.drain());
     }
 
-    /// That checkpoint is durable.
-    pub fn checkpoint_done(&self) -> Result<()> {
+    /// That checkpoint is durable, and the oldest that is kept beside it is number `oldest`.
+    pub fn checkpoint_done(&self, oldest: u64) -> Result<()> {
         let mut inner = self.lock();
-        if !std::mem::take(&mut inner.covered).is_empty() {
+        if !inner.suspects.is_empty() {
+            inner.suspects.retain(|_, known| *known > oldest);
             inner.save_suspects()?;
         }
         let [_, newest, before] = &mut inner.small;
@@ -318,7 +328,7 @@ impl Inner {
     fn load_suspects(&mut self) -> Result<()> {
         let path = self.dir.join(SUSPECTS);
         let bytes = match fs::metadata(&path).and_then(|m| {
-            if m.len() > (SUSPECTS_MAX as u64 + 1) * 8 {
+            if m.len() > SUSPECTS_MAX as u64 * 16 + 4 {
                 return Err(io::ErrorKind::FileTooLarge.into());
             }
             fs::read(&path)
@@ -337,22 +347,25 @@ impl Inner {
             )
         };
         let (body, crc) = bytes.split_last_chunk::<4>().ok_or_else(damaged)?;
-        if crc32c::crc32c(body) != u32::from_le_bytes(*crc) || body.len() % 8 != 0 {
+        if crc32c::crc32c(body) != u32::from_le_bytes(*crc) || body.len() % 16 != 0 {
             return Err(damaged());
         }
         let mut r = Reader::new(body);
         while !r.rest().is_empty() {
-            self.suspects.insert(r.u64("file id")?);
+            self.suspects.insert(r.u64("file id")?, r.u64("number of a checkpoint")?);
         }
         Ok(())
     }
 
     fn save_suspects(&self) -> Result<()> {
-        if self.suspects.is_empty() && self.covered.is_empty() {
+        if self.suspects.is_empty() {
             return disk::remove_durable(&self.dir.join(SUSPECTS));
         }
         let mut bytes = Vec::new();
-        self.suspects.union(&self.covered).for_each(|&id| bytes.put_u64(id));
+        for (&id, &known) in &self.suspects {
+            bytes.put_u64(id);
+            bytes.put_u64(known);
+        }
         bytes.put_u32(crc32c::crc32c(&bytes));
         disk::write_atomic(&self.dir, SUSPECTS, &bytes)
     }
@@ -516,9 +529,9 @@ impl Inner {
             left -= n;
             out.push(id);
         }
-        let noted = self.suspects.len();
-        if !self.logged {
-            self.suspects.extend(out.iter().copied().filter(|&id| id < self.base_next));
+        let mut noted = false;
+        for &id in out.iter().filter(|&&id| !self.logged && id < self.base_next) {
+            noted |= self.suspects.insert(id, NOT_YET) != Some(NOT_YET);
         }
         if self.suspects.len() > SUSPECTS_MAX {
             return Err(Error::new(
@@ -528,7 +541,7 @@ impl Inner {
                 ),
             ));
         }
-        if self.suspects.len() > noted {
+        if noted {
             self.save_suspects()?;
         }
         out.into_iter().try_for_each(|id| self.write_out(id))

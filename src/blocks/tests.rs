@@ -66,7 +66,7 @@ fn orphans_go_and_files_written_out_early_are_suspect_after_a_crash() {
     blocks.flush().unwrap();
     assert!(
         blocks
-            .begin(FileId(3), |id| if id == FileId(1) { Need::Nothing } else { Need::Many })
+            .begin(1, FileId(3), |id| if id == FileId(1) { Need::Nothing } else { Need::Many })
             .unwrap()
             .is_empty()
     );
@@ -80,20 +80,23 @@ fn orphans_go_and_files_written_out_early_are_suspect_after_a_crash() {
     blocks.set(FileId(2), LIMIT as u64, &[1]).unwrap();
     assert!(blocks.held() <= LIMIT);
     let crashed = Blocks::open(dir.path()).unwrap();
-    assert_eq!(crashed.begin(FileId(3), |_| Need::Many).unwrap(), [FileId(2)]);
+    assert_eq!(crashed.begin(1, FileId(3), |_| Need::Many).unwrap(), [FileId(2)]);
     assert_eq!(hash_files(dir.path()), ["0000000000000003"]);
-    crashed.checkpoint_begins(FileId(4));
+    crashed.checkpoint_begins(2, FileId(4));
     crashed.doubt(FileId(1)).unwrap();
-    let again = Blocks::open(dir.path()).unwrap();
-    assert_eq!(
-        again.begin(FileId(3), |_| Need::Many).unwrap(),
-        [1, 2].map(FileId),
-        "until a checkpoint is durable"
-    );
-    crashed.checkpoint_done().unwrap();
-    assert_eq!(crashed.begin(FileId(3), |_| Need::Many).unwrap(), [FileId(1)]);
-    crashed.checkpoint_begins(FileId(4));
-    crashed.checkpoint_done().unwrap();
+    let doubted = |number| {
+        let again = Blocks::open(dir.path()).unwrap();
+        again.begin(number, FileId(3), |_| Need::Many).unwrap()
+    };
+    assert_eq!(doubted(1), [1, 2].map(FileId), "until a checkpoint is durable");
+    crashed.checkpoint_done(1).unwrap();
+    assert_eq!(doubted(2), [FileId(1)], "the newest knows of the other");
+    assert_eq!(doubted(1), [1, 2].map(FileId), "the one before does not");
+    crashed.checkpoint_begins(3, FileId(4));
+    crashed.checkpoint_done(2).unwrap();
+    assert_eq!((doubted(3), doubted(2)), (vec![], vec![FileId(1)]));
+    crashed.checkpoint_begins(4, FileId(4));
+    crashed.checkpoint_done(3).unwrap();
     assert!(!dir.path().join(SUSPECTS).exists());
     fs::write(dir.path().join(SUSPECTS), b"123456789012").unwrap();
     assert_eq!(Blocks::open(dir.path()).unwrap_err().kind(), ErrorKind::Corrupt);

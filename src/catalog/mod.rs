@@ -18,6 +18,7 @@
 
 mod digest;
 mod fold;
+mod frozen;
 mod slab;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use crate::position::{Cut, FileId, Lsn, SystemId};
 use crate::record::{Attrs, Kind, Time};
 
 pub use digest::{Digest, block_hash, block_hashes, blocks_of};
+pub use frozen::Frozen;
 pub use slab::Xattr;
 use slab::{Entry, HASHED, NONE, Node, RACY, SEEN, Slab};
 
@@ -104,6 +106,8 @@ pub struct Catalog {
     /// Nothing was folded since [`Catalog::set_position`].
     settled: bool,
     next_id: u64,
+    /// Number of the checkpoint it was read from; 0: none.
+    stored_as: u64,
     excludes: Excludes,
     nodes: Slab<Node>,
     entries: Slab<Entry>,
@@ -159,6 +163,7 @@ impl Catalog {
             time: 0,
             settled: true,
             next_id: FileId::ROOT.0,
+            stored_as: 0,
             excludes: Excludes::default(),
             nodes: Slab::new(),
             entries: Slab::new(),
@@ -213,6 +218,17 @@ impl Catalog {
     pub fn set_position(&mut self, lsn: Lsn, cut: Cut, time: i64) {
         (self.lsn, self.cut, self.time) = (lsn, cut, time);
         self.settled = self.nameless.is_empty() && self.moved.is_empty();
+    }
+
+    /// Number of the checkpoint that this catalog was read from, 0 when it was not.
+    #[must_use]
+    pub fn stored_as(&self) -> u64 {
+        self.stored_as
+    }
+
+    /// Notes the number of the checkpoint that this catalog was read from.
+    pub(crate) fn set_stored_as(&mut self, number: u64) {
+        self.stored_as = number;
     }
 
     /// Whether this is the tree at [`lsn`](Self::lsn): false from the first record of a change set
@@ -275,7 +291,7 @@ impl Catalog {
     /// The inode `id`.
     #[must_use]
     pub fn get(&self, id: FileId) -> Option<Inode<'_>> {
-        self.node(id).map(|n| self.view(n))
+        self.node(id).map(|n| frozen::view(&self.devices, n))
     }
 
     /// Whether there is an inode `id`.
@@ -284,40 +300,9 @@ impl Catalog {
         self.slot(id).is_some()
     }
 
-    fn view<'a>(&self, n: &'a Node) -> Inode<'a> {
-        let extra = n.extra.as_deref();
-        let seen = (n.flags & SEEN != 0).then(|| Seen {
-            local: LocalId {
-                dev: self.devices.get(usize::from(n.dev)).copied().unwrap_or_default(),
-                ino: n.ino,
-                btime: Time { sec: n.btime_sec, nsec: n.btime_nsec },
-            },
-            ctime: Time { sec: n.ctime_sec, nsec: n.ctime_nsec },
-            racy: n.flags & RACY != 0,
-        });
-        Inode {
-            id: FileId(n.id),
-            kind: n.kind,
-            attrs: Attrs {
-                mode: u32::from(n.mode),
-                uid: n.uid,
-                gid: n.gid,
-                mtime: Time { sec: n.mtime_sec, nsec: n.mtime_nsec },
-            },
-            size: n.size,
-            rdev: extra.map_or(0, |e| e.rdev),
-            target: extra.filter(|_| n.kind == Kind::Symlink).map(|e| &*e.target),
-            xattrs: extra.map_or(&[], |e| &e.xattrs[..]),
-            content: n.sum(),
-            hashed: n.hashed(),
-            nlink: n.nlink,
-            seen,
-        }
-    }
-
     /// Every inode, in no particular order.
     pub fn inodes(&self) -> impl Iterator<Item = Inode<'_>> {
-        (0..self.nodes.bound()).map(|i| self.nodes.at(i)).filter(|n| n.id != 0).map(|n| self.view(n))
+        frozen::inodes(&self.nodes, &self.devices)
     }
 
     /// The id of every inode, in no particular order.
@@ -482,13 +467,6 @@ impl Catalog {
         }
         (self.next_id, self.excludes) = (next_id.0, excludes);
         Ok(())
-    }
-
-    /// Every entry: directory, name, inode.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (FileId, &[u8], FileId)> {
-        let id = |slot| FileId(self.nodes.at(slot).id);
-        let used = (0..self.entries.bound()).map(|i| self.entries.at(i)).filter(|e| e.node != NONE);
-        used.map(move |e| (id(e.parent), &*e.name, id(e.node)))
     }
 
     /// Everything an inode adds to the metadata digest, names aside.

@@ -1,5 +1,8 @@
 //! Where the catalog keeps its inodes and names: pages of fixed size, so that growth never
-//! copies or over-allocates, and indices of 32 bits instead of pointers.
+//! copies or over-allocates, and indices of 32 bits instead of pointers. Pages are shared with those who
+//! look at an earlier state, and copied when they change meanwhile.
+
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Kind;
@@ -12,12 +15,12 @@ const PAGE: usize = 512;
 /// A growing array with a free list; entries never move.
 #[derive(Debug, Clone)]
 pub(super) struct Slab<T> {
-    pages: Vec<Vec<T>>,
+    pages: Vec<Arc<Vec<T>>>,
     free: Vec<u32>,
     len: u32,
 }
 
-impl<T> Slab<T> {
+impl<T: Clone> Slab<T> {
     pub(super) fn new() -> Self {
         Self { pages: Vec::new(), free: Vec::new(), len: 0 }
     }
@@ -27,7 +30,13 @@ impl<T> Slab<T> {
     }
 
     pub(super) fn at_mut(&mut self, i: u32) -> &mut T {
-        &mut self.pages[i as usize / PAGE][i as usize % PAGE]
+        &mut Arc::make_mut(&mut self.pages[i as usize / PAGE])[i as usize % PAGE]
+    }
+
+    /// The same entries, to be looked at while this one goes on: it takes time and memory for each page, not
+    /// for each entry. Entries given back may not be used again in it.
+    pub(super) fn share(&self) -> Self {
+        Self { pages: self.pages.clone(), free: Vec::new(), len: self.len }
     }
 
     pub(super) fn insert(&mut self, value: T) -> Result<u32> {
@@ -43,9 +52,12 @@ impl<T> Slab<T> {
         }
         let i = self.len;
         if i as usize / PAGE == self.pages.len() {
-            self.pages.push(Vec::with_capacity(PAGE));
+            self.pages.push(Arc::new(Vec::with_capacity(PAGE)));
         }
-        self.pages[i as usize / PAGE].push(value);
+        let page = Arc::make_mut(&mut self.pages[i as usize / PAGE]);
+        // A copy of a shared page has no room left.
+        page.reserve_exact(PAGE - page.len());
+        page.push(value);
         self.len += 1;
         Ok(i)
     }
@@ -204,5 +216,19 @@ mod tests {
         slab.remove(ids[7], 0);
         assert_eq!(slab.insert(99).unwrap(), ids[7]);
         assert_eq!((*slab.at(ids[7]), *slab.at(ids[1999]), slab.in_use()), (99, 1999, 2000));
+    }
+
+    #[test]
+    fn what_is_shared_stays_as_it_was() {
+        let mut slab = Slab::new();
+        let ids: Vec<u32> = (0..PAGE * 2 + 9).map(|i| slab.insert(i).unwrap()).collect();
+        let shared = slab.share();
+        *slab.at_mut(ids[3]) = 77;
+        slab.insert(88).unwrap();
+        assert_eq!((*shared.at(ids[3]), shared.bound() as usize), (3, PAGE * 2 + 9));
+        assert_eq!((*slab.at(3), *slab.at(slab.bound() - 1)), (77, 88));
+        let apart = |i: usize| !Arc::ptr_eq(&slab.pages[i], &shared.pages[i]);
+        assert_eq!([apart(0), apart(1), apart(2)], [true, false, true], "only what changed was copied");
+        assert_eq!(slab.pages[2].capacity(), PAGE);
     }
 }

@@ -210,7 +210,8 @@ impl Model {
     fn assert_is(&self, c: &Catalog) {
         let ids: BTreeSet<u64> = c.ids().map(|i| i.0).collect();
         assert_eq!(ids, self.dirs.union(&self.files).copied().collect());
-        let entries: BTreeMap<(u64, u8), u64> = c.entries().map(|(p, n, i)| ((p.0, n[0]), i.0)).collect();
+        let entries: BTreeMap<(u64, u8), u64> =
+            frozen::entries(&c.nodes, &c.entries).map(|(p, n, i)| ((p.0, n[0]), i.0)).collect();
         assert_eq!(entries, self.entries);
     }
 }
@@ -476,7 +477,7 @@ fn a_file_takes_no_more_than_250_bytes() {
     c.settle().unwrap();
     // An allocation has a header of 8 bytes and is a multiple of 16, at least 32.
     let allocated = |n: usize| ((n + 8).next_multiple_of(16)).max(32);
-    let names: usize = c.entries().map(|(_, n, _)| allocated(n.len())).sum();
+    let names: usize = frozen::entries(&c.nodes, &c.entries).map(|(_, n, _)| allocated(n.len())).sum();
     let tables = c.by_id.allocation_size() + c.by_local.allocation_size() + c.by_name.allocation_size();
     let bytes = names + tables + (size_of::<Node>() + size_of::<Entry>()) * c.len();
     let each = bytes / c.len();

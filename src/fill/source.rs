@@ -164,10 +164,12 @@ fn encode_snapshot(source: &dyn CopySource, log: &Log) -> Result<(File, Lsn)> {
 
 fn encode_between_commits(source: &dyn CopySource, out: &mut BufWriter<File>) -> Result<Lsn> {
     let mut result = Err(Error::new(ErrorKind::Unavailable, "the catalog was not shown"));
+    // Nobody waits while it is encoded.
     source.settled(&mut |catalog| {
-        result = checkpoint::encode_snapshot(catalog, out).map(|()| catalog.lsn());
+        result = catalog.freeze();
     });
-    result
+    let frozen = result?;
+    checkpoint::encode_snapshot(&frozen, out).map(|()| frozen.lsn)
 }
 
 /// A follower's wish: in this batch, so starved, these files.

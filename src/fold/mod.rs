@@ -64,7 +64,7 @@ impl Fold {
             }
             _ => Need::Nothing,
         };
-        let suspects = blocks.begin(catalog.next_id(), need)?;
+        let suspects = blocks.begin(catalog.stored_as(), catalog.next_id(), need)?;
         let mut catalog = catalog;
         for id in suspects {
             if catalog.get(id).is_some_and(|n| n.kind == Kind::File && n.size > 0) {

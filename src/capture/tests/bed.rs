@@ -270,7 +270,7 @@ impl Mirror {
     /// Begins with the base that the first scan made.
     fn take_base(&mut self, fold: &Fold, root: &Path) {
         let mut bytes = Vec::new();
-        checkpoint::encode(&fold.read(), &mut bytes).unwrap();
+        checkpoint::encode(&fold.read().freeze().unwrap(), &mut bytes).unwrap();
         let mut catalog = checkpoint::decode(&bytes[..]).unwrap();
         let unhashed: Vec<FileId> = catalog.inodes().filter(|n| !n.hashed).map(|n| n.id).collect();
         catalog.forget_locals();
