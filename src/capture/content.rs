@@ -52,6 +52,7 @@ struct Reading<'a> {
 impl Engine {
     /// Opens a file of the tree for reading.
     fn open_file(&mut self, at: At<'_>) -> Result<Option<OwnedFd>> {
+        self.pace()?;
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let opened = match sys::open_beneath(at.fd, at.name, flags | OFlags::NOATIME, 0) {
             Err(e) if e.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {

@@ -17,7 +17,7 @@ use super::journal::Journal;
 use super::pass::{Ended, Pass, merge};
 use super::scan::Scanner;
 use super::upkeep::{Notes, check_identity, first_scan};
-use super::watch::{Marks, Watch};
+use super::watch::{self, Marks, Watch};
 use super::{CaptureOptions, Request, Shared, lock, wall_clock};
 use crate::catalog::{Catalog, Seen};
 use crate::error::{Error, ErrorKind, Result};
@@ -32,6 +32,13 @@ const HOLD_LOOK: Duration = Duration::from_millis(500);
 const REST_MIN: Duration = Duration::from_millis(5);
 /// A scan for a gap takes one part in this many of the time at most.
 const SCAN_SHARE: u32 = 4;
+/// Longest wait between two such scans.
+const SCAN_WAIT_MAX: Duration = Duration::from_secs(10);
+/// After a cut of files an exact one is tried for in this time, then in twice that, up to the maximum.
+const SHARPEN_MIN: Duration = Duration::from_millis(20);
+const SHARPEN_MAX: Duration = Duration::from_secs(1);
+/// What we open may fill one part in this many of the event queue before it is seen to be empty.
+const OPEN_SHARE: u32 = 32;
 /// `PATH_MAX` of Linux, its NUL included.
 const PATH_MAX: usize = 4096;
 
@@ -85,9 +92,12 @@ pub(super) struct Engine {
     /// Until when a confirmed delete may go on.
     pub(super) confirmed_until: Instant,
     /// Something may have been missed: everything has to be scanned, not before `scan_due`.
-    scan_wanted: bool,
+    pub(super) scan_wanted: bool,
     scan_due: Instant,
-    scan_took: Duration,
+    /// The last cut is one of files: when to try for an exact one although nothing moved, and the wait after that.
+    sharpen: (Instant, Duration),
+    /// Files and directories opened since the last [`Engine::pace`], and how many may be.
+    opened: (u32, u32),
     rescan: Option<JoinHandle<()>>,
     /// When directories that can't be watched are listed again.
     missing_due: Instant,
@@ -159,7 +169,8 @@ impl Engine {
             confirmed_until: now,
             scan_wanted: false,
             scan_due: now,
-            scan_took: Duration::ZERO,
+            sharpen: (now, SHARPEN_MIN),
+            opened: (0, watch::queue_length() / OPEN_SHARE + 1),
             rescan: None,
             missing_due: now,
             next_hot: now,
@@ -224,10 +235,29 @@ impl Engine {
         if self.scan_wanted {
             deadline = deadline.min(self.scan_due);
         }
+        if self.blunt() {
+            deadline = deadline.min(self.sharpen.0);
+        }
         if lock(&self.shared.hold).is_some() {
             deadline = deadline.min(self.next_look);
         }
         deadline
+    }
+
+    /// Whether the last cut is one of files while nothing is known that would make the next one no better.
+    fn blunt(&self) -> bool {
+        self.resting.is_empty() && !self.scan_wanted && self.read().cut() == Cut::File
+    }
+
+    /// Our own reads make events. Lets the watcher take those before they fill the queue.
+    pub(super) fn pace(&mut self) -> Result<()> {
+        self.opened.0 += 1;
+        if self.opened.0 >= self.opened.1 {
+            self.opened.0 = 0;
+            let mark = self.marks.make()?;
+            self.marks.wait(&mark)?;
+        }
+        Ok(())
     }
 
     /// A pass, if there is anything to do and no guard holds.
@@ -249,7 +279,8 @@ impl Engine {
         }
         let ends = self.gap.is_some() && !self.scan_wanted && self.watch.missing_count() == 0;
         let missing = self.watch.missing_count() > 0 && (asked || Instant::now() >= self.missing_due);
-        if self.rested.paths.is_empty() && !ends && !asked && !missing {
+        let sharpens = self.blunt() && Instant::now() >= self.sharpen.0;
+        if self.rested.paths.is_empty() && !ends && !asked && !missing && !sharpens {
             return Ok(());
         }
         self.pass.with_missing = missing;
@@ -277,8 +308,13 @@ impl Engine {
         if cut == Some(Cut::Exact) {
             self.failures = 0;
             self.unstable.clear();
+            self.sharpen.1 = SHARPEN_MIN;
         } else if cut.is_some() && self.resting.is_empty() {
             self.failures = self.failures.saturating_add(1);
+        }
+        if cut == Some(Cut::File) {
+            self.sharpen.0 = Instant::now() + self.sharpen.1;
+            self.sharpen.1 = (self.sharpen.1 * 2).min(SHARPEN_MAX);
         }
         let answer = match ended {
             Ended::Committed(lsn, cut) => {
@@ -289,7 +325,8 @@ impl Engine {
                     }
                     Cut::File => self.notes.cuts.1 += 1,
                 }
-                if matches!(repair, Repair::Ends(_)) {
+                // Events that were lost meanwhile leave it open.
+                if matches!(repair, Repair::Ends(_)) && !self.scan_wanted {
                     self.gap = None;
                 }
                 self.first = None;
@@ -429,8 +466,6 @@ impl Engine {
         }
         // A gap on a gap is the same gap, but the scan has to be made again.
         self.scan_wanted = true;
-        let soon = Instant::now() + self.scan_took * SCAN_SHARE;
-        self.scan_due = self.scan_due.max(soon.min(Instant::now() + Duration::from_secs(10)));
         Ok(())
     }
 
@@ -461,9 +496,10 @@ impl Engine {
         let began = Instant::now();
         // What is asked for here is done to its end, even when capture is about to stop.
         Scanner { stop: Arc::default(), ..self.scanner() }.all();
-        self.scan_took = began.elapsed();
+        let took = began.elapsed();
         self.scan_wanted = false;
-        tracing::info!("everything was scanned in {} ms", self.scan_took.as_millis());
+        self.scan_due = Instant::now() + (took * SCAN_SHARE).min(SCAN_WAIT_MAX);
+        tracing::info!("everything was scanned in {} ms", took.as_millis());
     }
 
     fn timers(&mut self, stopping: bool) -> Result<()> {

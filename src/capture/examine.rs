@@ -455,6 +455,7 @@ impl Engine {
 
     /// Watch first, list second: what appears in between is listed, what comes later makes an event.
     fn walk(&mut self, rel: &[u8], id: FileId, deep: bool) -> Result<()> {
+        self.pace()?;
         if self.watch.place(rel) == Placed::Gone {
             self.pass.again.insert(rel.into());
             return Ok(());

@@ -176,8 +176,14 @@ impl Engine {
             }
         };
         let blind = self.watch.missing_count() > 0 && !(self.pass.with_missing && self.fs.fine);
-        let loose = skipped || !self.pass.dirty.is_empty() || blind;
+        let loose = skipped || !self.pass.dirty.is_empty() || blind || self.scan_wanted;
         let cut = if loose { Cut::File } else { cut };
+        // Events were lost while we looked: a gap that was to end here goes on.
+        self.scan_wanted |= fresh.gap.is_some();
+        let repair = match repair {
+            Repair::Ends(_) if self.scan_wanted => Repair::None,
+            other => other,
+        };
         failpoint::pass("capture::after_examine")?;
         let ended = self.commit(cut, repair)?;
         if let Ended::Held(_) = ended {

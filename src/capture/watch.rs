@@ -248,3 +248,9 @@ pub(super) fn earlier(t: Time, by: Duration) -> Time {
     let (sec, nanos) = if nanos < 0 { (sec.saturating_sub(1), nanos + 1_000_000_000) } else { (sec, nanos) };
     Time { sec, nsec: u32::try_from(nanos).unwrap_or_default() }
 }
+
+/// Length of the kernel's event queue: `fs.inotify.max_queued_events`; 16,384 by default, and taken when it can't be read.
+pub(super) fn queue_length() -> u32 {
+    let text = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events");
+    text.ok().and_then(|t| t.trim().parse().ok()).unwrap_or(16_384)
+}
