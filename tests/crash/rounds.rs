@@ -1,6 +1,8 @@
-//! Rounds of everything at once: a random application, kills, cut and hostile networks, pauses, stops;
-//! at the end of each round the trees must be equal. `TOWLINE_SOAK_MINUTES` says how long.
+//! Rounds of everything at once: a random application, kills at random and at named places, failing disks, cut
+//! and hostile networks, pauses, stops; at the end of each round the trees must be equal.
+//! `TOWLINE_SOAK_MINUTES` says how long.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::support::bed::{Bed, nap};
@@ -13,16 +15,36 @@ fn minutes() -> Duration {
 }
 
 fn busy(spec: Spec) -> Spec {
-    spec.set("segment_timeout", "\"1s\"")
+    spec.armed()
+        .set("segment_timeout", "\"1s\"")
         .set("checkpoint_interval", "\"1s\"")
         .set("checkpoint_bytes", "\"1M\"")
         .set("rescan_interval", "\"5s\"")
 }
 
+/// Lets a node die, or its disk fail for a while, at a random place.
+fn trouble(node: &mut Node, action: &str) {
+    let points = towline::failpoint::ALL;
+    // What holds the application still has tests of its own.
+    let point = points[fastrand::usize(..points.len())];
+    if point == "capture::frozen" {
+        return;
+    }
+    node.arm(&format!("{point}={action}"));
+    nap(50, 700);
+    node.arm("");
+    // One that passed the place just before has a moment to die.
+    nap(20, 30);
+    if let Some(status) = node.ended() {
+        assert!(Node::was_killed(status), "{} at {point}={action}: {status}\n{}", node.spec.name, node.log());
+        node.restart();
+    }
+}
+
 fn mischief(leader: &mut Node, followers: &mut [Node], proxy: &Proxy) -> &'static str {
     let i = fastrand::usize(..followers.len());
     let follower = &mut followers[i];
-    match fastrand::u32(..12) {
+    match fastrand::u32(..16) {
         0 => {
             leader.kill();
             leader.restart();
@@ -68,6 +90,22 @@ fn mischief(leader: &mut Node, followers: &mut [Node], proxy: &Proxy) -> &'stati
             "connections truncated"
         }
         10 => {
+            trouble(leader, "kill");
+            "leader died at a named place"
+        }
+        11 => {
+            trouble(follower, "kill");
+            "follower died at a named place"
+        }
+        12 => {
+            trouble(leader, ["eio", "enospc"][fastrand::usize(..2)]);
+            "leader's disk failed"
+        }
+        13 => {
+            trouble(follower, ["eio", "enospc"][fastrand::usize(..2)]);
+            "follower's disk failed"
+        }
+        14 => {
             // A node between two states may say no; then it goes on.
             if follower.try_pause().is_ok() {
                 nap(0, 300);
@@ -93,7 +131,7 @@ fn soak_rounds() {
     let near = busy(bed.follower("near", proxy.port())).start();
     let far = busy(bed.follower("far", near.spec.listen)).start();
     let mut followers = [near, far];
-    let mut round = 0;
+    let (mut round, mut total, mut counts) = (0, 0, BTreeMap::new());
     while round == 0 || Instant::now() < end {
         round += 1;
         let seed = fastrand::u64(..);
@@ -102,6 +140,7 @@ fn soak_rounds() {
             Load::start(&leader.data().join("app"), seed, Duration::from_micros(fastrand::u64(200..3000)));
         let until_then = Instant::now() + Duration::from_secs(fastrand::u64(4..20)).min(minutes());
         let mut done: Vec<&str> = Vec::new();
+        let began = Instant::now();
         while Instant::now() < until_then {
             nap(20, 800);
             done.push(mischief(&mut leader, &mut followers, &proxy));
@@ -109,6 +148,8 @@ fn soak_rounds() {
         let ops = load.finish();
         proxy.calm();
         println!("  {ops} operations; {}", done.join(", "));
+        total += ops;
+        done.iter().for_each(|what| *counts.entry(*what).or_insert(0_u32) += 1);
         for follower in &followers {
             assert_equal_within(within(60), leader.data(), follower.data());
         }
@@ -121,8 +162,13 @@ fn soak_rounds() {
             }
             Ok(())
         });
+        println!("  equal and well {:.1} s after its beginning", began.elapsed().as_secs_f64());
     }
-    println!("{round} rounds clean");
+    for segment in leader.segments() {
+        let out = crate::support::node::log_verify(&segment);
+        assert!(out.status.success(), "{}: {}", segment.display(), String::from_utf8_lossy(&out.stderr));
+    }
+    println!("{round} rounds clean: {total} operations, {counts:?}");
     for node in [&leader, &followers[0], &followers[1]] {
         node.assert_no_panic();
     }

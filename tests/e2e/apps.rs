@@ -135,59 +135,71 @@ fn git_with_commits_and_gc() {
     pair.finish();
 }
 
-fn redis(dir: &Path, port: u16) -> Running {
+fn redis(dir: &Path, port: u16, appendfsync: &str) -> Running {
     let server = Running::start(
         Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--daemonize", "no"])
             .args(["--auto-aof-rewrite-percentage", "0", "--loglevel", "warning", "--logfile", ""])
+            .args(["--appendfsync", appendfsync, "--aof-load-truncated", "no"])
             .args(["--port", &port.to_string(), "--dir"])
             .arg(dir)
             .stdout(Stdio::null()),
     );
-    until(within(10), "redis listens", || {
+    until(within(20), "redis listens", || {
         std::net::TcpStream::connect(("127.0.0.1", port)).map(|_| ()).map_err(|e| e.to_string())
     });
     server
 }
 
+/// Directories of the two servers: what lies between them keeps a copier busy between one and the other.
+const REDIS: [&str; 2] = ["a", "z"];
+
+fn check_redis(copy: &Path) -> u64 {
+    let mut servers = Vec::new();
+    let mut words = vec!["check".to_owned()];
+    for dir in REDIS {
+        let manifest = copy.join(dir).join("appendonlydir/appendonly.aof.manifest");
+        // A cut is an instant at which nothing was being written: no command may be cut short.
+        let out = Command::new("redis-check-aof").arg(manifest).output().expect("redis-check-aof");
+        good(out, "redis-check-aof");
+        let port = free_port();
+        servers.push(redis(&copy.join(dir), port, "no"));
+        words.push(port.to_string());
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    Bed::python("redis_load.py", &words).trim().parse().expect("moves")
+}
+
 #[test]
 fn redis_with_an_append_only_file() {
     let pair = Pair::start("redis");
-    let dir = pair.data().join("redis");
-    fs::create_dir(&dir).expect("mkdir");
-    let port = free_port();
-    let server = redis(&dir, port);
-    let mut app = Running::start(Command::new(python()).arg(py("redis_load.py")).args([
-        "load",
-        &port.to_string(),
-        "600",
-    ]));
-    let manifest = "redis/appendonlydir/appendonly.aof.manifest";
-    until(within(20), "money on the follower", || {
-        let all =
-            fs::read_dir(pair.follower.data().join("redis/appendonlydir")).map_err(|e| e.to_string())?;
-        let len: u64 = all.flatten().filter_map(|e| Some(e.metadata().ok()?.len())).sum();
-        if len > 20_000 { Ok(()) } else { Err(format!("{len} bytes")) }
-    });
-    check_copies(&pair, &mut app, copies(), |copy| {
-        let out = Command::new("redis-check-aof").arg(copy.join(manifest)).output().expect("redis-check-aof");
-        // The last command may be cut short, as after a power cut; nothing else may be wrong.
-        let text =
-            format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-        let cut_short = text.contains("Unexpected file format")
-            || text.contains("truncated")
-            || text.contains("not valid");
-        assert!(out.status.success() || cut_short, "redis-check-aof: {text}");
-        assert!(!text.contains("Can't open file") && !text.contains("Cannot"), "redis-check-aof: {text}");
+    let middle = pair.data().join("m");
+    fs::create_dir(&middle).expect("mkdir");
+    (0..1500).for_each(|i| fs::write(middle.join(format!("{i}")), "between").expect("write"));
+    let mut servers = Vec::new();
+    let mut words = vec![py("redis_load.py"), "load".to_owned()];
+    // Both write before they answer, with a sync and without.
+    for (dir, appendfsync) in REDIS.into_iter().zip(["no", "always"]) {
+        let dir = pair.data().join(dir);
+        fs::create_dir(&dir).expect("mkdir");
         let port = free_port();
-        let reopened = redis(&copy.join("redis"), port);
-        let moves =
-            Bed::python("redis_load.py", &["check", &port.to_string()]).trim().parse().expect("moves");
-        drop(reopened);
-        moves
+        servers.push(redis(&dir, port, appendfsync));
+        words.push(port.to_string());
+    }
+    words.push("900".to_owned());
+    let mut app = Running::start(Command::new(python()).args(&words));
+    until(within(30), "money on the follower", || {
+        let mut least = u64::MAX;
+        for dir in REDIS {
+            let dir = pair.follower.data().join(dir).join("appendonlydir");
+            let all = fs::read_dir(dir).map_err(|e| e.to_string())?;
+            least = least.min(all.flatten().filter_map(|e| Some(e.metadata().ok()?.len())).sum());
+        }
+        if least > 20_000 { Ok(()) } else { Err(format!("{least} bytes")) }
     });
+    check_copies(&pair, &mut app, copies(), check_redis);
     drop(app);
-    drop(server);
+    drop(servers);
     pair.finish();
 }
 
@@ -284,8 +296,9 @@ impl Postgres {
         assert!(ok, "pg_ctl {words:?}:\n{}", fs::read_to_string(log).unwrap_or_default());
     }
 
-    fn sql(&self, text: &str) -> String {
-        good(self.tool("psql").args(["-XAtqc", text]).output().expect("psql"), text).trim().to_owned()
+    fn sql(&self, database: &str, text: &str) -> String {
+        let out = self.tool("psql").args(["-XAtqc", text, database]).output();
+        good(out.expect("psql"), text).trim().to_owned()
     }
 }
 
@@ -294,6 +307,12 @@ impl Drop for Postgres {
         let mut c = self.tool("pg_ctl");
         let _ = c.args(["stop", "-m", "immediate", "-w", "-D"]).arg(&self.dir).output();
     }
+}
+
+/// The number in one of the ledger's files.
+fn ledger(copy: &Path, name: &str) -> u64 {
+    let text = fs::read_to_string(copy.join(name)).expect("read the ledger");
+    text.trim().parse().unwrap_or_else(|e| panic!("{name}: '{text}': {e}"))
 }
 
 /// Starts a server on a copy, asks every checker, and returns the number of transactions it holds.
@@ -305,17 +324,36 @@ fn check_postgres(bin: &Path, copy: &Path) -> u64 {
     fs::set_permissions(&log, fs::Permissions::from_mode(0o666)).expect("chmod");
     let server = Postgres { bin: bin.to_owned(), dir, port: free_port(), cgroup: None };
     server.control(&["start"]);
+    // What was acknowledged is there, and nothing that was not asked for yet.
+    let last = |db: &str| -> u64 {
+        let count =
+            "select max(entry.n) = max(last.n) and count(*) = least(max(last.n), 2001) from entry, last";
+        assert_eq!(server.sql(db, count), "t", "the tables of {db} disagree");
+        server.sql(db, "select n from last").parse().expect("number")
+    };
+    let seen = [ledger(copy, "aa-begun"), last("one"), last("two"), ledger(copy, "zz-acked")];
+    assert!(seen.is_sorted_by(|a, b| a >= b), "not an instant: begun, one, two, acknowledged are {seen:?}");
+    assert!(seen[0] - seen[3] <= 1, "not an instant: begun, one, two, acknowledged are {seen:?}");
     let out = server.tool("pg_amcheck").args(["--all", "--install-missing", "--heapallindexed"]).output();
     good(out.expect("pg_amcheck"), "pg_amcheck");
     let sums = server.sql(
+        "postgres",
         "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history),
                 (select sum(tbalance) from pgbench_tellers) = (select sum(delta) from pgbench_history),
                 (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history)",
     );
     assert_eq!(sums, "t|t|t", "balances disagree");
-    let count = server.sql("select count(*) from pgbench_history").parse().expect("count");
-    drop(server);
+    let count = server.sql("postgres", "select count(*) from pgbench_history").parse().expect("count");
+    server.control(&["stop", "-m", "fast"]);
+    let out = server.tool("pg_checksums").args(["--check", "-D"]).arg(&server.dir).output();
+    good(out.expect("pg_checksums"), "pg_checksums");
     count
+}
+
+/// Starts a program inside of a cgroup.
+fn start_within(cgroup: &Path, program: &str, args: &[&str]) -> Running {
+    let script = format!("echo $$ > '{}/cgroup.procs' && exec \"$@\"", cgroup.display());
+    Running::start(Command::new("sh").args(["-c", &script, "sh", program]).args(args))
 }
 
 #[test]
@@ -336,6 +374,13 @@ fn postgresql_under_pgbench_with_the_freeze() {
     server.init();
     server.control(&["start"]);
     good(server.tool("pgbench").args(["-i", "-s", "1", "-q"]).output().expect("pgbench"), "pgbench -i");
+    let port = server.port.to_string();
+    let data = spec.data.to_str().expect("path").to_owned();
+    let mut ledger = start_within(&cgroup.0, python(), &[&py("pg_ledger.py"), "/tmp", &port, &data, "900"]);
+    until(within(30), "the ledger is kept", || {
+        let text = fs::read_to_string(spec.data.join("zz-acked")).map_err(|e| e.to_string())?;
+        if text.trim().parse::<u64>().is_ok_and(|n| n > 5) { Ok(()) } else { Err(text) }
+    });
     let freeze = format!("\"cgroup:{}\"", cgroup.0.display());
     let leader = spec.set("freeze", &freeze).set("max_cut_delay", "\"200ms\"").start();
     let follower = bed.follower("follower", leader.spec.listen).start();
@@ -357,9 +402,14 @@ fn postgresql_under_pgbench_with_the_freeze() {
         }
     });
     pair.follower.resume();
-    check_copies(&pair, &mut bench, soak_or(60, 20), |copy| check_postgres(&bin, copy));
+    check_copies(&pair, &mut bench, soak_or(60, 20), |copy| {
+        ledger.assert_alive();
+        check_postgres(&bin, copy)
+    });
     drop(bench);
-    good(server.tool("psql").args(["-Xc", "checkpoint"]).output().expect("psql"), "the server is unharmed");
+    drop(ledger);
+    let out = server.tool("psql").args(["-Xc", "checkpoint"]).output();
+    good(out.expect("psql"), "the server is unharmed");
     server.control(&["stop"]);
     drop(server);
     pair.finish();

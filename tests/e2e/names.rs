@@ -94,12 +94,21 @@ fn a_file_made_without_a_name_and_linked_in() {
 fn a_renamed_tree_ships_no_data() {
     let pair = Pair::start("tree");
     let dir = sub(&pair, "big");
-    let total: usize = soak_or(1 << 30, 64 << 20);
+    // 1 GiB in any case; how much of it is data and not holes is another matter.
+    let (total, data): (u64, usize) = (1 << 30, soak_or(64 << 20, 4 << 20));
     let mut at = dir.clone();
     for i in 0..16_u8 {
         at.push(format!("level{i}"));
         fs::create_dir(&at).expect("mkdir");
-        fs::write(at.join("data"), vec![i + 1; total / 16]).expect("write");
+        let mut rng = fastrand::Rng::with_seed(i.into());
+        let noise: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(data).collect();
+        fs::write(at.join("data"), noise).expect("write");
+        fs::File::options()
+            .write(true)
+            .open(at.join("data"))
+            .expect("open")
+            .set_len(total / 16)
+            .expect("grow");
     }
     pair.equal(120);
     let before = lsn(&pair.leader.status().expect("status").end());

@@ -172,6 +172,38 @@ fn file_cuts_are_compared_with_exact_ones() {
 }
 
 #[test]
+fn a_follower_rests_on_exact_cuts_only_where_file_cuts_abound() {
+    use nix::sys::signal::{Signal, kill};
+    let pair = Pair::start("order-both");
+    let writer = Writer::start(&pair.data().join("order"), "0");
+    let pid = nix::unistd::Pid::from_raw(writer.0.id().cast_signed());
+    wait_progress(&pair.follower, 0);
+    let mut last = 0;
+    let before = pair.leader.status().expect("status").cuts();
+    for _ in 0..soak_or(100, 15) {
+        // It writes without a rest for a while, then it stands, then it writes again while we look.
+        kill(pid, Signal::SIGCONT).expect("continue");
+        nap(150, 300);
+        kill(pid, Signal::SIGSTOP).expect("stop");
+        nap(20, 200);
+        kill(pid, Signal::SIGCONT).expect("continue");
+        nap(100, 300);
+        let rest = pair.follower.pause();
+        let (newest, wrong) = look(&pair.follower);
+        assert_eq!((rest.cut.as_str(), wrong), ("exact", None), "at {rest:?}");
+        assert!(newest >= last, "it went backwards: {last} {newest}");
+        last = newest;
+        pair.follower.resume();
+    }
+    print_cuts("a writer that rests now and then", &pair.leader);
+    let after = pair.leader.status().expect("status").cuts();
+    assert!(last > 0 && after.0 > before.0, "no exact cut came");
+    assert!(after.1 > before.1, "there was no file cut to be passed over");
+    drop(writer);
+    pair.finish();
+}
+
+#[test]
 fn a_writer_that_never_rests_gets_exact_cuts_by_a_freeze() {
     let bed = Bed::new("order-freeze");
     let pid = bed.path("pid");

@@ -61,6 +61,34 @@ fn writers_that_keep_the_file_open_are_seen() {
 }
 
 #[test]
+fn stores_into_dirty_pages_are_seen() {
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::Stdio;
+    let pair = Pair::start("stores");
+    let file = pair.data().join("mapped");
+    let mut command = std::process::Command::new(c_program("writers", &["-laio", "-luring"]));
+    command.arg("stores").arg(&file).arg("6").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("start");
+    let mut asked = child.stdin.take().expect("stdin");
+    let mut answers = BufReader::new(child.stdout.take().expect("stdout")).lines();
+    let mut before = Vec::new();
+    for _ in 0..6 {
+        writeln!(asked, "again").expect("ask");
+        assert_eq!(answers.next().expect("an answer").expect("text"), "stored");
+        let now = fs::read(&file).expect("read");
+        assert!(now != before, "nothing was stored");
+        before = now;
+        pair.equal_in(Duration::from_secs(4));
+    }
+    // Stores just before the end of the mapping.
+    writeln!(asked, "again").expect("ask");
+    drop(asked);
+    assert!(child.wait().expect("wait").success());
+    pair.equal_in(Duration::from_secs(4));
+    pair.finish();
+}
+
+#[test]
 fn changed_pages_ship_and_no_more() {
     use std::os::unix::fs::FileExt;
     let pair = Pair::start("pages");

@@ -3,6 +3,8 @@
  *   writers MODE FILE SEED [HOLD_MS]
  *
  * HOLD_MS: keep the file (or the mapping) open that long after the last write.
+ * Mode stores: a mapping is kept while standard input lasts; each line asks for stores into all of its pages,
+ * and is answered by one.
  * Exit 77: this host does not offer the mode. */
 #include <errno.h>
 #include <fcntl.h>
@@ -122,6 +124,24 @@ static void mapped(int fd, int hold_ms) {
 	munmap(map, PAGES * PAGE);
 }
 
+/* The same pages again and again: but for the first time, each store meets a page that is dirty. */
+static void stores(int fd) {
+	if (ftruncate(fd, PAGES * PAGE))
+		die("ftruncate");
+	char *map = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (map == MAP_FAILED)
+		die("mmap");
+	close(fd);
+	for (int c; (c = getchar()) != EOF;) {
+		if (c != '\n')
+			continue;
+		for (int i = 0; i < PAGES; i++)
+			fill(map + i * PAGE, 64);
+		puts("stored");
+		fflush(stdout);
+	}
+}
+
 static void holes(int fd) {
 	buffered(fd);
 	for (int i = 0; i < 20; i++) {
@@ -213,6 +233,10 @@ int main(int argc, char **argv) {
 		die("open");
 	if (!strcmp(mode, "mmap")) {
 		mapped(fd, hold_ms);
+		return 0;
+	}
+	if (!strcmp(mode, "stores")) {
+		stores(fd);
 		return 0;
 	}
 	if (!strcmp(mode, "buffered"))

@@ -1,7 +1,10 @@
 #!/usr/bin/python3
-"""A bank on Redis: redis_load.py load PORT SECONDS   or   redis_load.py check PORT
+"""A bank on one Redis, and counters over two:
+redis_load.py load PORT_A PORT_B SECONDS   or   redis_load.py check PORT_A PORT_B
 
-Each move is one MULTI; `check` prints the number of moves and fails when money is missing."""
+Each move of money is one MULTI on A. Counter `ab` goes up on A, then on B, counter `ba` on B, then on A;
+each step waits for the answer before. So in every state that ever existed the first is the second or one
+more. `check` fails when money is missing or a counter says otherwise, and prints the number of moves."""
 import random
 import socket
 import sys
@@ -12,7 +15,7 @@ ACCOUNTS = 50
 
 class Redis:
     def __init__(self, port):
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=30)
         self.file = self.sock.makefile("rb")
 
     def send(self, *words):
@@ -42,14 +45,23 @@ class Redis:
         self.send(*words)
         return self.reply()
 
+    def number(self, key):
+        return int(self.ask("GET", key) or 0)
 
-def load(port, seconds):
-    r = Redis(port)
-    if r.ask("GET", "moves") is None:
-        r.ask("MSET", *[x for i in range(ACCOUNTS) for x in ("a%d" % i, 1000)], "moves", 0)
+
+def load(a, b, seconds):
+    a, b = Redis(a), Redis(b)
+    if a.ask("GET", "moves") is None:
+        a.ask("MSET", *[x for i in range(ACCOUNTS) for x in ("a%d" % i, 1000)], "moves", 0)
     rng = random.Random(5)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
+        # Bursts: between two instants a little apart there is nearly always a step.
+        for _ in range(rng.randrange(1, 4)):
+            a.ask("INCR", "ab")
+            b.ask("INCR", "ab")
+            b.ask("INCR", "ba")
+            a.ask("INCR", "ba")
         n = rng.randrange(500)
         for words in [
             ("MULTI",),
@@ -59,29 +71,38 @@ def load(port, seconds):
             ("SET", "note%d" % rng.randrange(1000), "x" * rng.randrange(400)),
             ("EXEC",),
         ]:
-            r.ask(*words)
-        if rng.random() < 0.002:
+            a.ask(*words)
+        if rng.random() < 0.004:
             try:
-                r.ask("BGREWRITEAOF")
+                rng.choice([a, b]).ask("BGREWRITEAOF")
             except RuntimeError:
                 pass
         time.sleep(rng.random() * 0.01)
 
 
-def check(port):
+def loaded(port):
     r = Redis(port)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while b"loading:0" not in r.ask("INFO", "persistence"):
         if time.monotonic() > end:
             sys.exit("it does not finish loading")
         time.sleep(0.02)
-    total = sum(int(v) for v in r.ask("MGET", *["a%d" % i for i in range(ACCOUNTS)]))
+    return r
+
+
+def check(a, b):
+    a, b = loaded(a), loaded(b)
+    total = sum(int(v) for v in a.ask("MGET", *["a%d" % i for i in range(ACCOUNTS)]))
     if total != ACCOUNTS * 1000:
         sys.exit("the accounts hold %d" % total)
-    print(r.ask("GET", "moves").decode())
+    for key, first, second in [("ab", a, b), ("ba", b, a)]:
+        ahead, behind = first.number(key), second.number(key)
+        if not 0 <= ahead - behind <= 1:
+            sys.exit("counter %s: %d where it goes up first, %d where it goes up second" % (key, ahead, behind))
+    print(a.number("moves"))
 
 
 if sys.argv[1] == "load":
-    load(int(sys.argv[2]), float(sys.argv[3]))
+    load(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
 else:
-    check(int(sys.argv[2]))
+    check(int(sys.argv[2]), int(sys.argv[3]))
