@@ -18,11 +18,13 @@
 //!
 //! One write, from the application to the follower's disk:
 //!
-//! 1. `capture::watch` hears of the name and puts it into the dirty set; `capture::pass`
-//!    examines it: stat, read, stat, compare block hashes with [`fold`], stage [`record`]s.
-//! 2. The pass proves that nothing it looked at changed meanwhile and ends the change set with a
-//!    commit that carries the tree digest of [`catalog`]; [`log`] compresses the frame, writes and
-//!    fsyncs it, and publishes the new tail.
+//! 1. An event, a poll or a scan names the path in `capture::hints`; `capture::pass` looks there:
+//!    `capture::examine` stats the name, `capture::content` reads the file between two stats and
+//!    compares block hashes with [`fold`], `capture::stage` holds what was found over the catalog.
+//! 2. The pass proves by a mark in the event queue and by time stamps that all it looked at is as it
+//!    was at one instant; `capture::commit` turns the differences into [`record`]s and ends the change
+//!    set with a commit that carries the tree digest of [`catalog`]; [`log`] compresses the
+//!    frame, writes and fsyncs it, and publishes the new tail.
 //! 3. [`send`] reads the stored bytes up to the tail and sends them as they are; it does not know
 //!    what a record is.
 //! 4. [`receive`] hands them to the follower's [`log`], which checks every frame, writes the same
