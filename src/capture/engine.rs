@@ -12,6 +12,7 @@ use super::background::{Background, Found, Order};
 use super::commit::Repair;
 use super::guard::{self, Excluder, Fs, RootState};
 use super::hints::{Batch, Hints, Paths, flag};
+use super::holders::Look;
 use super::hot::Hot;
 use super::journal::Journal;
 use super::pass::{Ended, Pass, merge};
@@ -65,6 +66,7 @@ pub(super) struct Engine {
     pub(super) next_hold: Instant,
     pub(super) pass: Pass,
     pub(super) hot: Hot,
+    look: Look,
     pub(super) notes: Notes,
     pub(super) buffer: Vec<u8>,
     /// Blocks that go into the log changed or not.
@@ -151,6 +153,7 @@ impl Engine {
             next_hold: now,
             pass: Pass::new(Journal::new(shared.log.clone(), state), next_id),
             hot: Hot::default(),
+            look: Look { root: Arc::clone(&root), device: home.local.dev, catalog: Arc::clone(&catalog) },
             notes: Notes::default(),
             buffer: Vec::new(),
             forced: HashMap::new(),
@@ -271,7 +274,7 @@ impl Engine {
         if asked {
             self.wake_rested();
             let now_too = !self.waiting.is_empty() || stopping;
-            self.hot.poll(&self.root, &self.home, &read(&self.catalog), &self.hints, now_too);
+            self.hot.poll(&self.look, &self.hints, now_too);
         }
         self.begin_gap()?;
         if self.scan_wanted && !stopping && (asked || Instant::now() >= self.scan_due) {
@@ -506,7 +509,7 @@ impl Engine {
         let now = Instant::now();
         if now >= self.next_hot && !stopping {
             self.next_hot = now + self.options.hot_interval;
-            self.hot.poll(&self.root, &self.home, &read(&self.catalog), &self.hints, false);
+            self.hot.poll(&self.look, &self.hints, false);
             self.publish();
         }
         if self.rescan.as_ref().is_some_and(JoinHandle::is_finished) {

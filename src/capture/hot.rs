@@ -5,27 +5,25 @@
 //! (fdatasync through a descriptor of our own) before it is looked at; what is stored later shows again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::sync::RwLock;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::engine::read;
 use super::examine::split;
 use super::hints::{Hints, flag};
+use super::holders::{Found, Look};
 use super::watch::earlier;
 use crate::catalog::Catalog;
 use crate::position::FileId;
 use crate::record::Kind;
-use crate::sys::{self, Root, Stat};
+use crate::sys::{self, Stat};
 
 /// A file that showed no change for this long is polled no more, unless it is open for writing.
 const COOL: Duration = Duration::from_secs(60);
 /// Most files polled of each kind; the full scan finds what is beyond.
-const HOT_MAX: usize = 10_000;
-/// Most descriptors looked at in one look through /proc.
-const FDS_MAX: usize = 100_000;
+pub(super) const HOT_MAX: usize = 10_000;
 /// Looking through /proc may take one part in this many of the time, while the tree changes and while it rests.
 const PROC_SHARE: u32 = 500;
 const PROC_SHARE_QUIET: u32 = 4000;
@@ -34,8 +32,6 @@ const PROC_MIN: Duration = Duration::from_secs(1);
 const PROC_MAX: Duration = Duration::from_secs(60);
 /// After this time a direct write that was under way when the file was read is over.
 const DIRECT_DONE: Duration = Duration::from_secs(3);
-/// `O_DIRECT` in the flags that fdinfo shows, on all architectures that differ from the rest included.
-const DIRECT: [u32; 3] = [0o40000, 0o200_000, 0o400_000];
 
 /// The hot list.
 #[derive(Debug, Default)]
@@ -52,6 +48,8 @@ pub(super) struct Hot {
     /// Files whose content should be compared soon.
     pub(super) scrub: Vec<FileId>,
     next_proc: Option<Instant>,
+    /// A look through /proc under way.
+    looking: Option<JoinHandle<Found>>,
     /// Processes whose open files may not be seen.
     pub(super) hidden: u64,
     /// Files that found no place on the list.
@@ -110,17 +108,14 @@ impl Hot {
     }
 
     /// Compares the stamps of every file on the list; what differs becomes a hint.
-    pub(super) fn poll(&mut self, root: &Root, home: &Stat, catalog: &Catalog, hints: &Hints, now_too: bool) {
+    pub(super) fn poll(&mut self, at: &Look, hints: &Hints, now_too: bool) {
         let now = Instant::now();
         // A tree that just began to change is looked at as one that changes.
         if !self.written.is_empty() && self.next_proc.is_some_and(|t| t > now + PROC_MIN * 3) {
             self.next_proc = None;
         }
-        if now_too || self.next_proc.is_none_or(|t| now >= t) {
-            self.look_through_proc(root, home, catalog, hints);
-            let share = if self.written.is_empty() { PROC_SHARE_QUIET } else { PROC_SHARE };
-            self.next_proc = Some(Instant::now() + (now.elapsed() * share).clamp(PROC_MIN, PROC_MAX));
-        }
+        self.look(at, hints, now_too);
+        let catalog = read(&at.catalog);
         for path in self.racy.drain() {
             hints.add(&path, flag::SCAN);
         }
@@ -137,7 +132,7 @@ impl Hot {
         for (path, direct) in paths {
             let (parent, name) = split(&path);
             if dir.as_ref().is_none_or(|(rel, _)| rel != parent) {
-                dir = root.open_dir_path(parent).ok().map(|fd| (parent.to_vec(), fd));
+                dir = at.root.open_dir_path(parent).ok().map(|fd| (parent.to_vec(), fd));
             }
             let stat = dir.as_ref().and_then(|(_, fd)| sys::stat_at(fd, name).ok().flatten());
             let Some(stat) = stat.filter(|s| s.kind == Kind::File) else {
@@ -145,7 +140,7 @@ impl Hot {
                 self.linked.remove(&path[..]);
                 continue;
             };
-            self.compare(&path, &stat, direct, catalog, hints);
+            self.compare(&path, &stat, direct, &catalog, hints);
         }
     }
 
@@ -169,36 +164,34 @@ impl Hot {
         }
     }
 
-    /// Files of the tree that some process holds open for writing, or has mapped shared and writable.
-    fn look_through_proc(&mut self, root: &Root, home: &Stat, catalog: &Catalog, hints: &Hints) {
-        (self.hidden, self.open) = (0, HashMap::new());
-        let before = std::mem::take(&mut self.mapped);
-        let own = std::process::id().to_string();
-        let mut budget = FDS_MAX;
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            if !name.as_bytes().iter().all(u8::is_ascii_digit) || name.as_bytes() == own.as_bytes() {
-                continue;
-            }
-            let process = entry.path();
-            match fs::read_dir(process.join("fd")) {
-                Ok(fds) => {
-                    for fd in fds.flatten() {
-                        budget = budget.saturating_sub(1);
-                        if budget > 0 {
-                            self.open_file(home, catalog, &process, &fd.path());
-                        }
-                    }
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => self.hidden += 1,
-                Err(_) => {}
-            }
-            if let Ok(maps) = fs::read(process.join("maps")) {
-                self.mapped_files(root, home, catalog, &maps);
-            }
+    /// Starts a look through /proc when one is due, and takes over what the last one found. With `now_too` it is
+    /// made here; else on a thread of its own, since it may take many times as long as a pass.
+    fn look(&mut self, look: &Look, hints: &Hints, now_too: bool) {
+        let done = self.looking.as_ref().is_some_and(|t| now_too || t.is_finished());
+        if let Some(thread) = self.looking.take_if(|_| done)
+            && let Ok(found) = thread.join()
+        {
+            self.take_over(found, &look.catalog, hints);
         }
+        if now_too {
+            let found = look.look();
+            self.take_over(found, &look.catalog, hints);
+        } else if self.looking.is_none() && self.next_proc.is_none_or(|t| Instant::now() >= t) {
+            let look = look.clone();
+            let thread = std::thread::Builder::new().name("capture-proc".to_owned());
+            self.looking = thread.spawn(move || look.look()).ok();
+        }
+    }
+
+    fn take_over(&mut self, found: Found, catalog: &RwLock<Catalog>, hints: &Hints) {
+        let share = if self.written.is_empty() { PROC_SHARE_QUIET } else { PROC_SHARE };
+        self.next_proc = Some(Instant::now() + (found.took * share).clamp(PROC_MIN, PROC_MAX));
+        (self.open, self.hidden) = (found.open, found.hidden);
+        self.dropped += found.dropped;
+        let before = std::mem::replace(&mut self.mapped, found.mapped);
         self.inodes = self.mapped.values().copied().collect();
         // A file just mapped may have been looked at without cleaning it; one not mapped any more may have had last stores.
+        let catalog = read(catalog);
         let changed = self.mapped.keys().filter(|id| !before.contains_key(id));
         for id in changed.chain(before.keys().filter(|id| !self.mapped.contains_key(id))) {
             if let Some(path) = catalog.path(*id) {
@@ -206,70 +199,49 @@ impl Hot {
             }
         }
     }
-
-    fn open_file(&mut self, home: &Stat, catalog: &Catalog, process: &Path, fd: &Path) {
-        // The link's own mode says how the file is open.
-        if !fs::symlink_metadata(fd).is_ok_and(|m| m.mode() & 0o200 != 0) {
-            return;
-        }
-        let Ok(meta) = fs::metadata(fd) else { return };
-        if !meta.is_file() || meta.dev() != home.local.dev {
-            return;
-        }
-        let Some(id) = catalog.by_local(meta.dev(), meta.ino()) else { return };
-        let Some(number) = fd.file_name() else { return };
-        let info = fs::read_to_string(process.join("fdinfo").join(number)).unwrap_or_default();
-        let flags = info.lines().find_map(|l| l.strip_prefix("flags:")).map(str::trim);
-        let flags = flags.and_then(|f| u32::from_str_radix(f, 8).ok()).unwrap_or(0);
-        let direct = flags & DIRECT[direct_index()] != 0;
-        if self.open.len() < HOT_MAX {
-            *self.open.entry(id).or_default() |= direct;
-        } else {
-            self.dropped += 1;
-        }
-    }
-
-    /// Lines of `maps`: range, permissions, offset, device, inode, path.
-    fn mapped_files(&mut self, root: &Root, home: &Stat, catalog: &Catalog, maps: &[u8]) {
-        let base = root.path().as_os_str().as_bytes();
-        for line in maps.split(|&b| b == b'\n') {
-            let mut fields = line.splitn(6, |&b| b == b' ');
-            let permissions = fields.nth(1).unwrap_or_default();
-            if permissions.get(1) != Some(&b'w') || permissions.get(3) != Some(&b's') {
-                continue;
-            }
-            let (device, inode) = (fields.nth(1), fields.next());
-            let path = fields.next().unwrap_or_default().trim_ascii_start();
-            // Some file systems show another device number here than stat does; then the path has to do.
-            let ours = device.and_then(parse_device) == Some(home.local.dev);
-            let below = path.strip_prefix(base).and_then(|rest| rest.strip_prefix(b"/"));
-            let number = inode.and_then(|n| std::str::from_utf8(n).ok()).and_then(|n| n.parse::<u64>().ok());
-            let Some(number) = number.filter(|_| ours || below.is_some()) else { continue };
-            if let Some(id) = catalog.by_local(home.local.dev, number) {
-                if self.mapped.len() < HOT_MAX {
-                    self.mapped.insert(id, number);
-                } else {
-                    self.dropped += 1;
-                }
-            }
-        }
-    }
 }
 
-/// `MAJOR:MINOR` in hexadecimal digits.
-fn parse_device(text: &[u8]) -> Option<u64> {
-    let (major, minor) = std::str::from_utf8(text).ok()?.split_once(':')?;
-    let parse = |s| u32::from_str_radix(s, 16).ok();
-    Some(rustix::fs::makedev(parse(major)?, parse(minor)?))
-}
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::process::{Command, Stdio};
+    use std::sync::Arc;
 
-/// Which value `O_DIRECT` has here.
-fn direct_index() -> usize {
-    if cfg!(any(target_arch = "arm", target_arch = "aarch64")) {
-        1
-    } else if cfg!(any(target_arch = "powerpc", target_arch = "powerpc64")) {
-        2
-    } else {
-        0
+    use super::*;
+    use crate::catalog::Seen;
+    use crate::position::SystemId;
+    use crate::record::{Attrs, Record};
+    use crate::sys::Root;
+
+    #[test]
+    fn who_holds_a_file_is_found_beside_the_poll_or_at_once_when_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create(dir.path().join("f")).unwrap();
+        let stat = sys::stat_fd(&file).unwrap();
+        let mut catalog = Catalog::new(SystemId(1), Attrs::default());
+        let (id, target) = (catalog.next_id(), &b""[..]);
+        catalog.fold(&Record::Create { id, kind: Kind::File, attrs: stat.attrs, rdev: 0, target }).unwrap();
+        catalog.fold(&Record::Link { parent: FileId::ROOT, name: b"f", id }).unwrap();
+        catalog.set_seen(id, Some(Seen { local: stat.local, ctime: stat.ctime, racy: false }));
+        let root = Arc::new(Root::open(dir.path()).unwrap());
+        let look = Look { root, device: stat.local.dev, catalog: Arc::new(RwLock::new(catalog)) };
+        let hints = Hints::new(dir.path());
+        let mut holder = Command::new("sleep").arg("60").stdout(Stdio::from(file)).spawn().unwrap();
+
+        let mut hot = Hot::default();
+        hot.poll(&look, &hints, false);
+        assert!(hot.looking.is_some() && hot.open.is_empty(), "the poll itself looked");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while hot.open.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+            hot.poll(&look, &hints, false);
+        }
+        assert_eq!(hot.open.get(&id), Some(&false));
+
+        let mut hot = Hot::default();
+        hot.poll(&look, &hints, true);
+        assert_eq!(hot.open.get(&id), Some(&false));
+        holder.kill().unwrap();
+        holder.wait().unwrap();
     }
 }

@@ -17,6 +17,7 @@
 //! | `commit` | differences to records, the mass-delete guard, the commit |
 //! | `scan` | the first scan, rescans |
 //! | `hot` | files whose changes cause no event |
+//! | `holders` | who has files open for writing or mapped: a look through /proc |
 //! | `background` | reading what the first scan did not read; the scrub |
 //! | `guard` | file systems, the identity of the root, excludes |
 
@@ -27,6 +28,7 @@ mod engine;
 mod examine;
 mod guard;
 mod hints;
+mod holders;
 mod hot;
 mod journal;
 mod pass;

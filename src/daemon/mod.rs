@@ -39,6 +39,8 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// How long a stop may take before the process ends without the final checkpoint.
 const STOP_MAX: Duration = Duration::from_secs(60);
+/// Between looks for a failure of an engine. Each look wakes threads of a node that is otherwise idle.
+const FAILURE_LOOK: Duration = Duration::from_millis(500);
 
 /// What a node is started with.
 #[derive(Debug)]
@@ -390,7 +392,7 @@ pub(crate) async fn until_failure(
     stop: &CancellationToken,
     mut check: impl FnMut() -> Option<Error>,
 ) -> Option<Error> {
-    let mut tick = tokio::time::interval(Duration::from_millis(100));
+    let mut tick = tokio::time::interval(FAILURE_LOOK);
     loop {
         tokio::select! {
             () = stop.cancelled() => return None,

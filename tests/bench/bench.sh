@@ -1,11 +1,15 @@
 #!/bin/sh
-# Builds the release program and prints the table of figures, peers beside it: tests/bench/bench.sh [NAME...]
+# Builds the release program and prints the table of figures, peers beside it:
 #
-# NAMEs choose rows (lag fill-pg fill-small catchup page pages scan idle bulk); BENCH_SCALE=0.1 makes all sizes
-# a tenth; BENCH_DIR is where the data goes (a real disk; /var/tmp). Needs the packages that scripts/test.sh installs.
+#   tests/bench/bench.sh [--quick] [NAME...]
+#
+# NAMEs choose figures (lag fill-pg fill-small catchup page pages scan idle bulk); --quick makes all sizes a
+# twentieth. BENCH_DIR is where the data goes: 12 GB on a real disk (/var/tmp); TOWLINE is a program to measure
+# instead of a new build. Needs root (PostgreSQL runs as its own user, perf sees all), what scripts/test.sh
+# installs, and for the column "where the time goes" perf (linux-perf).
 set -eu
 cd "$(dirname "$0")/../.."
-cargo build --release --quiet
+[ -n "${TOWLINE:-}" ] || cargo build --release --quiet
 python=/usr/bin/python3
 [ -x $python ] || python=python3
-exec $python tests/bench/bench.py "$@"
+exec $python -B tests/bench/bench.py "$@"

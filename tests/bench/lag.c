@@ -1,10 +1,12 @@
 /* Lag from "write returned" to "visible on the follower", one operation at a time on a quiet tree.
  *
- *   lag SOURCE DEST COUNT PAUSE_MS KIND      KIND: create, append, replace
+ *   lag SOURCE DEST COUNT PAUSE_MS KIND [FLOOR]      KIND: create, append, replace
  *
  * SOURCE and DEST are the same directory on the two sides. The clock starts when the last system call of
  * the operation returned; it stops when the bytes can be read under the name in DEST. An inotify
- * descriptor on DEST says when to look. Prints microseconds: count p50 p90 p99 max. */
+ * descriptor on DEST says when to look. Between the operations the floor is measured in the directory
+ * FLOOR: what nobody can save is two appends of 256 bytes made durable one after the other, and a file
+ * created. Prints microseconds: count p50 p90 p99 max, then the same of the floor. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -51,12 +53,37 @@ static void put(const char *path, int flags, const char *line) {
 		die(path);
 }
 
+static int logs[2] = {-1, -1};
+
+static double floor_once(const char *dir, int i, const char *line) {
+	char path[4096], block[256];
+	memset(block, i, sizeof block);
+	for (int k = 0; k < 2 && logs[k] < 0; k++) {
+		snprintf(path, sizeof path, "%s/log%d", dir, k);
+		logs[k] = open(path, O_WRONLY | O_CREAT, 0644);
+		if (logs[k] < 0 || posix_fallocate(logs[k], 0, 1 << 20) || fsync(logs[k]))
+			die(path);
+	}
+	double start = now();
+	for (int k = 0; k < 2; k++)
+		if (pwrite(logs[k], block, sizeof block, (off_t)i * sizeof block) != sizeof block || fdatasync(logs[k]))
+			die("floor");
+	snprintf(path, sizeof path, "%s/f%d", dir, i);
+	put(path, O_TRUNC, line);
+	return now() - start;
+}
+
+static void print(double *v, int count) {
+	qsort(v, count, sizeof *v, order);
+	printf("%d %.0f %.0f %.0f %.0f\n", count, v[count / 2], v[count * 9 / 10], v[count * 99 / 100], v[count - 1]);
+}
+
 int main(int argc, char **argv) {
 	if (argc < 6)
 		return 2;
-	const char *kind = argv[5];
+	const char *kind = argv[5], *floor_dir = argc > 6 ? argv[6] : NULL;
 	int count = atoi(argv[3]), pause_ms = atoi(argv[4]);
-	double *lags = calloc(count, sizeof *lags);
+	double *lags = calloc(count, sizeof *lags), *floors = calloc(count, sizeof *floors);
 	int in = inotify_init1(IN_NONBLOCK);
 	if (in < 0 || inotify_add_watch(in, argv[2], IN_MODIFY | IN_CREATE | IN_MOVED_TO | IN_CLOSE_WRITE) < 0)
 		die("inotify");
@@ -67,6 +94,10 @@ int main(int argc, char **argv) {
 		snprintf(to, sizeof to, "%s/%s", argv[2], name);
 		snprintf(aside, sizeof aside, "%s/.aside", argv[1]);
 		snprintf(line, sizeof line, "line %d of the measurement\n", i);
+		if (floor_dir) {
+			floors[i] = floor_once(floor_dir, i, line);
+			usleep(pause_ms * 500);
+		}
 		if (!strcmp(kind, "replace")) {
 			put(aside, O_TRUNC, line);
 			if (rename(aside, from))
@@ -86,9 +117,10 @@ int main(int argc, char **argv) {
 			}
 		}
 		lags[i] = now() - start;
-		usleep(pause_ms * 1000);
+		usleep(pause_ms * (floor_dir ? 500 : 1000));
 	}
-	qsort(lags, count, sizeof *lags, order);
-	printf("%d %.0f %.0f %.0f %.0f\n", count, lags[count / 2], lags[count * 9 / 10], lags[count * 99 / 100], lags[count - 1]);
+	print(lags, count);
+	if (floor_dir)
+		print(floors, count);
 	return 0;
 }

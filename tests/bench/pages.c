@@ -3,8 +3,8 @@
  *   pages SOURCE DEST SECONDS RATE
  *
  * Each write of 8 KiB goes to a random page; page 0 then takes the number of the write, every 10 ms. A
- * second thread polls page 0 of DEST each 200 us. Prints: writes, lag p50 p99 max and the time from the
- * last write until it is visible, in microseconds. */
+ * second thread polls page 0 of DEST each 200 us. Prints: writes, marks, lag p50 p99 max and the time from
+ * the last write until it is visible, in microseconds. */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -114,6 +114,6 @@ int main(int argc, char **argv) {
 	pthread_join(thread, NULL);
 	double tail = now() - when[mark];
 	qsort(lag, lags, sizeof *lag, order);
-	printf("%lu %.0f %.0f %.0f %.0f\n", n, lag[lags / 2], lag[lags * 99 / 100], lag[lags - 1], tail);
+	printf("%lu %lu %.0f %.0f %.0f %.0f\n", n, mark, lag[lags / 2], lag[lags * 99 / 100], lag[lags - 1], tail);
 	return 0;
 }
