@@ -114,6 +114,16 @@ pub enum Cuts {
     File,
 }
 
+/// What a follower does when exact cuts stay away for longer than `max_inexact`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Inexact {
+    /// Say so in the status and go on waiting.
+    Report,
+    /// Say so and apply the newest cut of files.
+    Apply,
+}
+
 /// What a follower does about a change somebody made in its directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -140,6 +150,12 @@ pub struct Config {
     pub name: Option<String>,
     /// Cuts that a follower applies.
     pub apply_cuts: Cuts,
+    /// How long a follower waits for an exact cut while others stand in its log; 0s: for ever.
+    pub max_inexact: Span,
+    /// How much log may wait for an exact cut on a follower; 0: any.
+    pub max_inexact_bytes: Size,
+    /// What a follower does after that: `report`, or `apply` the newest cut of files.
+    pub inexact: Inexact,
     /// What to do about changes made in a follower's directory.
     pub local_edits: LocalEdits,
     /// A peer that sends nothing for this long is given up.
@@ -188,6 +204,9 @@ impl Default for Config {
             leader: None,
             name: None,
             apply_cuts: Cuts::Exact,
+            max_inexact: span(300),
+            max_inexact_bytes: Size(1 << 30),
+            inexact: Inexact::Report,
             local_edits: LocalEdits::Refuse,
             peer_timeout: span(10),
             segment_timeout: span(60),

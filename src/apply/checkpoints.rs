@@ -52,6 +52,12 @@ impl Checkpoints {
         })
     }
 
+    /// From here on the directory may rest on a cut of files; recovery has to know before it does.
+    pub(super) fn allow_file_cuts(&self) -> Result<()> {
+        let path = self.dir.join(FILE_CUTS);
+        if path.exists() { Ok(()) } else { disk::write_atomic(&self.dir, FILE_CUTS, b"").map(drop) }
+    }
+
     /// The cuts that recovery may end on: those that the last run could have ended on.
     pub(super) fn cuts_before(paths: &ApplyPaths, options: &ApplyOptions) -> ApplyCuts {
         if paths.catalog.join(FILE_CUTS).exists() { ApplyCuts::File } else { options.cuts }

@@ -18,6 +18,7 @@ use super::content::Contents;
 use super::handle::Shared;
 use super::intake::{Batch, Frames, Intake, KEEP_BYTES, Source};
 use super::notes::Notes;
+use super::patience::{Inexact, Patience, Verdict};
 use super::site::Site;
 use super::work::Work;
 use super::{Applied, ApplyOptions, ApplyPaths, ApplyState};
@@ -39,6 +40,7 @@ pub(super) struct Running {
     pub(super) site: Site,
     pub(super) intake: Intake,
     pub(super) checkpoints: Checkpoints,
+    patience: (Patience, Inexact),
     pub(super) shared: Arc<Shared>,
     pub(super) log: Log,
     tail: watch::Receiver<Tail>,
@@ -111,6 +113,10 @@ impl Engine {
             site,
             intake,
             checkpoints,
+            patience: (
+                Patience::new(self.options.max_inexact, self.options.max_inexact_bytes),
+                self.options.inexact,
+            ),
             shared: self.shared,
             tail: self.log.subscribe(),
             log: self.log,
@@ -157,6 +163,7 @@ impl Running {
             self.shared.rest();
             self.set_state(if pause { ApplyState::Paused } else { ApplyState::Idle });
             let wait = self.checkpoints.due_in(&self.fold).min(Duration::from_secs(3600));
+            let wait = if pause { wait } else { wait.min(self.patience_left()) };
             let wait = if self.site.later.is_empty() { wait } else { Duration::ZERO };
             match self.wait(wait)? {
                 Woken::Log | Woken::Asked => {}
@@ -168,10 +175,46 @@ impl Running {
         }
     }
 
-    /// The next batch, the log's own failure first.
+    /// The next batch. When exact cuts stay away for too long that is said, and may be one that ends on a cut of files.
     fn next_batch(&mut self) -> Result<Option<Batch>> {
         let limit = self.tail.borrow_and_update().end;
-        self.intake.next(limit)
+        let batch = self.intake.next(limit)?;
+        let waiting = if batch.is_some() { None } else { self.intake.stuck() };
+        let verdict = self.patience.0.look(waiting, Instant::now());
+        let said = self.site.stats().inexact.is_some();
+        match verdict {
+            Verdict::Content if said => {
+                tracing::info!("the directory moves on");
+                self.site.stats().inexact = None;
+            }
+            Verdict::Over(age) => {
+                let text = format!(
+                    "no exact cut for {} s; configure freeze on the leader, or apply_cuts = \"file\" here",
+                    age.as_secs()
+                );
+                let applies = self.patience.1 == Inexact::Apply;
+                if !said {
+                    tracing::warn!("{}{text}", if applies { "a cut of files is applied: " } else { "" });
+                }
+                self.site.stats().inexact = Some(text);
+                if applies {
+                    self.checkpoints.allow_file_cuts()?;
+                    self.site.stats().inexact_applied += 1;
+                    self.patience.0.look(None, Instant::now());
+                    return Ok(self.intake.newest());
+                }
+            }
+            Verdict::Content | Verdict::Waits(_) => {}
+        }
+        Ok(batch)
+    }
+
+    /// How long until more patience would be too much.
+    fn patience_left(&mut self) -> Duration {
+        match self.patience.0.look(self.intake.stuck(), Instant::now()) {
+            Verdict::Waits(left) => left,
+            Verdict::Over(_) | Verdict::Content => Duration::MAX,
+        }
     }
 
     /// Waits for log, a request, or time to pass.

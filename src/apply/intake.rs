@@ -94,6 +94,18 @@ impl Intake {
         Ok(newest.filter(|&n| self.spans[n - 1].end >= floor).map(|n| self.take(n)))
     }
 
+    /// Bytes of the complete change sets that wait for a cut to rest on; `None` when there are none.
+    pub(crate) fn stuck(&self) -> Option<u64> {
+        let some = self.rests == 0 && self.spans.iter().any(|s| !s.aborted);
+        some.then(|| self.waiting())
+    }
+
+    /// Everything up to the newest change set that is complete, whatever its cut.
+    pub(crate) fn newest(&mut self) -> Option<Batch> {
+        let newest = self.spans.iter().rposition(|s| !s.aborted)?;
+        Some(self.take(newest + 1))
+    }
+
     /// From here on these cuts are good to rest on.
     pub(crate) fn allow(&mut self, cuts: ApplyCuts) {
         self.cuts = cuts;

@@ -26,6 +26,7 @@ mod engine;
 mod handle;
 mod intake;
 mod notes;
+mod patience;
 mod plan;
 mod recover;
 mod scan;
@@ -43,6 +44,7 @@ use serde::Serialize;
 use crate::position::{Cut, Lsn, SystemId, TimelineId};
 
 pub use handle::{Apply, ApplyHandle};
+pub use patience::Inexact;
 
 /// Which cuts the directory may rest on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -69,6 +71,12 @@ pub enum LocalEdits {
 pub struct ApplyOptions {
     /// Which cuts the directory may rest on.
     pub cuts: ApplyCuts,
+    /// How long cuts of files may wait for an exact one; zero: for ever.
+    pub max_inexact: Duration,
+    /// How many bytes of log may wait for an exact cut; zero: any.
+    pub max_inexact_bytes: u64,
+    /// What happens after that.
+    pub inexact: Inexact,
     /// What happens to local edits.
     pub local_edits: LocalEdits,
     /// A checkpoint after this many bytes of log.
@@ -83,6 +91,9 @@ impl Default for ApplyOptions {
     fn default() -> Self {
         Self {
             cuts: ApplyCuts::Exact,
+            max_inexact: Duration::from_secs(300),
+            max_inexact_bytes: 1 << 30,
+            inexact: Inexact::Report,
             local_edits: LocalEdits::Refuse,
             checkpoint_bytes: 256 << 20,
             checkpoint_interval: Duration::from_secs(300),
@@ -167,6 +178,10 @@ pub struct ApplyStats {
     pub commits: u64,
     /// Records folded since the start.
     pub records: u64,
+    /// Why the directory stands still, when exact cuts stay away for longer than allowed.
+    pub inexact: Option<String>,
+    /// Cuts of files that were applied because exact ones stayed away.
+    pub inexact_applied: u64,
     /// Batches since the start: several change sets waiting become one.
     pub batches: u64,
     /// Bytes of log redone at the start.

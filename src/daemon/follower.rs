@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, Node, blocking, bounded_stop, lag, log_part, until_failure};
-use crate::apply::{Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, LocalEdits};
+use crate::apply::{Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Inexact, LocalEdits};
 use crate::config::{self, Config, Cuts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fill;
@@ -115,6 +115,12 @@ fn options(config: &Config) -> ApplyOptions {
         cuts: match config.apply_cuts {
             Cuts::Exact => ApplyCuts::Exact,
             Cuts::File => ApplyCuts::File,
+        },
+        max_inexact: config.max_inexact.0,
+        max_inexact_bytes: config.max_inexact_bytes.0,
+        inexact: match config.inexact {
+            config::Inexact::Report => Inexact::Report,
+            config::Inexact::Apply => Inexact::Apply,
         },
         local_edits: match config.local_edits {
             config::LocalEdits::Refuse => LocalEdits::Refuse,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::apply::{ApplyCuts, ApplyState};
+use crate::apply::{ApplyCuts, ApplyState, Inexact};
 use crate::position::{Cut, FileId, Lsn};
 use crate::record::{BLOCK, Kind, Record};
 
@@ -159,6 +159,42 @@ fn apply_rests_on_exact_cuts_only_unless_told_otherwise() {
     handle.stop().unwrap();
     // It stood there; a later start that allows exact cuts only does not go back.
     b.options.cuts = ApplyCuts::Exact;
+    let handle = b.start().unwrap();
+    assert_eq!(b.wait(&handle, last).lsn, last);
+    handle.stop().unwrap();
+}
+
+#[test]
+fn when_exact_cuts_stay_away_a_file_cut_is_applied_if_told_so() {
+    let mut b = Bench::new();
+    b.options.max_inexact = Duration::from_millis(100);
+    let handle = b.start().unwrap();
+    b.file(ROOT, "a", b"1");
+    let exact = b.commit(Cut::Exact);
+    b.wait(&handle, exact);
+    b.file(ROOT, "b", b"2");
+    let file = b.commit(Cut::File);
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while handle.stats().inexact.is_none() && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(handle.stats().inexact.is_some_and(|t| t.contains("freeze")), "it is said");
+    assert_eq!(handle.applied().borrow().lsn, exact, "to report is not to apply");
+    handle.stop().unwrap();
+    b.options.inexact = Inexact::Apply;
+    let handle = b.start().unwrap();
+    assert_eq!(b.wait(&handle, file).cut, Cut::File);
+    assert_eq!(handle.stats().inexact_applied, 1);
+    b.file(ROOT, "c", b"3");
+    let next = b.commit(Cut::Exact);
+    b.wait(&handle, next);
+    assert_eq!(handle.stats().inexact, None);
+    b.file(ROOT, "d", b"4");
+    let last = b.commit(Cut::File);
+    b.wait(&handle, last);
+    handle.stop().unwrap();
+    // It rested there; whoever reports only does not go back.
+    b.options.inexact = Inexact::Report;
     let handle = b.start().unwrap();
     assert_eq!(b.wait(&handle, last).lsn, last);
     handle.stop().unwrap();
