@@ -18,6 +18,7 @@ use super::content::Contents;
 use super::handle::Shared;
 use super::intake::{Batch, Frames, Intake, KEEP_BYTES, Source};
 use super::notes::Notes;
+use super::refusal::Refusal;
 use super::site::Site;
 use super::work::Work;
 use super::{Applied, ApplyOptions, ApplyPaths, ApplyState};
@@ -104,6 +105,7 @@ impl Engine {
             Arc::clone(&self.fold.catalog),
             Arc::clone(&self.shared.stats),
             self.options.local_edits,
+            Refusal::new(self.paths.refusal()),
         )?;
         let checkpoints = Checkpoints::new(&self.paths, &self.root, &self.options, from)?;
         let mut running = Running {

@@ -117,7 +117,13 @@ impl Engine {
         (stats.freezes, stats.freeze_failures) = (notes.freezes, notes.freeze_failures);
         stats.unreadable.clone_from(&notes.unreadable);
         stats.refused.clone_from(&notes.refused);
-        stats.hold = lock(&self.shared.hold).clone();
+        let hold = lock(&self.shared.hold).clone();
+        stats.hold_since = match (&hold, stats.hold_since) {
+            (None, _) => 0,
+            (Some(_), 0) => wall_clock(),
+            (Some(_), since) => since,
+        };
+        stats.hold = hold;
     }
 }
 
