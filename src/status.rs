@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `role`, `name`, `version`, `data` | who this is |
 //! | `system`, `timeline` | what it replicates |
-//! | `state` | `starting`, `filling`, `recovering`, `running`, `stopping`; `stalled`: failed, tried again by itself; `corrupt`, `missing`, `diverged`, `refused`, `config`: failed, and needs help; `held`: a guard waits for `towline confirm` |
+//! | `state` | `starting`, `filling`, `recovering`, `running`, `stopping`; `healing`: damaged log is fetched again; `stalled`: failed, tried again by itself; `corrupt`, `missing`, `diverged`, `refused`, `config`: failed, and needs help; `held`: a guard waits for `towline confirm` |
 //! | `health` | `ok`; `starting`; `behind`; `cut-off`: a follower without its upstream; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator |
 //! | `error` | `null`, or what keeps the node from `running`: `kind`, `message`, `remedy`, `needs_help`, `since` and `next_retry` in ns since 1970 (`null`: it is not tried by time), `attempts` |
 //! | `log` | `written`, `end`, `commit`, `exact`: positions; `segment`; `commit_time` in ns since 1970 |

@@ -100,6 +100,7 @@ impl Engine {
         };
         let cuts = Checkpoints::cuts_before(&self.paths, &self.options);
         let intake = Intake::open(source, from, cuts)?;
+        super::site::check_identity(&self.fold, &self.root)?;
         let site = Site::open(
             Arc::clone(&self.root),
             Arc::clone(&self.fold.catalog),

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use crate::catalog::{Catalog, LocalId, Seen};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fold::Fold;
 use crate::position::FileId;
 use crate::record::{Kind, Time};
 use crate::sys::{self, Root, STAGE_DIR, Stat};
@@ -206,6 +207,27 @@ impl Site {
             }
         }
     }
+}
+
+/// The catalog's root must be this directory: a bare mount point is not to be filled or judged. A device that is
+/// numbered anew since the last start is noted.
+pub(crate) fn check_identity(fold: &Fold, root: &Root) -> Result<()> {
+    let failed = |e| Error::io("stat", root.path(), e);
+    let here = sys::stat_fd(root.fd()).map_err(failed)?.local;
+    let known = fold.read().get(FileId::ROOT).and_then(|n| n.seen).map(|s| s.local);
+    let Some(known) = known.filter(|k| !same_inode(k, &here)) else { return Ok(()) };
+    if !same_inode(&LocalId { dev: here.dev, ..known }, &here) {
+        let text = format!(
+            "'{}' is not the directory that this follower keeps (inode {} instead of {}): mount the right one, or \
+             empty the state directory and this one, to fill it anew",
+            root.path().display(),
+            here.ino,
+            known.ino
+        );
+        return Err(Error::new(ErrorKind::Refused, text));
+    }
+    fold.write().renumber_device(known.dev, here.dev);
+    Ok(())
 }
 
 /// What cannot be made equal again from what is here.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::engine::{Engine, read};
 use super::scan::Scanner;
 use super::{Shared, guard, lock, wall_clock};
-use crate::catalog::{Catalog, Seen};
+use crate::catalog::Catalog;
 use crate::checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Cut, FileId, Lsn};
@@ -170,13 +170,7 @@ pub(super) fn check_identity(catalog: &RwLock<Catalog>, root: &Root, home: &Stat
         return Err(Error::new(ErrorKind::Refused, text));
     }
     let mut catalog = catalog.write().unwrap_or_else(PoisonError::into_inner);
-    let all: Vec<(FileId, Seen)> = catalog.inodes().filter_map(|n| Some((n.id, n.seen?))).collect();
-    for (id, mut seen) in all {
-        if seen.local.dev == known.dev {
-            seen.local.dev = home.local.dev;
-            catalog.set_seen(id, Some(seen));
-        }
-    }
+    catalog.renumber_device(known.dev, home.local.dev);
     Ok(())
 }
 

@@ -329,6 +329,15 @@ impl Catalog {
         (n.ctime_sec, n.ctime_nsec) = (seen.ctime.sec, seen.ctime.nsec);
     }
 
+    /// The device of the root is numbered anew, by a mount or a boot: everything seen on it is there still.
+    pub fn renumber_device(&mut self, from: u64, to: u64) {
+        let all: Vec<(FileId, Seen)> = self.inodes().filter_map(|n| Some((n.id, n.seen?))).collect();
+        for (id, mut seen) in all.into_iter().filter(|(_, seen)| seen.local.dev == from) {
+            seen.local.dev = to;
+            self.set_seen(id, Some(seen));
+        }
+    }
+
     fn forget_local(&mut self, slot: u32) {
         let n = self.nodes.at_mut(slot);
         if n.flags & SEEN == 0 {

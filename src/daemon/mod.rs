@@ -164,14 +164,15 @@ fn open(start: Start) -> Result<Node> {
             role.word()
         );
     }
-    if role == Role::Leader && !data.is_dir() {
+    // Later one that is not there may yet be mounted: it is waited for, and nothing is made in its place.
+    if role == Role::Leader && fresh && !data.is_dir() {
         let text = format!(
             "data directory '{}' is not a directory; a leader replicates one that exists",
             data.display()
         );
         return Err(Error::new(ErrorKind::Config, text));
     }
-    if role == Role::Follower {
+    if role == Role::Follower && state.control().is_none_or(|c| c.fill == FillState::None) {
         disk::create_dir_durable(&data)?;
     }
     Ok(Node {
@@ -285,6 +286,7 @@ async fn heal(node: &Arc<Node>, role: Role, e: Error) -> Result<()> {
         return Err(e);
     }
     tracing::warn!("{e}; looking for what of the log is not good");
+    node.phase("healing");
     let healed = tokio::select! {
         () = node.stop.cancelled() => return Err(e),
         healed = heal::log_of(node) => healed,

@@ -310,3 +310,88 @@ fn mistakes_of_the_command_end_it_with_their_exit_code() {
         assert_eq!(errors, 1, "{words:?}: one clear error: {text}");
     }
 }
+
+#[test]
+fn another_directory_in_the_place_of_the_data_is_refused_until_the_right_one_is_back() {
+    let mut pair = Pair::start("replaced");
+    load::burst(&pair.data().join("app"), 1, 50);
+    pair.equal(10);
+    for leader in [true, false] {
+        let node = if leader { &mut pair.leader } else { &mut pair.follower };
+        node.stop();
+        let (data, aside) = (node.data().to_owned(), pair.bed.path("aside"));
+        fs::rename(&data, &aside).expect("rename");
+        // Nothing there: it may yet be mounted.
+        *node = node.spec.start();
+        stands_still(node, "stalled", "io", "data");
+        assert!(!data.exists(), "nothing is made in its place");
+        node.stop();
+        fs::create_dir(&data).expect("mkdir");
+        *node = node.spec.start();
+        stands_still(node, "refused", "refused", "is not the directory");
+        assert_eq!(fs::read_dir(&data).expect("list").count(), 0, "untouched");
+        fs::remove_dir(&data).expect("rmdir");
+        fs::rename(&aside, &data).expect("rename");
+        node.reload("peer_timeout", if leader { "\"3s\"" } else { "\"4s\"" }).expect("reload");
+        fs::write(pair.data().join("more"), leader.to_string()).expect("write");
+        pair.equal(30);
+    }
+    pair.finish();
+}
+
+#[test]
+fn a_follower_whose_file_system_is_numbered_anew_goes_on() {
+    let bed = Bed::new("renumbered");
+    let run = |words: &[&str]| {
+        let out = Command::new(words[0]).args(&words[1..]).output().ok().filter(|o| o.status.success());
+        out.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
+    };
+    let leader = bed.leader("leader").start();
+    let spec = bed.follower("follower", leader.spec.listen);
+    let (image, other) = (bed.path("image"), bed.path("other"));
+    for file in [&image, &other] {
+        fs::File::create(file).expect("create").set_len(32 << 20).expect("size");
+    }
+    let text = |p: &Path| p.to_str().expect("text").to_owned();
+    let (image, other, data) = (text(&image), text(&other), text(&spec.data));
+    let made = run(&["mkfs.ext4", "-q", "-F", "-I", "256", &image])
+        .and_then(|_| run(&["losetup", "-f", "--show", &image]));
+    let mounted = made.clone().and_then(|device| run(&["mount", &device, &data]));
+    let (Some(first), Some(_)) = (made, mounted) else {
+        println!("skipped: no file system can be made and mounted on this host");
+        return;
+    };
+    struct Undo(Vec<[String; 3]>);
+    impl Drop for Undo {
+        fn drop(&mut self) {
+            for words in self.0.iter().rev() {
+                let _ =
+                    Command::new(&words[0]).args(&words[1..]).stderr(std::process::Stdio::null()).status();
+            }
+        }
+    }
+    let mut undo = Undo(vec![
+        ["losetup".into(), "-d".into(), first.clone()],
+        ["umount".into(), "-l".into(), data.clone()],
+    ]);
+    fs::remove_dir(spec.data.join("lost+found")).expect("empty");
+    let mut follower = spec.start();
+    load::burst(&leader.data().join("app"), 1, 100);
+    assert_equal_within(within(20), leader.data(), follower.data());
+    follower.kill();
+    load::burst(&leader.data().join("app"), 2, 50);
+    let device = |path: &Path| std::os::unix::fs::MetadataExt::dev(&fs::metadata(path).expect("stat"));
+    let before = device(follower.data());
+    assert!(run(&["umount", &data]).is_some() && run(&["losetup", "-d", &first]).is_some());
+    // Another file takes the first device, so that the image gets another one.
+    assert!(run(&["losetup", &first, &other]).is_some());
+    let second = run(&["losetup", "-f", "--show", &image]).expect("losetup");
+    undo.0.push(["losetup".into(), "-d".into(), second.clone()]);
+    undo.0.push(["umount".into(), "-l".into(), data.clone()]);
+    assert!(run(&["mount", &second, &data]).is_some());
+    assert_ne!(device(follower.data()), before, "the device has another number");
+    follower.restart();
+    assert_equal_within(within(20), leader.data(), follower.data());
+    follower.stop();
+    drop(follower);
+}
