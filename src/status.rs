@@ -4,8 +4,9 @@
 //! | --- | --- |
 //! | `role`, `name`, `version`, `data` | who this is |
 //! | `system`, `timeline` | what it replicates |
-//! | `state` | `starting`, `filling`, `running`, `held`, `stalled`, `diverged`, `stopping` |
-//! | `error` | `null`, or `kind` and `message` of what keeps the node from `running` |
+//! | `state` | `starting`, `filling`, `recovering`, `running`, `stopping`; `healing`: damaged log is fetched again; `stalled`: failed, tried again by itself; `corrupt`, `missing`, `diverged`, `refused`, `config`: failed, and needs help; `held`: a guard waits for `towline confirm` |
+//! | `health` | `ok`; `starting`; `behind`; `cut-off`: a follower without its upstream; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator |
+//! | `error` | `null`, or what keeps the node from `running`: `kind`, `message`, `remedy`, `needs_help`, `since` and `next_retry` in ns since 1970 (`null`: it is not tried by time), `attempts` |
 //! | `log` | `written`, `end`, `commit`, `exact`: positions; `segment`; `commit_time` in ns since 1970 |
 //! | `capture` | leader only: cuts, gaps, holds, watches, what only a scan found |
 //! | `apply` | follower only: `lsn`, `cut`, `state`, `paused`, local edits, skipped for lack of privilege |
@@ -30,6 +31,7 @@ pub struct Status {
     pub system: String,
     pub timeline: u32,
     pub state: String,
+    pub health: &'static str,
     pub error: Option<Failure>,
     pub log: Option<LogPart>,
     pub capture: Option<Value>,
@@ -46,6 +48,11 @@ pub struct Status {
 pub struct Failure {
     pub kind: &'static str,
     pub message: String,
+    pub remedy: &'static str,
+    pub needs_help: bool,
+    pub since: i64,
+    pub attempts: u64,
+    pub next_retry: Option<i64>,
 }
 
 /// Positions of the node's own log.
@@ -68,6 +75,30 @@ pub struct Lag {
     pub seconds: f64,
 }
 
+/// A follower whose oldest missing commit is older than this is behind.
+const BEHIND_SECONDS: f64 = 1.0;
+
+/// One word for a monitor: see the table of the module.
+#[must_use]
+pub fn health(s: &Status) -> &'static str {
+    let upstream = s.upstream.as_ref().and_then(|u| u.get("state")).and_then(Value::as_str);
+    match (&s.error, upstream) {
+        (Some(e), _) if e.needs_help => "help",
+        (Some(_), _) => "retrying",
+        (None, Some("connecting" | "refused")) => "cut-off",
+        _ if s.state != "running" => "starting",
+        _ if s.lag.is_some_and(|l| l.seconds >= BEHIND_SECONDS) => "behind",
+        _ => "ok",
+    }
+}
+
+/// How long ago, or how far ahead, a time is.
+fn distance(ns: i64) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+    format!("{} s", now.abs_diff(ns) / 1_000_000_000)
+}
+
 /// The table for people.
 #[must_use]
 pub fn render(v: &Value) -> String {
@@ -84,8 +115,16 @@ pub fn render(v: &Value) -> String {
     row("data", text("/data"));
     row("system", format!("{} timeline {}", text("/system"), text("/timeline")));
     row("state", text("/state"));
+    row("health", text("/health"));
     if v.get("error").is_some_and(|e| !e.is_null()) {
         row("error", format!("{}: {}", text("/error/kind"), text("/error/message")));
+        row("remedy", text("/error/remedy"));
+        let number = |p: &str| v.pointer(p).and_then(Value::as_i64);
+        let since = number("/error/since").map_or_else(String::new, |t| format!("for {}", distance(t)));
+        let next = number("/error/next_retry").map_or_else(String::new, |t| {
+            format!(", tried {} times, next in {}", text("/error/attempts"), distance(t))
+        });
+        row("since", since + &next);
     }
     row(
         "log",
@@ -152,11 +191,13 @@ mod tests {
 
     #[test]
     fn the_table_names_the_error_and_every_follower() {
-        let v = json!({"name": "a", "role": "leader", "state": "stalled", "error": {"kind": "disk-full", "message": "no room"},
+        let v = json!({"name": "a", "role": "leader", "state": "stalled", "health": "retrying", "error": {"kind": "disk-full", "message": "no room", "remedy": "free space", "since": 0, "attempts": 3, "next_retry": 0},
             "capture": {"gaps": 2, "hold": null}, "followers": [{"name": "b", "state": "streaming", "flush": "0/1"}]});
         let text = render(&v);
         assert!(
-            text.contains("disk-full: no room") && text.contains("streaming") && text.contains("gaps 2"),
+            ["disk-full: no room", "free space", "tried 3 times", "retrying", "streaming", "gaps 2"]
+                .iter()
+                .all(|w| text.contains(w)),
             "{text}"
         );
         assert!(!text.contains("hold"), "{text}");

@@ -19,6 +19,7 @@ use super::handle::Shared;
 use super::intake::{Batch, Frames, Intake, KEEP_BYTES, Source};
 use super::notes::Notes;
 use super::patience::{Inexact, Patience, Verdict};
+use super::refusal::Refusal;
 use super::site::Site;
 use super::work::Work;
 use super::{Applied, ApplyOptions, ApplyPaths, ApplyState};
@@ -101,11 +102,13 @@ impl Engine {
         };
         let cuts = Checkpoints::cuts_before(&self.paths, &self.options);
         let intake = Intake::open(source, from, cuts)?;
+        super::site::check_identity(&self.fold, &self.root)?;
         let site = Site::open(
             Arc::clone(&self.root),
             Arc::clone(&self.fold.catalog),
             Arc::clone(&self.shared.stats),
             self.options.local_edits,
+            Refusal::new(self.paths.refusal()),
         )?;
         let checkpoints = Checkpoints::new(&self.paths, &self.root, &self.options, from)?;
         let mut running = Running {

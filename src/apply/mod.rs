@@ -29,6 +29,7 @@ mod notes;
 mod patience;
 mod plan;
 mod recover;
+mod refusal;
 mod scan;
 mod site;
 #[cfg(test)]
@@ -113,6 +114,13 @@ pub struct ApplyPaths {
     pub system: SystemId,
     /// The timeline of the log.
     pub timeline: TimelineId,
+}
+
+impl ApplyPaths {
+    /// Where a local edit that was refused is remembered: beside the others.
+    pub(crate) fn refusal(&self) -> PathBuf {
+        self.blocks.with_file_name("refused-edit")
+    }
 }
 
 /// Where the directory stands.

@@ -7,6 +7,7 @@
 //! lost its inode, because apply only removes what is gone at the end of a batch), and the rest goes.
 //! The end of a first copy takes the same way: there the checkpoint is the snapshot of the leader.
 
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
@@ -25,7 +26,7 @@ use super::attrs::timestamps;
 use super::engine::{Running, perform};
 use super::intake::Batch;
 use super::notes::{Notes, is_unknown};
-use super::plan::STAGE;
+use super::plan::{STAGE, Slot};
 use super::scan::{Difference, Found, scan};
 use super::site::{Site, clock, diverged, seen};
 use super::work::Work;
@@ -117,24 +118,34 @@ fn reconcile(work: &mut Work<'_>, catalog: &Catalog, found: Found) -> Result<()>
             work.dir_at.insert(*id, slot.clone());
         }
     }
-    let ours = |work: &Work<'_>, slot: &super::plan::Slot| {
+    let ours = |work: &Work<'_>, slot: &Slot| {
         work.notes.slots.contains_key(slot) || slot.dir == STAGE || is_unknown(slot.dir)
     };
     let mut moved: Vec<_> = found.displaced.iter().map(|(s, id)| (s, *id, "it was moved here")).collect();
     moved.extend(found.strange.iter().map(|(s, id)| (s, *id, "it was created here")));
     moved.sort();
-    for &(slot, _, what) in &moved {
-        if !ours(work, slot) {
-            let path = work.path(catalog, slot);
-            work.site.edited(&path, what)?;
+    let excluded = catalog.excludes().matcher()?;
+    let mut left: HashSet<&Slot> = HashSet::new();
+    for &(slot, id, mut what) in &moved {
+        if ours(work, slot) {
+            continue;
         }
+        let path = work.path(catalog, slot);
+        if is_unknown(id) && excluded.matches(&path) {
+            if catalog.contains(slot.dir) {
+                left.insert(slot);
+                continue;
+            }
+            what = "it is excluded, and the leader removed the directory that holds it";
+        }
+        work.site.edited(&path, what)?;
     }
     for slot in found.absent.keys() {
         work.notes.correct(slot.clone(), None);
     }
     for (slot, id, _) in moved {
-        // What is unknown in an unknown directory goes with it.
-        if !(is_unknown(id) && is_unknown(slot.dir)) {
+        // What is unknown in an unknown directory goes with it; what is excluded is nobody's business here.
+        if !(is_unknown(id) && is_unknown(slot.dir) || left.contains(slot)) {
             work.notes.correct(slot.clone(), Some(id));
         }
     }

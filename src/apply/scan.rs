@@ -14,7 +14,7 @@ use crate::position::FileId;
 use crate::record::Kind;
 use crate::sys::{self, STAGE_DIR, Stat};
 
-use super::notes::UNKNOWN;
+use super::notes::{UNKNOWN, is_unknown};
 use super::plan::{STAGE, Slot};
 use super::site::{Site, same_inode};
 use super::work::Unknown;
@@ -75,8 +75,12 @@ pub(crate) fn scan(site: &Site, catalog: &Catalog) -> Result<Found> {
     s.list(STAGE, &Arc::new(stage))?;
     while let Some((id, slot, parent)) = s.pending.pop() {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
-        let fd = sys::open_beneath(parent.as_fd(), &slot.name, flags, 0)
-            .map_err(|e| site.error("open", &slot.name, e))?;
+        let fd = match sys::open_beneath(parent.as_fd(), &slot.name, flags, 0) {
+            Ok(fd) => fd,
+            // Others may keep what is theirs to themselves; if it is in the way, that shows later.
+            Err(e) if is_unknown(id) && e.kind() == std::io::ErrorKind::PermissionDenied => continue,
+            Err(e) => return Err(site.error("open", &slot.name, e)),
+        };
         drop(parent);
         s.list(id, &Arc::new(fd))?;
     }

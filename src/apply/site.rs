@@ -10,11 +10,13 @@ use rustix::io::Errno;
 
 use crate::catalog::{Catalog, LocalId, Seen};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fold::Fold;
 use crate::position::FileId;
 use crate::record::{Kind, Time};
 use crate::sys::{self, Root, STAGE_DIR, Stat};
 
 use super::plan::STAGE;
+use super::refusal::{Refusal, refused};
 use super::{ApplyStats, LocalEdit, LocalEdits};
 
 /// Most directories held open.
@@ -28,6 +30,7 @@ pub(crate) struct Site {
     pub(crate) catalog: Arc<RwLock<Catalog>>,
     pub(crate) stats: Arc<Mutex<ApplyStats>>,
     pub(crate) local_edits: LocalEdits,
+    refusal: Refusal,
     pub(crate) dirs: Dirs,
     /// What names made up in the staging directory begin with: not used there before.
     pub(crate) epoch: String,
@@ -89,12 +92,18 @@ impl Site {
         catalog: Arc<RwLock<Catalog>>,
         stats: Arc<Mutex<ApplyStats>>,
         local_edits: LocalEdits,
+        refusal: Refusal,
     ) -> Result<Self> {
+        match local_edits {
+            LocalEdits::Refuse => refusal.check(&root)?,
+            LocalEdits::Overwrite => refusal.clear()?,
+        }
         let mut site = Self {
             root,
             catalog,
             stats,
             local_edits,
+            refusal,
             dirs: Dirs::default(),
             epoch: String::new(),
             made: 0,
@@ -190,15 +199,35 @@ impl Site {
         }
         match self.local_edits {
             LocalEdits::Overwrite => Ok(()),
-            LocalEdits::Refuse => Err(Error::new(
-                ErrorKind::Refused,
-                format!(
-                    "'{shown}' was changed on this follower: {what}. A follower's directory is written by \
-                     towline alone. Undo the change, or set local_edits = \"overwrite\", then start again"
-                ),
-            )),
+            LocalEdits::Refuse => {
+                if let Err(e) = self.refusal.note(&self.root, path, what) {
+                    tracing::warn!("a refused change is not remembered over a restart: {e}");
+                }
+                Err(refused(&shown, what))
+            }
         }
     }
+}
+
+/// The catalog's root must be this directory: a bare mount point is not to be filled or judged. A device that is
+/// numbered anew since the last start is noted.
+pub(crate) fn check_identity(fold: &Fold, root: &Root) -> Result<()> {
+    let failed = |e| Error::io("stat", root.path(), e);
+    let here = sys::stat_fd(root.fd()).map_err(failed)?.local;
+    let known = fold.read().get(FileId::ROOT).and_then(|n| n.seen).map(|s| s.local);
+    let Some(known) = known.filter(|k| !same_inode(k, &here)) else { return Ok(()) };
+    if !same_inode(&LocalId { dev: here.dev, ..known }, &here) {
+        let text = format!(
+            "'{}' is not the directory that this follower keeps (inode {} instead of {}): mount the right one, or \
+             empty the state directory and this one, to fill it anew",
+            root.path().display(),
+            here.ino,
+            known.ino
+        );
+        return Err(Error::new(ErrorKind::Refused, text));
+    }
+    fold.write().renumber_device(known.dev, here.dev);
+    Ok(())
 }
 
 /// What cannot be made equal again from what is here.
@@ -239,20 +268,23 @@ pub(crate) fn clock() -> Time {
 struct Level {
     fd: OwnedFd,
     name: Vec<u8>,
+    path: Vec<u8>,
     /// Directories in it that are not gone yet.
     below: Vec<Vec<u8>>,
 }
 
-/// Removes everything below the directory `name` in `dir`, and it. Each entry is shown to `check` first.
+/// Removes everything below the directory `name` in `dir`, and it. Each entry is shown to `check` first, with its
+/// path from `dir`.
 pub(crate) fn remove_tree(
     dir: &OwnedFd,
     name: &[u8],
     check: &mut dyn FnMut(&Stat, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    let mut levels = vec![empty_level(dir, name, check)?];
+    let mut levels = vec![empty_level(dir, name, name.to_vec(), check)?];
     while let Some(level) = levels.last_mut() {
         if let Some(next) = level.below.pop() {
-            let next = empty_level(&level.fd, &next, check)?;
+            let path = [&level.path, &next[..]].join(&b'/');
+            let next = empty_level(&level.fd, &next, path, check)?;
             levels.push(next);
         } else if let Some(done) = levels.pop() {
             let above = levels.last().map_or(dir, |l| &l.fd);
@@ -271,6 +303,7 @@ fn lost(verb: &str, name: &[u8], e: std::io::Error) -> Error {
 fn empty_level(
     dir: &OwnedFd,
     name: &[u8],
+    path: Vec<u8>,
     check: &mut dyn FnMut(&Stat, &[u8]) -> Result<()>,
 ) -> Result<Level> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
@@ -281,12 +314,12 @@ fn empty_level(
     for entry in entries {
         let bytes = entry.to_bytes();
         let Some(stat) = sys::stat_at_c(&fd, &entry).map_err(|e| lost("stat", bytes, e))? else { continue };
-        check(&stat, bytes)?;
+        check(&stat, &[&path, bytes].join(&b'/'))?;
         if stat.kind == Kind::Dir {
             below.push(bytes.to_vec());
         } else {
             rfs::unlinkat(&fd, &*entry, AtFlags::empty()).map_err(|e| lost("remove", bytes, e.into()))?;
         }
     }
-    Ok(Level { fd, name: name.to_vec(), below })
+    Ok(Level { fd, name: name.to_vec(), path, below })
 }

@@ -471,7 +471,7 @@ impl<'s> Work<'s> {
         let (recovering, site) = (self.recovering, &mut *self.site);
         let moved = &mut self.stirred_inodes;
         let (known, stirred) = (&self.known_inodes, &mut self.stirred);
-        remove_tree(&stage, &slot.name, &mut |stat, name| {
+        remove_tree(&stage, &slot.name, &mut |stat, below| {
             let known = known.get(&stat.local.ino);
             let ours = recovering
                 || stat.kind == Kind::Dir
@@ -486,7 +486,8 @@ impl<'s> Work<'s> {
                 return Ok(());
             }
             let what = if known.is_some() { "it was changed" } else { "it was created here" };
-            site.edited(name, &format!("{what}, and the leader removed the directory that holds it"))
+            let path = [STAGE_DIR, below].join(&b'/');
+            site.edited(&path, &format!("{what}, and the leader removed the directory that holds it"))
         })
         .context(|| format!("cannot remove '{}'", path.escape_ascii()))
     }

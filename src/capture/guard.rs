@@ -1,13 +1,8 @@
 //! Guards: what keeps capture from replicating something that is not the directory's content.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-
-use globset::{Glob, GlobSet, GlobSetBuilder};
-
-use crate::catalog::LocalId;
+use crate::catalog::{LocalId, Matcher};
 use crate::error::{Error, ErrorKind, Result};
+use crate::record::EXCLUDES_MAX;
 use crate::sys::{self, Root, Stat};
 
 /// File systems whose changes make events, with whether their timestamps are fine-grained from Linux 6.13 on.
@@ -143,34 +138,31 @@ pub(super) fn casefold(dir: impl std::os::fd::AsFd) -> bool {
     rustix::fs::ioctl_getflags(dir).is_ok_and(|f| f.bits() & CASEFOLD != 0)
 }
 
-/// The patterns of names that are not replicated.
+/// The patterns of names that are not replicated, and what never is.
 #[derive(Clone, Debug)]
 pub(super) struct Excluder {
-    set: GlobSet,
+    matcher: Matcher,
     /// The patterns as they are logged.
     pub(super) text: Box<[u8]>,
 }
 
 impl Excluder {
-    /// Compiles the patterns. Each is matched against the path below the root; `*` matches slashes too.
+    /// Compiles the patterns.
     pub(super) fn new(patterns: &[String]) -> Result<Self> {
-        let mut set = GlobSetBuilder::new();
-        for pattern in patterns {
-            let glob = Glob::new(pattern.trim_start_matches('/')).map_err(|e| {
-                Error::new(ErrorKind::Config, format!("exclude pattern '{pattern}' is not a glob: {e}"))
-            })?;
-            set.add(glob);
+        let text: Box<[u8]> = patterns.join("\n").into_bytes().into();
+        if text.len() > EXCLUDES_MAX {
+            let text = format!(
+                "the exclude patterns take {} bytes, more than {EXCLUDES_MAX}; use fewer, wider ones",
+                text.len()
+            );
+            return Err(Error::new(ErrorKind::Config, text));
         }
-        let set = set
-            .build()
-            .map_err(|e| Error::new(ErrorKind::Config, format!("the exclude patterns are too many: {e}")))?;
-        Ok(Self { set, text: patterns.join("\n").into_bytes().into() })
+        Ok(Self { matcher: Matcher::new(patterns)?, text })
     }
 
     /// Whether the thing at `rel` is not replicated.
     pub(super) fn excludes(&self, rel: &[u8]) -> bool {
-        rel == sys::STAGE_DIR
-            || (!self.set.is_empty() && self.set.is_match(Path::new(OsStr::from_bytes(rel))))
+        rel == sys::STAGE_DIR || self.matcher.matches(rel)
     }
 }
 

@@ -119,6 +119,7 @@ pub struct CaptureStats {
     pub unreadable: Option<String>,
     pub refused: Option<String>,
     pub hold: Option<String>,
+    pub hold_since: i64,
 }
 
 /// What is asked of the engine.

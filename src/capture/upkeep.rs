@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::engine::{Engine, read};
 use super::scan::Scanner;
 use super::{Shared, guard, lock, wall_clock};
-use crate::catalog::{Catalog, Seen};
+use crate::catalog::Catalog;
 use crate::checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Cut, FileId, Lsn};
@@ -117,7 +117,13 @@ impl Engine {
         (stats.freezes, stats.freeze_failures) = (notes.freezes, notes.freeze_failures);
         stats.unreadable.clone_from(&notes.unreadable);
         stats.refused.clone_from(&notes.refused);
-        stats.hold = lock(&self.shared.hold).clone();
+        let hold = lock(&self.shared.hold).clone();
+        stats.hold_since = match (&hold, stats.hold_since) {
+            (None, _) => 0,
+            (Some(_), 0) => wall_clock(),
+            (Some(_), since) => since,
+        };
+        stats.hold = hold;
     }
 }
 
@@ -164,13 +170,7 @@ pub(super) fn check_identity(catalog: &RwLock<Catalog>, root: &Root, home: &Stat
         return Err(Error::new(ErrorKind::Refused, text));
     }
     let mut catalog = catalog.write().unwrap_or_else(PoisonError::into_inner);
-    let all: Vec<(FileId, Seen)> = catalog.inodes().filter_map(|n| Some((n.id, n.seen?))).collect();
-    for (id, mut seen) in all {
-        if seen.local.dev == known.dev {
-            seen.local.dev = home.local.dev;
-            catalog.set_seen(id, Some(seen));
-        }
-    }
+    catalog.renumber_device(known.dev, home.local.dev);
     Ok(())
 }
 

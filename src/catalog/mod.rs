@@ -17,6 +17,7 @@
 //! A file takes about 220 bytes, its name and all indices included.
 
 mod digest;
+mod excludes;
 mod fold;
 mod frozen;
 mod slab;
@@ -34,6 +35,7 @@ use crate::position::{Cut, FileId, Lsn, SystemId};
 use crate::record::{Attrs, Kind, Time};
 
 pub use digest::{Digest, block_hash, block_hashes, blocks_of};
+pub use excludes::{Excludes, Matcher};
 pub use frozen::Frozen;
 pub use slab::Xattr;
 use slab::{Entry, HASHED, NONE, Node, RACY, SEEN, Slab};
@@ -85,15 +87,6 @@ pub struct Inode<'a> {
     pub nlink: u32,
     /// The local inode, when this node knows it.
     pub seen: Option<Seen>,
-}
-
-/// The patterns of names that are not replicated, with the version of the list.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Excludes {
-    /// Grows with every change of the list; 0 is the empty list of a new system.
-    pub version: u64,
-    /// Newline-separated patterns.
-    pub patterns: Box<[u8]>,
 }
 
 /// The tree as of a position.
@@ -334,6 +327,15 @@ impl Catalog {
         (n.dev, n.ino) = (dev, seen.local.ino);
         (n.btime_sec, n.btime_nsec) = (seen.local.btime.sec, seen.local.btime.nsec);
         (n.ctime_sec, n.ctime_nsec) = (seen.ctime.sec, seen.ctime.nsec);
+    }
+
+    /// The device of the root is numbered anew, by a mount or a boot: everything seen on it is there still.
+    pub fn renumber_device(&mut self, from: u64, to: u64) {
+        let all: Vec<(FileId, Seen)> = self.inodes().filter_map(|n| Some((n.id, n.seen?))).collect();
+        for (id, mut seen) in all.into_iter().filter(|(_, seen)| seen.local.dev == from) {
+            seen.local.dev = to;
+            self.set_seen(id, Some(seen));
+        }
     }
 
     fn forget_local(&mut self, slot: u32) {

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::control::{self, Request};
 use crate::daemon;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::log::inspect;
+use crate::log::{dump, inspect};
 use crate::state;
 use crate::status;
 use args::{Ask, Cli, Command, ConfigCommand, LogCommand};
@@ -52,28 +52,18 @@ fn start_logging(cli: &Cli) {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Leader(node) => {
-            let config = node.over(load(node.config.as_deref())?);
-            daemon::run(daemon::Start {
-                config,
-                wanted: state::Role::Leader,
-                paused: false,
-                file: node.config,
-            })
+            let file = node.config.clone();
+            start(file, Some(state::Role::Leader), false, daemon::Flags::new(move |c| node.over(c)))
         }
         Command::Follower(follower) => {
-            let config = follower.over(load(follower.node.config.as_deref())?);
-            let (wanted, paused) = (state::Role::Follower, follower.paused);
-            daemon::run(daemon::Start { config, wanted, paused, file: follower.node.config })
+            let (file, paused) = (follower.node.config.clone(), follower.paused);
+            start(file, Some(state::Role::Follower), paused, daemon::Flags::new(move |c| follower.over(c)))
         }
-        Command::Run(run) => {
-            let config = Config::load(&run.config)?;
-            let wanted = if config.leader.is_some() { state::Role::Follower } else { state::Role::Leader };
-            daemon::run(daemon::Start { config, wanted, paused: false, file: Some(run.config) })
-        }
+        Command::Run(run) => start(Some(run.config), None, false, daemon::Flags::new(|c| c)),
         Command::Status(ask) => show(&ask, &Request::Status, status::render),
         Command::Pause(ask) => show(&ask, &Request::Pause, |v| rests("paused", v)),
         Command::Resume(ask) => show(&ask, &Request::Resume, |v| rests("resumed", v)),
-        Command::Reload(ask) => show(&ask, &Request::Reload, |_| "configuration read again\n".to_owned()),
+        Command::Reload(ask) => show(&ask, &Request::Reload, reloaded),
         Command::Confirm(ask) => {
             show(&ask, &Request::Confirm, |_| "the held change goes through\n".to_owned())
         }
@@ -83,6 +73,18 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::ThawGuard { args } => Ok(crate::quiesce::thaw_guard_main(&args)),
     }
+}
+
+/// Runs a node. Without a role that of the configuration counts: who has a leader follows it.
+fn start(
+    file: Option<PathBuf>,
+    role: Option<state::Role>,
+    paused: bool,
+    flags: daemon::Flags,
+) -> Result<ExitCode> {
+    let config = flags.over(load(file.as_deref())?);
+    let by_config = if config.leader.is_some() { state::Role::Follower } else { state::Role::Leader };
+    daemon::run(daemon::Start { config, wanted: role.unwrap_or(by_config), paused, file, flags })
 }
 
 fn load(file: Option<&Path>) -> Result<Config> {
@@ -111,6 +113,25 @@ fn json_line(value: &Value) -> Result<String> {
     Ok(text)
 }
 
+fn reloaded(v: &Value) -> String {
+    let keys = |k: &str| {
+        let list = v.get(k).and_then(Value::as_array).into_iter().flatten();
+        list.filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
+    };
+    let mut text = "configuration read again\n".to_owned();
+    for (key, what) in [
+        ("changed", "in force now"),
+        ("restart", "in force only after a restart of the daemon"),
+        ("idle", "without meaning in this role"),
+    ] {
+        let keys = keys(key);
+        if !keys.is_empty() {
+            text += &format!("{what}: {keys}\n");
+        }
+    }
+    text
+}
+
 fn rests(word: &str, v: &Value) -> String {
     let text = |k: &str| v.get(k).and_then(Value::as_str).unwrap_or("-").to_owned();
     format!("{word} at {} ({} cut)\n", text("lsn"), text("cut"))
@@ -130,7 +151,7 @@ fn print(text: &str) -> Result<ExitCode> {
 fn inspect_log(command: &LogCommand) -> Result<ExitCode> {
     let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
     let result = match command {
-        LogCommand::Dump(s) => inspect::dump(&inspect::files(&s.segments)?, &mut stdout),
+        LogCommand::Dump(s) => dump::dump(&inspect::files(&s.segments)?, s.json, &mut stdout),
         LogCommand::Verify(s) => inspect::verify(&inspect::files(&s.segments)?, s.json, &mut stdout),
         LogCommand::Stat(s) => inspect::stat(&inspect::files(&s.segments)?, s.json, &mut stdout),
     };

@@ -13,13 +13,14 @@ use crate::config::{self, Config, Cuts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fill;
 use crate::log::{Log, LogOptions};
-use crate::net::Upstream;
+use crate::net::{Upstream, UpstreamStatus};
 use crate::position::Lsn;
 use crate::receive::{self, Progress};
 use crate::send;
 use crate::state::{Control, FillState};
-use crate::status::Status;
+use crate::status::{Failure, Status};
 use crate::sys::Root;
+use crate::wire::Code;
 
 /// The engines of a follower. During the first copy there are only the last two.
 #[derive(Clone)]
@@ -56,7 +57,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     let mut follower = Follower { apply: None, log: None, upstream, peers };
     node.set_engine(Some(Engine::Follower(follower.clone())));
     if matches!(control(node)?.fill, FillState::None | FillState::Copying { .. }) {
-        node.phase("filling", None);
+        node.phase("filling");
         let context = fill::FillContext {
             upstream: leader.clone(),
             name: node.name.clone(),
@@ -74,7 +75,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     let (apply, log, start) = blocking(move || start_apply(&starter, started)).await?;
     (follower.apply, follower.log) = (Some(apply.clone()), Some(log.clone()));
     node.set_engine(Some(Engine::Follower(follower.clone())));
-    node.phase("running", None);
+    node.phase("recovering");
     let cancel = stop.child_token();
     let result = follow(node, &config, &leader, &follower, &apply, &log, start, cancel.clone()).await;
     cancel.cancel();
@@ -168,16 +169,18 @@ async fn follow(
     }
 }
 
-/// Once a first copy has been replayed to its end the control file says so.
+/// Once the directory stands on a cut the node runs; of a first copy the control file then says that it is whole.
 async fn note_usable(node: &Arc<Node>, apply: &ApplyHandle, control: &Control) -> Result<()> {
-    let FillState::Filled { .. } = control.fill else { return std::future::pending().await };
     let mut applied = apply.applied();
     if applied.wait_for(|a| a.consistent).await.is_err() {
         return std::future::pending().await;
     }
-    let node = Arc::clone(node);
-    blocking(move || node.state.change(|c| c.fill = FillState::Done)).await?;
-    tracing::info!("the first copy is complete and consistent");
+    if let FillState::Filled { .. } = control.fill {
+        let node = Arc::clone(node);
+        blocking(move || node.state.change(|c| c.fill = FillState::Done)).await?;
+        tracing::info!("the first copy is complete and consistent");
+    }
+    node.phase("running");
     std::future::pending().await
 }
 
@@ -229,13 +232,13 @@ impl Follower {
         Ok(json!({"lsn": at.lsn.to_string(), "cut": at.cut.to_string(), "paused": pause}))
     }
 
-    pub(crate) fn reload(&self, _config: &Config) {
-        tracing::info!("a follower takes new options into force at its next start");
-    }
-
     pub(crate) fn fill_status(&self, status: &mut Status) {
         let upstream = self.upstream.status();
         status.upstream = serde_json::to_value(&upstream).ok();
+        if let Some((state, failure)) = refusal(&upstream) {
+            state.clone_into(&mut status.state);
+            status.error = Some(failure);
+        }
         status.followers =
             self.peers.list().iter().map(|p| serde_json::to_value(p).unwrap_or_default()).collect();
         let (Some(apply), Some(log)) = (&self.apply, &self.log) else {
@@ -260,4 +263,32 @@ impl Follower {
                 .to_owned()
         };
     }
+}
+
+/// The upstream says no, and time alone won't change that: what `status` says about it.
+fn refusal(upstream: &UpstreamStatus) -> Option<(&'static str, Failure)> {
+    let code = upstream.code.filter(|c| !c.passes())?;
+    let kind = match code {
+        Code::Resync => ErrorKind::Missing,
+        Code::Diverged => ErrorKind::Diverged,
+        _ => ErrorKind::Refused,
+    };
+    let failure = Failure {
+        kind: kind.word(),
+        message: format!("{}: {}", upstream.address, upstream.error.as_deref().unwrap_or("refused")),
+        remedy: match code {
+            Code::Version => "update the older of the two nodes; the node goes on by itself",
+            Code::Name => "give this node another name and start it again",
+            Code::WrongSystem | Code::Protocol => {
+                "point the node at its own leader (key 'leader', then `towline reload`); or stop it, empty its data \
+                 and state directories, and start it: it is filled from this one"
+            }
+            _ => "stop the node, empty its data and state directories, and start it: it is filled anew",
+        },
+        needs_help: true,
+        since: upstream.since,
+        attempts: upstream.attempts,
+        next_retry: Some(upstream.next_retry),
+    };
+    Some((kind.word(), failure))
 }

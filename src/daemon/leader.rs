@@ -101,7 +101,7 @@ async fn serve(
     cancel: CancellationToken,
 ) -> Result<()> {
     let Some(listen) = &config.listen else {
-        node.phase("running", None);
+        node.phase("running");
         cancel.cancelled().await;
         return Ok(());
     };
@@ -109,7 +109,7 @@ async fn serve(
     let listener = TcpListener::bind(addr)
         .await
         .map_err(|e| Error::from(e).with_kind(ErrorKind::Config).wrap(&format!("cannot listen on {addr}")))?;
-    node.phase("running", None);
+    node.phase("running");
     tracing::info!("leader of system {} serves followers on {addr}", control.system);
     let context = send::ServeContext {
         log: log.clone(),
@@ -164,9 +164,15 @@ impl Leader {
         let value = serde_json::to_value(&stats).unwrap_or_default();
         if let Some(hold) = value.get("hold").and_then(Value::as_str) {
             "held".clone_into(&mut status.state);
-            status
-                .error
-                .get_or_insert_with(|| crate::status::Failure { kind: "held", message: hold.to_owned() });
+            status.error.get_or_insert_with(|| crate::status::Failure {
+                kind: "held",
+                message: hold.to_owned(),
+                remedy: super::trouble::remedy(ErrorKind::Held, crate::state::Role::Leader),
+                needs_help: true,
+                since: stats.hold_since,
+                attempts: 1,
+                next_retry: None,
+            });
         }
         status.capture = Some(value);
         status.log = Some(log_part(&self.log));

@@ -3,18 +3,27 @@
 //!
 //! Everything between the start of the engines and their end is a *generation*. A failed write or
 //! fsync ends it: nothing that memory holds after such a failure is trusted. The next one begins from what
-//! the disk records, after a pause that grows to [`BACKOFF_MAX`].
+//! the disk records, after a pause that grows to a bound.
 //!
 //! ```text
-//!  starting --> (filling) --> running --failure--> stalled --pause--> starting
-//!                                |                    \--not retried--> waits for the operator
-//!                                \--TERM, stop--> stopping --> exit
+//!  starting --> (filling) --> recovering --> running --TERM, stop--> stopping --> exit
+//!     ^                           |             |
+//!     |                           +---failure---+--> stalled: may go away by itself
+//!     |                                         \--> corrupt, missing, diverged, refused: needs help
+//!     +----- pause, reload, or damaged log fetched again -----/
 //! ```
+//!
+//! A wrong command, a wrong configuration, a state directory that another process holds, and, before there
+//! ever was a copy, a data directory that belongs to somebody else end the process at its start. Whatever
+//! else goes wrong keeps it up, so that `towline status` can say what it is.
 
 mod follower;
+mod heal;
 mod leader;
+mod options;
 mod recover;
 mod source;
+mod trouble;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,13 +39,12 @@ use crate::control::{self, Answer, Request};
 use crate::disk;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::position::SystemId;
-use crate::state::{Control, Role, StateDir};
-use crate::status::{Failure, Lag, LogPart, Status};
+use crate::state::{Control, FillState, Role, StateDir};
+use crate::status::{Lag, LogPart, Status, health};
 
-/// First pause after a failed generation.
-const BACKOFF_FIRST: Duration = Duration::from_millis(200);
-/// Longest pause between generations.
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
+pub use options::Flags;
+use trouble::Phase;
+
 /// How long a stop may take before the process ends without the final checkpoint.
 const STOP_MAX: Duration = Duration::from_secs(60);
 /// Between looks for a failure of an engine. Each look wakes threads of a node that is otherwise idle.
@@ -53,6 +61,8 @@ pub struct Start {
     pub paused: bool,
     /// The configuration file, to read again on reload.
     pub file: Option<PathBuf>,
+    /// What the command line puts over the file.
+    pub flags: Flags,
 }
 
 /// What the process knows about itself, shared by the control socket and the generations.
@@ -63,16 +73,16 @@ pub(crate) struct Node {
     pub(crate) data: PathBuf,
     pub(crate) paused: std::sync::atomic::AtomicBool,
     file: Option<PathBuf>,
+    flags: Flags,
+    /// The state directory was made by this process.
+    fresh: bool,
     phase: Mutex<Phase>,
     engine: Mutex<Option<Engine>>,
+    /// Ends the present generation; the next one begins at once.
+    turn: Mutex<CancellationToken>,
+    /// Ends a pause between two generations.
+    retry: tokio::sync::Notify,
     stop: CancellationToken,
-}
-
-/// What the node is doing, and what keeps it from running.
-#[derive(Clone, Debug)]
-pub(crate) struct Phase {
-    word: &'static str,
-    error: Option<Error>,
 }
 
 /// The engines of the present generation.
@@ -88,8 +98,8 @@ pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Node {
-    pub(crate) fn phase(&self, word: &'static str, error: Option<Error>) {
-        *lock(&self.phase) = Phase { word, error };
+    pub(crate) fn phase(&self, word: &'static str) {
+        lock(&self.phase).enter(word);
     }
 
     pub(crate) fn config(&self) -> Config {
@@ -108,7 +118,7 @@ impl Node {
 /// Runs a node until it is told to stop.
 ///
 /// # Errors
-/// What makes a start impossible; later failures are shown in `status` and retried.
+/// What makes a start impossible; everything else is shown in `status` and tried again.
 pub fn run(start: Start) -> Result<ExitCode> {
     let node = Arc::new(open(start)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -137,7 +147,8 @@ fn open(start: Start) -> Result<Node> {
     config::check_apart(&data, &state)?;
     let name = config.node_name()?;
     let state = Arc::new(StateDir::open_or_create(&state)?);
-    if state.control().is_none() {
+    let fresh = state.control().is_none();
+    if fresh {
         let system = match start.wanted {
             Role::Leader => SystemId(fastrand::u64(1..)),
             Role::Follower => SystemId::NONE,
@@ -153,14 +164,15 @@ fn open(start: Start) -> Result<Node> {
             role.word()
         );
     }
-    if role == Role::Leader && !data.is_dir() {
+    // Later one that is not there may yet be mounted: it is waited for, and nothing is made in its place.
+    if role == Role::Leader && fresh && !data.is_dir() {
         let text = format!(
             "data directory '{}' is not a directory; a leader replicates one that exists",
             data.display()
         );
         return Err(Error::new(ErrorKind::Config, text));
     }
-    if role == Role::Follower {
+    if role == Role::Follower && state.control().is_none_or(|c| c.fill == FillState::None) {
         disk::create_dir_durable(&data)?;
     }
     Ok(Node {
@@ -170,8 +182,12 @@ fn open(start: Start) -> Result<Node> {
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),
         file: start.file,
-        phase: Mutex::new(Phase { word: "starting", error: None }),
+        flags: start.flags,
+        fresh,
+        phase: Mutex::new(Phase::new()),
         engine: Mutex::new(None),
+        turn: Mutex::new(CancellationToken::new()),
+        retry: tokio::sync::Notify::new(),
         stop: CancellationToken::new(),
     })
 }
@@ -221,37 +237,68 @@ async fn watch_signals(node: Arc<Node>) {
 }
 
 async fn generations(node: &Arc<Node>) -> Result<()> {
-    let mut pause = BACKOFF_FIRST;
     let mut first = true;
     while !node.stop.is_cancelled() {
-        node.phase("starting", None);
-        let began = tokio::time::Instant::now();
+        node.phase("starting");
+        let turn = node.stop.child_token();
+        *lock(&node.turn) = turn.clone();
         let role = node.state.control().map_or(Role::Follower, |c| c.role);
         let result = match role {
-            Role::Leader => leader::generation(node, &node.stop).await,
-            Role::Follower => follower::generation(node, &node.stop).await,
+            Role::Leader => leader::generation(node, &turn).await,
+            Role::Follower => follower::generation(node, &turn).await,
         };
         node.set_engine(None);
-        let Err(e) = result else { break };
-        if first && began.elapsed() < Duration::from_secs(30) && !e.kind().retries() {
+        let start = std::mem::take(&mut first);
+        // Without an error it was told to end: to stop, or to go on with other options.
+        let Err(e) = result else { continue };
+        if start && ends_process(node, e.kind()) {
             return Err(e);
         }
-        first = false;
-        let word = if e.kind() == ErrorKind::Diverged { "diverged" } else { "stalled" };
-        tracing::error!("{word}: {e}");
-        node.phase(word, Some(e.clone()));
-        if began.elapsed() > BACKOFF_MAX {
-            pause = BACKOFF_FIRST;
-        }
-        let wait = if e.kind().retries() { pause } else { BACKOFF_MAX * 6 };
+        let e = match heal(node, role, e).await {
+            Ok(()) => continue,
+            Err(e) => e,
+        };
+        tracing::error!(kind = e.kind().word(), "{e}");
+        let pause = lock(&node.phase).fail(e);
         tokio::select! {
-            () = node.stop.cancelled() => break,
-            () = tokio::time::sleep(wait) => {}
+            () = node.stop.cancelled() => {}
+            () = node.retry.notified() => {}
+            () = tokio::time::sleep(pause) => {}
         }
-        pause = (pause * 2).min(BACKOFF_MAX);
     }
-    node.phase("stopping", None);
+    node.phase("stopping");
     Ok(())
+}
+
+/// Whether a failure of the first generation is one of the command rather than of the node.
+fn ends_process(node: &Node, kind: ErrorKind) -> bool {
+    match (kind, node.state.control()) {
+        (ErrorKind::Usage | ErrorKind::Config | ErrorKind::Locked, _) => true,
+        (ErrorKind::Refused, Some(c)) if c.role == Role::Follower => c.fill == FillState::None,
+        (ErrorKind::Refused, _) => node.fresh && !lock(&node.phase).has_run(),
+        _ => false,
+    }
+}
+
+/// Makes a follower's log whole if that is what the failure came from. `Err`: what is still wrong.
+async fn heal(node: &Arc<Node>, role: Role, e: Error) -> Result<()> {
+    if role != Role::Follower || !matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Missing) {
+        return Err(e);
+    }
+    tracing::warn!("{e}; looking for what of the log is not good");
+    node.phase("healing");
+    let healed = tokio::select! {
+        () = node.stop.cancelled() => return Err(e),
+        healed = heal::log_of(node) => healed,
+    };
+    match healed {
+        Ok(0) => Err(e),
+        Ok(_) => Ok(()),
+        Err(why) => {
+            let kind = e.kind();
+            Err(Error::new(kind, format!("{e}; {why}")))
+        }
+    }
 }
 
 /// Runs blocking work of a stop, but never waits longer than [`STOP_MAX`].
@@ -268,7 +315,7 @@ fn answer(node: Arc<Node>, request: Request) -> Answer {
     Box::pin(async move {
         match request {
             Request::Status => status(&node),
-            Request::Reload => reload(&node).await.map(|()| json!({"reloaded": true})),
+            Request::Reload => reload(&node).await,
             Request::Stop => {
                 node.stop.cancel();
                 Ok(json!({"stopping": true}))
@@ -311,37 +358,45 @@ async fn leader_request(node: &Arc<Node>, request: Request) -> Result<Value> {
 }
 
 fn not_running(node: &Node) -> Error {
-    let phase = lock(&node.phase).clone();
-    let why = phase.error.map(|e| format!(": {e}")).unwrap_or_default();
+    let phase = lock(&node.phase);
+    let why = phase.error().map(|e| format!(": {e}")).unwrap_or_default();
     Error::new(
         ErrorKind::Unavailable,
-        format!("the node is {}{why}; try again when status says running", phase.word),
+        format!("the node is {}{why}; try again when status says running", phase.word()),
     )
 }
 
-async fn reload(node: &Arc<Node>) -> Result<()> {
+async fn reload(node: &Arc<Node>) -> Result<Value> {
     let Some(file) = node.file.clone() else {
         return Err(Error::new(
             ErrorKind::Config,
             "the daemon was started without a configuration file; restart it with other flags",
         ));
     };
-    let fresh = Config::load(&file)?;
+    let fresh = node.flags.over(Config::load(&file)?);
+    fresh.check()?;
     let old = node.config();
-    // Where the directories are and who this is can't change under a running node.
-    let config = Config { data: old.data, state: old.state, name: old.name, listen: old.listen, ..fresh };
+    let role = node.state.control().map_or(Role::Follower, |c| c.role);
+    let change = options::Change::between(&old, &fresh, role);
+    let config = change.keep_fixed(&old, fresh);
     *lock(&node.config) = config.clone();
     match node.engine() {
         Some(Engine::Leader(l)) => l.reload(&config),
-        Some(Engine::Follower(f)) => f.reload(&config),
-        None => {}
+        Some(Engine::Follower(_)) if change.needs_turn() => lock(&node.turn).cancel(),
+        _ => {}
     }
-    tracing::info!("configuration read again from '{}'", file.display());
-    Ok(())
+    // Whatever waits for an operator is tried again now.
+    node.retry.notify_waiters();
+    tracing::info!("configuration read again from '{}': {change}", file.display());
+    Ok(change.answer())
 }
 
 fn status(node: &Arc<Node>) -> Result<Value> {
-    let phase = lock(&node.phase).clone();
+    let (word, error) = {
+        let phase = lock(&node.phase);
+        let role = node.state.control().map_or(Role::Follower, |c| c.role);
+        (phase.word(), phase.failure(role))
+    };
     let control =
         node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
     let mut status = Status {
@@ -351,8 +406,9 @@ fn status(node: &Arc<Node>) -> Result<Value> {
         data: node.data.display().to_string(),
         system: control.system.to_string(),
         timeline: control.timeline.0,
-        state: phase.word.to_owned(),
-        error: phase.error.map(|e| Failure { kind: e.kind().word(), message: e.to_string() }),
+        state: word.to_owned(),
+        health: "",
+        error,
         log: None,
         capture: None,
         apply: None,
@@ -366,6 +422,7 @@ fn status(node: &Arc<Node>) -> Result<Value> {
         Some(Engine::Follower(f)) => f.fill_status(&mut status),
         None => "nothing is replicated until the node is running".clone_into(&mut status.guarantee),
     }
+    status.health = health(&status);
     serde_json::to_value(status).map_err(|e| Error::new(ErrorKind::Io, e.to_string()))
 }
 

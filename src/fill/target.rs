@@ -140,11 +140,7 @@ async fn attempt(context: &Arc<FillContext>, token: Token) -> Ended<()> {
             return Err(End::Lost(Error::new(ErrorKind::Corrupt, text)));
         }
     };
-    context.status.update(|s| {
-        s.name = Some(welcome.name.clone());
-        s.state = UpstreamState::Filling;
-        (s.code, s.error, s.attempts) = (None, None, 0);
-    });
+    context.status.connected(&welcome.name, UpstreamState::Filling);
     copy(reader, writer, context, begun, &traffic, token).await
 }
 
@@ -165,7 +161,7 @@ fn stand(context: &FillContext) -> Result<(Hello, Option<Begun>)> {
     };
     match control.fill {
         FillState::None => {
-            refuse_foreign(&context.root)?;
+            // What is there already is looked at when the snapshot says what is excluded.
             Ok((hello, None))
         }
         FillState::Copying { start } => {
@@ -185,12 +181,15 @@ fn stand(context: &FillContext) -> Result<(Hello, Option<Begun>)> {
     }
 }
 
-/// A directory that is not empty belongs to somebody else.
-fn refuse_foreign(root: &Root) -> Result<()> {
+/// A directory that holds anything but what the leader excludes belongs to somebody else.
+fn refuse_foreign(root: &Root, catalog: &Catalog) -> Result<()> {
+    let excluded = catalog.excludes().matcher()?;
     let mut first = None;
     let fd = root.open_dir(b"").map_err(|e| Error::io("open directory", root.path(), e))?;
     sys::list_dir(&fd, |name, _, _| {
-        first.get_or_insert_with(|| name.to_owned());
+        if first.is_none() && !excluded.matches(name.to_bytes()) {
+            first = Some(name.to_owned());
+        }
     })
     .map_err(|e| Error::io("list", root.path(), e))?;
     first.map_or(Ok(()), |name| Err(foreign(&root.join(name.to_bytes()))))
@@ -254,6 +253,7 @@ async fn receive_snapshot<R: AsyncRead + Unpin>(
             let text = "the snapshot is not of the system or position that the upstream said";
             return Err(Error::new(ErrorKind::Corrupt, text));
         }
+        refuse_foreign(&context.root, &catalog)?;
         file.commit()?;
         let dir = context.state.fill();
         Journal::create(&dir, system, start)?;

@@ -169,8 +169,10 @@ impl<'a> Tree<'a> {
         foreign(&path)
     }
 
-    /// Calls `each` for every entry on disk, parents first; one that the catalog does not know is refused.
+    /// Calls `each` for every entry on disk, parents first; one that the catalog does not know is refused,
+    /// unless it is excluded.
     fn inspect(&self, each: Visit<'_>) -> Result<()> {
+        let excluded = self.catalog.excludes().matcher()?;
         let mut dirs = vec![FileId::ROOT];
         let mut next = 0;
         while let Some(&dir) = dirs.get(next) {
@@ -186,7 +188,13 @@ impl<'a> Tree<'a> {
             sys::list_dir(&fd, |name, _, _| names.push(name.to_bytes().into()))
                 .map_err(|e| Error::io("list", self.root.join(&path), e))?;
             for name in names {
-                let id = self.catalog.lookup(dir, &name).ok_or_else(|| self.foreign(dir, &name))?;
+                let Some(id) = self.catalog.lookup(dir, &name) else {
+                    let below = [&path[..], &name].join(&b'/');
+                    if excluded.matches(below.strip_prefix(b"/").unwrap_or(&below)) {
+                        continue;
+                    }
+                    return Err(self.foreign(dir, &name));
+                };
                 each(dir, fd.as_fd(), &name, id)?;
                 if self.catalog.get(id).is_some_and(|i| i.kind == Kind::Dir) {
                     dirs.push(id);

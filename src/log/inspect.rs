@@ -1,4 +1,4 @@
-//! Looking at segment files offline: what `towline log dump`, `verify` and `stat` print.
+//! Looking at segment files offline: what `towline log verify` and `stat` print, and what `dump` reads.
 
 use std::fs;
 use std::io::Write;
@@ -11,9 +11,9 @@ use zstd::bulk::Decompressor;
 
 use super::recover::read_all;
 use crate::error::{Error, ErrorKind, Result};
-use crate::record::{Attrs, Record, Records};
 use crate::segment::{
-    self, FRAME_LEN, Fault, FrameHeader, HEADER_LEN, Header, Item, Parser, Step, TRAILER_LEN, Trailer, flags,
+    self, FRAME_LEN, Fault, FrameHeader, HEADER_LEN, Header, Item, Marks, Parser, Step, TRAILER_LEN, Trailer,
+    flags,
 };
 
 /// How a segment's file ends.
@@ -60,6 +60,13 @@ pub struct Report {
     trailer: Option<Trailer>,
 }
 
+impl Report {
+    /// What a segment after this one has to carry on.
+    pub(super) fn sealed_as(&self) -> Option<([u8; 32], Marks)> {
+        self.trailer.as_ref().map(|t| (t.sha, t.marks))
+    }
+}
+
 /// The segment files that `paths` mean: files as they are, of directories all segments in order (of
 /// a state directory those of its log).
 pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
@@ -85,7 +92,7 @@ pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
 }
 
 /// One thing met while reading a file.
-enum Seen<'a> {
+pub(super) enum Seen<'a> {
     Header(&'a Header),
     Frame(&'a FrameHeader, &'a [u8]),
     Trailer(&'a Trailer),
@@ -100,7 +107,7 @@ struct Examination<'a> {
 }
 
 /// Reads and checks all of one file: structure, checksums, records, SHA-256.
-fn examine(path: &Path, mut each: impl FnMut(Seen<'_>) -> Result<()>) -> Result<Report> {
+pub(super) fn examine(path: &Path, mut each: impl FnMut(Seen<'_>) -> Result<()>) -> Result<Report> {
     let bytes = read_all(path)?;
     let name = path.file_name().and_then(|n| segment::parse_name(n.as_bytes()));
     let head = bytes.get(..HEADER_LEN).unwrap_or(&bytes);
@@ -237,7 +244,7 @@ impl Examination<'_> {
 
 /// Why `next`, the next file that was named, does not follow `before` in one log; `None`: it does,
 /// or they are of different logs.
-fn misfit(before: &Report, next: &Report) -> Option<String> {
+pub(super) fn misfit(before: &Report, next: &Report) -> Option<String> {
     if before.system != next.system || before.timeline != next.timeline || before.segment >= next.segment {
         return None;
     }
@@ -255,7 +262,7 @@ fn misfit(before: &Report, next: &Report) -> Option<String> {
     (!chained).then(|| format!("byte 0: {}", Fault::Chain))
 }
 
-fn line(out: &mut dyn Write, text: &str) -> Result<()> {
+pub(super) fn line(out: &mut dyn Write, text: &str) -> Result<()> {
     writeln!(out, "{text}").map_err(|e| Error::from(e).wrap("cannot write the output"))
 }
 
@@ -330,127 +337,4 @@ pub fn stat(paths: &[PathBuf], as_json: bool, out: &mut dyn Write) -> Result<()>
         )?;
     }
     Ok(())
-}
-
-/// Prints every structure and record of the files.
-///
-/// # Errors
-/// `Corrupt` at the first damage, after what is good before it.
-pub fn dump(paths: &[PathBuf], out: &mut dyn Write) -> Result<()> {
-    for path in paths {
-        line(out, &format!("file {}", path.display()))?;
-        let report = examine(path, |seen| match seen {
-            Seen::Header(h) => line(out, &header_text(h)),
-            Seen::Frame(f, raw) => {
-                line(out, &frame_text(f))?;
-                for record in Records::new(raw) {
-                    let (at, record) = record?;
-                    line(
-                        out,
-                        &format!("  {} {}", crate::position::Lsn(f.start.0 + at as u64), text(&record)),
-                    )?;
-                }
-                Ok(())
-            }
-            Seen::Trailer(t) => line(
-                out,
-                &format!(
-                    "trailer end={} records={} commits={} sha256={}",
-                    t.end,
-                    t.records,
-                    t.commits,
-                    hex(&t.sha)
-                ),
-            ),
-        })?;
-        match (report.ending, report.problem) {
-            (Ending::Corrupt, Some(problem)) => {
-                return Err(Error::new(ErrorKind::Corrupt, format!("'{}', {problem}", path.display())));
-            }
-            (_, Some(problem)) => line(out, &format!("torn {problem}"))?,
-            (Ending::Open, None) => line(out, "open")?,
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// Seconds and nanoseconds since 1970.
-fn time(ns: i64) -> String {
-    format!("{}.{:09}", ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000))
-}
-
-fn header_text(h: &Header) -> String {
-    format!(
-        "header system={} timeline={} segment={:X} start={} created={} open={} commit={} exact={} previous={}",
-        h.system,
-        h.timeline,
-        h.segment.0,
-        h.start,
-        time(h.created_ns),
-        h.marks.open,
-        h.marks.commit,
-        h.marks.exact,
-        hex(&h.prev_sha)
-    )
-}
-
-fn frame_text(f: &FrameHeader) -> String {
-    let names =
-        [(flags::STARTS, "starts"), (flags::ENDS, "ends"), (flags::EXACT, "exact"), (flags::ABORT, "abort")];
-    let set: Vec<_> = names.iter().filter(|(bit, _)| f.flags & bit != 0).map(|(_, name)| *name).collect();
-    format!(
-        "frame {} raw={} stored={} records={} flags={}",
-        f.start,
-        f.raw_len,
-        f.stored_len,
-        f.records,
-        set.join(",")
-    )
-}
-
-fn attrs_text(a: &Attrs) -> String {
-    format!("mode={:o} uid={} gid={} mtime={}.{:09}", a.mode, a.uid, a.gid, a.mtime.sec, a.mtime.nsec)
-}
-
-fn text(record: &Record<'_>) -> String {
-    match record {
-        Record::Create { id, kind, attrs, rdev, target } => {
-            let target = target.escape_ascii();
-            format!("create {id} {kind:?} {} rdev={rdev} target=\"{target}\"", attrs_text(attrs))
-        }
-        Record::Write { id, offset, data } => format!("write {id} offset={offset} len={}", data.len()),
-        Record::Truncate { id, size } => format!("truncate {id} size={size}"),
-        Record::Punch { id, offset, len } => format!("punch {id} offset={offset} len={len}"),
-        Record::Link { parent, name, id } => format!("link {parent} \"{}\" {id}", name.escape_ascii()),
-        Record::Unlink { parent, name } => format!("unlink {parent} \"{}\"", name.escape_ascii()),
-        Record::Attr { id, attrs } => format!("attributes {id} {}", attrs_text(attrs)),
-        Record::Xattr { id, name, value } => {
-            let value = value.map_or("removed".to_owned(), |v| format!("len={}", v.len()));
-            format!("xattr {id} \"{}\" {value}", name.escape_ascii())
-        }
-        Record::Commit(c) => format!(
-            "commit cut={} partial={} time={} meta={:032x} content={:032x} inodes={}",
-            c.cut,
-            c.partial,
-            time(c.time),
-            c.meta,
-            c.content,
-            c.inodes
-        ),
-        Record::Abort => "abort".to_owned(),
-        Record::RestorePoint { time: t, name } => {
-            format!("restore-point \"{}\" time={}", name.escape_ascii(), time(*t))
-        }
-        Record::Gap { end, reason, time: t } => {
-            format!("gap {} reason={reason:?} time={}", if *end { "ends" } else { "begins" }, time(*t))
-        }
-        Record::Excludes { version, patterns } => {
-            format!("excludes version={version} \"{}\"", patterns.escape_ascii())
-        }
-    }
 }

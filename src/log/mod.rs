@@ -25,12 +25,14 @@ use crate::record::{Record, Records};
 use crate::segment::{FRAME_LEN, FrameHeader, HEADER_LEN, RAW_MAX, flags, stored_bound};
 use crate::{disk, sys};
 
+pub mod dump;
 mod file;
 pub mod inspect;
 mod intake;
 mod queue;
 mod reader;
 mod recover;
+pub mod repair;
 mod stored;
 mod writer;
 

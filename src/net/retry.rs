@@ -3,7 +3,7 @@
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Upstream, UpstreamState};
+use super::{Upstream, UpstreamState, wall_clock};
 use crate::error::{Error, Result};
 use crate::session::Backoff;
 use crate::wire::Code;
@@ -84,9 +84,13 @@ impl<'a> Retry<'a> {
                 e.to_string()
             }
         };
+        let pause = self.backoff.next().unwrap_or(Backoff::LAST);
+        let now = wall_clock();
         self.status.update(|s| {
             s.error = Some(reason.clone());
             s.attempts += 1;
+            s.since = if s.since == 0 { now } else { s.since };
+            s.next_retry = now.saturating_add(i64::try_from(pause.as_nanos()).unwrap_or(i64::MAX));
         });
         if reason != self.said {
             tracing::warn!("upstream {}: {reason}; trying again", self.address);
@@ -94,7 +98,7 @@ impl<'a> Retry<'a> {
         }
         tokio::select! {
             () = self.cancel.cancelled() => Ok(false),
-            () = tokio::time::sleep(self.backoff.next().unwrap_or(Backoff::LAST)) => Ok(true),
+            () = tokio::time::sleep(pause) => Ok(true),
         }
     }
 }

@@ -54,6 +54,10 @@ pub struct UpstreamStatus {
     pub error: Option<String>,
     /// Attempts to connect since the last that went well.
     pub attempts: u64,
+    /// When the first of those failed, ns since 1970; 0 while all is well.
+    pub since: i64,
+    /// When the next one is made, ns since 1970; 0 while all is well.
+    pub next_retry: i64,
     /// End of its durable log.
     #[serde(serialize_with = "text")]
     pub end: Lsn,
@@ -110,6 +114,15 @@ impl Upstream {
         let now = self.clock.now();
         let inner = self.lock();
         (inner.1.bytes(), inner.1.seconds(now))
+    }
+
+    /// A connection went well: nothing of what failed before counts any more.
+    pub fn connected(&self, name: &str, state: UpstreamState) {
+        self.update(|s| {
+            s.name = Some(name.to_owned());
+            s.state = state;
+            (s.code, s.error, s.attempts, s.since, s.next_retry) = (None, None, 0, 0, 0);
+        });
     }
 
     /// Changes the status.

@@ -6,6 +6,8 @@
 //! appends (a thread, since the log blocks while the disk does), one acknowledges. This module does not
 //! know what applies the log, only how far it is.
 
+pub mod fetch;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,11 +105,7 @@ async fn open<P: Progress>(context: &ReceiveContext<P>) -> Ended<TcpHalves> {
         }
     }
     tracing::info!("streaming from '{}' at {} from {flush} on", welcome.name, context.upstream);
-    context.status.update(|s| {
-        s.name = Some(welcome.name);
-        s.state = UpstreamState::Streaming;
-        (s.code, s.error, s.attempts) = (None, None, 0);
-    });
+    context.status.connected(&welcome.name, UpstreamState::Streaming);
     Ok((reader, writer))
 }
 

@@ -55,6 +55,9 @@ fn every_damaged_byte_of_a_segment_is_found() {
         assert_ne!(verify(&bed.path(""), &bad), 0, "a flip at {at} of {} went unnoticed", good.len());
         if at % 4 == 0 {
             bad[at..(at + 4).min(good.len())].fill(0xff);
+            if bad == good {
+                continue;
+            }
             assert_ne!(verify(&bed.path(""), &bad), 0, "0xff at {at} went unnoticed");
         }
     }

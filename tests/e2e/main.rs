@@ -9,10 +9,13 @@ mod support;
 
 mod apps;
 mod basic;
+mod excludes;
 mod garbage;
 mod limits;
 mod names;
 mod network;
 mod objects;
 mod order;
+mod reload;
+mod trouble;
 mod writers;

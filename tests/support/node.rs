@@ -38,6 +38,8 @@ pub(crate) struct Spec {
     /// Words before the program: `unshare`, `prlimit` and their like; they must exec it.
     pub(crate) prefix: Vec<String>,
     pub(crate) paused: bool,
+    /// The address of the upstream is in the configuration file instead of on the command line.
+    pub(crate) leader_in_config: bool,
 }
 
 impl Spec {
@@ -53,6 +55,7 @@ impl Spec {
             env: Vec::new(),
             prefix: Vec::new(),
             paused: false,
+            leader_in_config: false,
         };
         for line in QUICK.lines() {
             let (key, value) = line.split_once(" = ").expect("key = value");
@@ -103,7 +106,10 @@ impl Spec {
             path(&self.home.join("towline.toml")),
         ];
         if let Some(port) = self.upstream {
-            out.extend(["--leader".into(), format!("127.0.0.1:{port}"), "--name".into(), self.name.clone()]);
+            if !self.leader_in_config {
+                out.extend(["--leader".into(), format!("127.0.0.1:{port}")]);
+            }
+            out.extend(["--name".into(), self.name.clone()]);
             if self.paused {
                 out.push("--paused".into());
             }
@@ -129,10 +135,14 @@ impl Spec {
         self.spawn_unlocked()
     }
 
-    /// [`Self::spawn`] for a caller that holds the host lock alone.
-    pub(crate) fn spawn_unlocked(&self) -> Node {
+    fn write_config(&self) {
         let config: String = self.config.iter().map(|(k, v)| format!("{k} = {v}\n")).collect();
         fs::write(self.home.join("towline.toml"), config).expect("write the configuration");
+    }
+
+    /// [`Self::spawn`] for a caller that holds the host lock alone.
+    pub(crate) fn spawn_unlocked(&self) -> Node {
+        self.write_config();
         let mut log = File::options().create(true).append(true).open(self.log_path()).expect("log file");
         writeln!(log, "--- start: {:?} {:?}", self.words(), self.env).expect("write");
         let mut words = vec!["setpriv".to_owned(), "--pdeathsig".into(), "KILL".into()];
@@ -293,6 +303,14 @@ impl Node {
         self.asked(&["confirm"]).unwrap_or_else(|e| panic!("{e}"));
     }
 
+    /// Changes a key of the configuration file and has it read again; what `reload` answers.
+    pub(crate) fn reload(&mut self, key: &str, value: &str) -> Result<Value, String> {
+        self.spec = self.spec.clone().set(key, value);
+        self.spec.write_config();
+        let text = self.asked(&["reload", "--json"])?;
+        serde_json::from_str(&text).map_err(|e| format!("{e}: {text}"))
+    }
+
     /// Everything it printed.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.spec.log_path()).unwrap_or_default()).into_owned()
@@ -365,6 +383,22 @@ impl Status {
     /// The class of the error in force.
     pub(crate) fn error_kind(&self) -> Option<String> {
         self.0.pointer("/error/kind").and_then(Value::as_str).map(str::to_owned)
+    }
+
+    /// One word for a monitor.
+    pub(crate) fn health(&self) -> String {
+        self.text("/health")
+    }
+
+    /// The text of the error in force, and what to do about it.
+    pub(crate) fn error_text(&self) -> (String, String) {
+        (self.text("/error/message"), self.text("/error/remedy"))
+    }
+
+    /// Whether the error in force names a time since when, and one when it is tried again.
+    pub(crate) fn is_dated(&self) -> bool {
+        let (since, next) = (self.number("/error/since"), self.number("/error/next_retry"));
+        since > 0 && next >= since && self.number("/error/attempts") > 0
     }
 
     /// The end of the newest exact change set in the log.

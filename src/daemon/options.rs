@@ -1,0 +1,178 @@
+//! Reading the configuration again: what changed, and what it takes to bring it into force.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use crate::config::Config;
+use crate::state::Role;
+
+/// The flags of the command line, to be put over the file whenever that is read.
+pub struct Flags(Box<dyn Fn(Config) -> Config + Send + Sync>);
+
+impl Flags {
+    /// Flags as a function from the file's configuration to the one in force.
+    pub fn new(over: impl Fn(Config) -> Config + Send + Sync + 'static) -> Self {
+        Self(Box::new(over))
+    }
+
+    /// The configuration in force when the file says `config`.
+    #[must_use]
+    pub fn over(&self, config: Config) -> Config {
+        (self.0)(config)
+    }
+}
+
+impl fmt::Debug for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Flags")
+    }
+}
+
+/// Where things are and who this is can't change under a running process.
+const FIXED: &[&str] = &["data", "state", "name", "listen"];
+/// What a leader takes over while it runs.
+const CAPTURE: &[&str] = &[
+    "rescan_interval",
+    "hot_interval",
+    "max_cut_delay",
+    "max_delete",
+    "max_delete_floor",
+    "exclude",
+    "freeze",
+    "max_freeze",
+    "before_cut",
+    "after_cut",
+    "scrub_rate",
+    "checkpoint_bytes",
+    "checkpoint_interval",
+];
+/// What a follower takes over by a new turn: it comes to rest, and goes on from there.
+const FOLLOWER: &[&str] = &[
+    "leader",
+    "apply_cuts",
+    "local_edits",
+    "peer_timeout",
+    "checkpoint_bytes",
+    "checkpoint_interval",
+    "max_followers",
+];
+/// What means something to a leader, but only from its start on.
+const LEADER_START: &[&str] = &["peer_timeout", "segment_timeout", "compression", "max_followers"];
+
+/// The keys that differ between two configurations, by what becomes of them.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Change {
+    role: Option<Role>,
+    in_force: Vec<String>,
+    restart: Vec<String>,
+    /// Keys that mean nothing in this role.
+    idle: Vec<String>,
+}
+
+impl Change {
+    pub(super) fn between(old: &Config, new: &Config, role: Role) -> Self {
+        let (live, start) = match role {
+            Role::Leader => (CAPTURE, LEADER_START),
+            Role::Follower => (FOLLOWER, &[][..]),
+        };
+        let mut change = Self { role: Some(role), ..Self::default() };
+        let keys = |c: &Config| serde_json::to_value(c).unwrap_or_default();
+        let (old, new) = (keys(old), keys(new));
+        for (key, value) in new.as_object().into_iter().flatten() {
+            if old.get(key) == Some(value) {
+                continue;
+            }
+            let list = match key.as_str() {
+                k if live.contains(&k) => &mut change.in_force,
+                k if FIXED.contains(&k) || start.contains(&k) => &mut change.restart,
+                _ => &mut change.idle,
+            };
+            list.push(key.clone());
+        }
+        change
+    }
+
+    /// The new configuration as far as it can come into force.
+    pub(super) fn keep_fixed(&self, old: &Config, new: Config) -> Config {
+        let mut config = Config {
+            data: old.data.clone(),
+            state: old.state.clone(),
+            name: old.name.clone(),
+            listen: old.listen.clone(),
+            ..new
+        };
+        if self.role == Some(Role::Leader) {
+            config.peer_timeout = old.peer_timeout;
+            config.segment_timeout = old.segment_timeout;
+            config.compression = old.compression;
+            config.max_followers = old.max_followers;
+        }
+        config
+    }
+
+    pub(super) fn needs_turn(&self) -> bool {
+        !self.in_force.is_empty()
+    }
+
+    pub(super) fn answer(&self) -> Value {
+        json!({"reloaded": true, "changed": self.in_force, "restart": self.restart, "idle": self.idle})
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut said = false;
+        for (what, keys) in [
+            ("in force", &self.in_force),
+            ("in force only after a restart of the daemon", &self.restart),
+            ("without meaning in this role", &self.idle),
+        ] {
+            if !keys.is_empty() {
+                write!(f, "{}{what}: {}", if said { "; " } else { "" }, keys.join(", "))?;
+                said = true;
+            }
+        }
+        if said { Ok(()) } else { f.write_str("nothing changed") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_that_changes_is_said_to_be_in_force_or_not() {
+        let old = Config::default();
+        let mut new =
+            Config::parse("leader = \"a:1\"\nlisten = \"b:1\"\nexclude = [\"x\"]\npeer_timeout = \"3s\"")
+                .unwrap();
+        let follower = Change::between(&old, &new, Role::Follower);
+        assert_eq!(
+            (&*follower.in_force, &*follower.restart),
+            (&["leader".to_owned(), "peer_timeout".into()][..], &["listen".to_owned()][..])
+        );
+        assert_eq!(follower.idle, ["exclude"]);
+        assert!(
+            follower.needs_turn() && follower.to_string().contains("restart of the daemon: listen"),
+            "{follower}"
+        );
+        let leader = Change::between(&old, &new, Role::Leader);
+        assert_eq!(
+            (&*leader.in_force, &*leader.restart),
+            (&["exclude".to_owned()][..], &["listen".to_owned(), "peer_timeout".into()][..])
+        );
+        new = leader.keep_fixed(&old, new);
+        assert!(new.listen.is_none() && new.peer_timeout == old.peer_timeout && new.exclude == ["x"]);
+        assert_eq!(Change::between(&old, &old, Role::Leader).to_string(), "nothing changed");
+    }
+
+    #[test]
+    fn every_key_has_a_place() {
+        let all = serde_json::to_value(Config::default()).unwrap();
+        for key in all.as_object().unwrap().keys() {
+            let lists = [FIXED, CAPTURE, FOLLOWER, LEADER_START];
+            assert!(lists.iter().any(|l| l.contains(&key.as_str())), "{key} is in no list");
+        }
+    }
+}
