@@ -22,7 +22,7 @@
 //! | 25 | 1 | fill: 0 none, 1 copying, 2 filled, 3 done |
 //! | 26 | 16 | fill start and end LSN |
 //! | 42 | 28 | data directory's device u64, inode u64, birth time (i64 s, u32 ns); zero before it is known |
-//! | 70 | 8 | applied LSN of the last clean rest |
+//! | 70 | 8 | follower: applied LSN of the last clean rest; leader: a position that its log has reached |
 //! | 78 | 1 | clean stop |
 //! | 79 | 8 | created, ns since 1970 |
 //! | 87 | 8 | version of the exclude patterns in force |
@@ -106,7 +106,7 @@ pub struct Control {
     pub fill: FillState,
     /// Identity of the data directory, to tell a vanished or replaced one.
     pub data_local: Option<LocalId>,
-    /// Where a follower's directory stood at its last clean stop.
+    /// Where a follower's directory stood at its last clean stop; a position that a leader's log has reached.
     pub applied: Lsn,
     /// Whether the last stop was clean.
     pub clean: bool,

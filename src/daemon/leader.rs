@@ -14,6 +14,7 @@ use crate::config::{self, Config};
 use crate::control::Request;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::{Log, LogOptions};
+use crate::position::Lsn;
 use crate::send;
 use crate::state::Control;
 use crate::status::Status;
@@ -44,12 +45,14 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
         peers: Arc::clone(&peers),
     })));
     let cancel = stop.child_token();
+    note_reached(node, log.tail().end).await?;
     let result = {
         let serving = serve(node, &config, &control, &capture, &log, &peers, cancel.clone());
         let served_out = AtomicBool::new(false);
         tokio::select! {
             r = async { let r = serving.await; served_out.store(true, Ordering::Relaxed); r } => r,
             failed = until_failure(stop, || capture.failure().or_else(|| log.failure())) => failed.map_or(Ok(()), Err),
+            noted = note_segments(node, &log) => noted,
         }
     };
     // The last pass is committed while followers are still connected, then they get a moment to take it.
@@ -59,8 +62,35 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
         drain(&log, &peers).await;
     }
     cancel.cancel();
+    let end = log.tail().end;
     bounded_stop("close the log", move || log.close()).await;
-    result
+    result.and(note_reached(node, end).await)
+}
+
+/// Keeps in the control file how far the log came, so that a log cut short behind our back is noticed.
+async fn note_reached(node: &Arc<Node>, end: Lsn) -> Result<()> {
+    let node = Arc::clone(node);
+    blocking(move || {
+        let known = node.state.control().map_or(Lsn::ZERO, |c| c.applied);
+        if end > known { node.state.change(|c| c.applied = end) } else { Ok(()) }
+    })
+    .await
+}
+
+/// Notes the first position of every segment that the log reaches.
+async fn note_segments(node: &Arc<Node>, log: &Log) -> Result<()> {
+    let mut tail = log.subscribe();
+    let mut noted = Lsn::FIRST;
+    loop {
+        let end = tail.borrow_and_update().end;
+        if end.segment() > noted.segment() || noted == Lsn::FIRST && end > noted {
+            note_reached(node, end).await?;
+            noted = end;
+        }
+        if tail.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
 }
 
 /// Gives connected followers up to two seconds to confirm the end of the log.

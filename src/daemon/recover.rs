@@ -2,7 +2,7 @@
 
 use crate::catalog::Catalog;
 use crate::checkpoint;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::fold::Fold;
 use crate::log::{FrameReader, Log};
 use crate::position::{Lsn, SystemId, TimelineId};
@@ -12,15 +12,36 @@ use crate::state::StateDir;
 
 /// Rebuilds the leader's catalog up to the last commit of its log.
 ///
-/// Without a checkpoint the catalog is new and empty: the start scan makes the base.
+/// Without a checkpoint and without log the catalog is new and empty: the start scan makes the base.
+///
+/// # Errors
+/// [`ErrorKind::Missing`] when the checkpoint or the end of the log is not there any more: file ids or positions
+/// that followers have seen would be given out a second time.
 pub(crate) fn leader_fold(
     state: &StateDir,
     system: SystemId,
     timeline: TimelineId,
     log: &Log,
 ) -> Result<Fold> {
+    let reached = state.control().map_or(Lsn::ZERO, |c| c.applied);
+    let end = log.tail().end;
+    if end < reached {
+        return Err(log_lost(state, end, reached));
+    }
     let (catalog, fresh) = match checkpoint::load_newest(&state.catalog(), system)? {
+        Some(catalog) if catalog.lsn() > end.max(Lsn::FIRST) => {
+            return Err(log_lost(state, end, catalog.lsn()));
+        }
         Some(catalog) => (catalog, false),
+        None if end > Lsn::FIRST || reached > Lsn::FIRST => {
+            let text = format!(
+                "there is no checkpoint in '{}', but the log goes on to {end}: which file is which is known only there; \
+                 put the state directory back from a backup, or begin a new system with an empty one and fill the \
+                 followers again",
+                state.catalog().display()
+            );
+            return Err(Error::new(ErrorKind::Missing, text));
+        }
         None => {
             let mut catalog = Catalog::new(system, Attrs::default());
             catalog.set_position(Lsn::FIRST, crate::position::Cut::Exact, 0);
@@ -37,9 +58,18 @@ pub(crate) fn leader_fold(
     fold.begin_loose();
     replay(log, system, timeline, from, to, &mut fold)?;
     fold.finish_loose().context(
-        || "the catalog does not match the log; remove the state directory's catalog/ to scan anew",
+        || "the catalog does not match the log; put the state directory back from a backup, or begin a new system with an empty one",
     )?;
     Ok(fold)
+}
+
+fn log_lost(state: &StateDir, end: Lsn, reached: Lsn) -> Error {
+    let text = format!(
+        "the log in '{}' ends at {end}, but it had reached {reached}: segments are missing; put them back (a follower has \
+         the same files), or begin a new system with an empty state directory and fill the followers again",
+        state.log().display()
+    );
+    Error::new(ErrorKind::Missing, text)
 }
 
 /// Folds every complete change set of `(from, to]`; aborted ones are passed over.

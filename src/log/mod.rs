@@ -9,6 +9,7 @@
 //! The first failed write or sync is final for the open log: [`Log::failure`] holds it, every call
 //! fails with it, and only opening the log again, which reads what is really there, goes on.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -158,6 +159,22 @@ impl Drop for WriterHandle {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Hashes a range of a file; false when the file ends before.
+fn hash_range(file: &File, path: &Path, range: std::ops::Range<u64>, sha: &mut Sha256) -> Result<bool> {
+    let mut buf = vec![0; HASH_CHUNK];
+    let mut at = range.start;
+    while at < range.end {
+        let want = usize::try_from(range.end - at).unwrap_or(HASH_CHUNK).min(HASH_CHUNK);
+        let n = sys::read_at(file, &mut buf[..want], at).map_err(|e| Error::io("read", path, e))?;
+        if n < want {
+            return Ok(false);
+        }
+        sha.update(&buf[..n]);
+        at += n as u64;
+    }
+    Ok(true)
 }
 
 /// What the records of a frame say about it.
@@ -383,6 +400,10 @@ impl Log {
     }
 
     /// SHA-256 of the durable stored bytes `[0, offset)` of a segment's file; `None` when they are not here.
+    /// A sealed file is read to its end, so that no damaged one is taken for a proof.
+    ///
+    /// # Errors
+    /// `Corrupt` when a sealed file is not what was sealed.
     pub fn prefix_hash(&self, segment: SegmentNo, offset: u64) -> Result<Option<[u8; 32]>> {
         let tail = self.tail();
         if segment > tail.segment || (segment == tail.segment && offset > tail.offset) {
@@ -397,18 +418,14 @@ impl Log {
             });
         };
         let mut sha = Sha256::new();
-        let mut buf = vec![0; HASH_CHUNK];
-        let mut at = 0;
-        while at < offset {
-            let want = usize::try_from(offset - at).unwrap_or(HASH_CHUNK).min(HASH_CHUNK);
-            let n = sys::read_at(&file, &mut buf[..want], at).map_err(|e| Error::io("read", &path, e))?;
-            if n < want {
-                return Ok(None);
-            }
-            sha.update(&buf[..n]);
-            at += n as u64;
+        if !hash_range(&file, &path, 0..offset, &mut sha)? {
+            return Ok(None);
         }
-        Ok(Some(sha.finalize().into()))
+        let prefix = sha.finalize().into();
+        if path == self.dir().join(crate::segment::file_name(self.shared.options.timeline, segment, false)) {
+            recover::check_sealed(&self.shared.options, segment)?;
+        }
+        Ok(Some(prefix))
     }
 
     /// Removes the sealed segments before `keep`, oldest first; returns how many. The newest sealed

@@ -76,6 +76,8 @@ pub(super) fn recover(o: &LogOptions, leader: bool) -> Result<Recovered> {
         }
     }
     let base = match sealed {
+        // What a leader goes on from is what its followers are measured by.
+        Some(segment) if leader => Some(check_sealed(o, segment)?),
         Some(segment) => Some(read_sealed(o, segment)?),
         None => None,
     };
@@ -129,7 +131,7 @@ fn remove_leftovers(o: &LogOptions) -> Result<()> {
     if gone { disk::sync_dir(&o.dir) } else { Ok(()) }
 }
 
-struct Sealed {
+pub(super) struct Sealed {
     segment: SegmentNo,
     len: u64,
     trailer: Trailer,
@@ -156,6 +158,20 @@ fn read_sealed(o: &LogOptions, segment: SegmentNo) -> Result<Sealed> {
             other => corrupt(&path, at, &other),
         })?;
     Ok(Sealed { segment, len, trailer })
+}
+
+/// [`read_sealed`], and every byte of the file against the trailer's SHA-256.
+pub(super) fn check_sealed(o: &LogOptions, segment: SegmentNo) -> Result<Sealed> {
+    let sealed = read_sealed(o, segment)?;
+    let path = path_of(o, segment, false);
+    let file = fs::File::open(&path).map_err(|e| Error::io("open", &path, e))?;
+    let hashed = sealed.len.saturating_sub(sealed.trailer.sha.len() as u64);
+    let mut sha = Sha256::new();
+    let whole = super::hash_range(&file, &path, 0..hashed, &mut sha)?;
+    if !whole || <[u8; 32]>::from(sha.finalize()) != sealed.trailer.sha {
+        return Err(corrupt(&path, 0, &Fault::Sha));
+    }
+    Ok(sealed)
 }
 
 pub(super) fn read_all(path: &Path) -> Result<Vec<u8>> {

@@ -531,9 +531,9 @@ fn zstd_itself_reads_a_segment() {
     add(&log, part(99, 1_000_000, false));
     log.close().unwrap();
     let sealed = path(dir.path(), 1, false);
-    assert!(zstd::decode_all(fs::File::open(&sealed).unwrap()).unwrap() == records);
+    assert!(zstd::decode_all(File::open(&sealed).unwrap()).unwrap() == records);
     let open = |args: &[&str]| {
-        Command::new("zstd").args(args).stdin(fs::File::open(&sealed).unwrap()).stderr(Stdio::null()).output()
+        Command::new("zstd").args(args).stdin(File::open(&sealed).unwrap()).stderr(Stdio::null()).output()
     };
     // Where the program is installed, it agrees with its library.
     if let Ok(tested) = open(&["-t"]) {

@@ -291,8 +291,16 @@ async fn decision(context: &Arc<ServeContext>, hello: &Hello) -> Result<Decision
             end: tail.end.max(Lsn::FIRST),
             oldest: if tail.end == Lsn::ZERO { Lsn::FIRST } else { oldest },
         };
-        let proof = proof(&context.log, &hello, &here)?;
-        Ok(session::decide(&hello, &here, proof))
+        match proof(&context.log, &hello, &here) {
+            Ok(proof) => Ok(session::decide(&hello, &here, proof)),
+            // A damaged log of ours says nothing about the follower's.
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                tracing::error!("a follower can't be served: {e}");
+                let reason = format!("this node's own log is damaged: {e}");
+                Ok(Decision::Refuse { code: Code::Failed, reason })
+            }
+            Err(e) => Err(e),
+        }
     });
     judge.await.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?
 }

@@ -260,3 +260,60 @@ fn a_damaged_answer_harms_no_follower() {
     victim.restart();
     assert_equal_within(within(30), leader.data(), victim.data());
 }
+
+type Harm = fn(&Path);
+
+/// What the state directory lost while the leader was down is said, and nothing is given out a second time.
+#[test]
+fn a_leader_that_lost_part_of_its_state_says_so_and_gives_nothing_out_twice() {
+    let lose: [(&str, &str, Harm); 4] = [
+        ("catalog", "checkpoint", |state| empty(&state.join("catalog"))),
+        ("log", "segments are missing", |state| empty(&state.join("log"))),
+        ("end", "segments are missing", |state| {
+            let last = segments(state).pop().expect("a segment");
+            fs::remove_file(last).expect("rm");
+        }),
+        ("rot", "SHA-256", |state| {
+            let last = segments(state).pop().expect("a segment");
+            let mut bytes = fs::read(&last).expect("read");
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 4;
+            fs::write(&last, bytes).expect("write");
+        }),
+    ];
+    for (name, word, harm) in lose {
+        let mut pair =
+            Pair::with(Bed::new(&format!("lost-{name}")), |s| s.set("segment_timeout", "\"200ms\""), |s| s);
+        for round in 0..3 {
+            load::burst(&pair.data().join("app"), round, 100);
+            pair.equal(20);
+            until(within(20), "the segment is sealed", || {
+                let open = segments(&pair.leader.spec.state).iter().any(|p| p.extension().is_some());
+                if open { Err("a segment is open".into()) } else { Ok(()) }
+            });
+        }
+        pair.leader.stop();
+        harm(&pair.leader.spec.state);
+        fs::write(pair.data().join("later"), "written while it was down").expect("write");
+        let leader = pair.leader.spec.spawn();
+        until(within(20), "the loss is in the status", || {
+            let text = leader.status()?.0.to_string();
+            if text.contains(word) { Ok(()) } else { Err(text) }
+        });
+        assert!(!pair.follower.data().join("later").exists(), "{name}: nothing is served from there");
+        assert!(pair.follower.status().is_ok(), "{name}: the follower is unharmed");
+    }
+}
+
+fn empty(dir: &Path) {
+    for entry in fs::read_dir(dir).expect("list").flatten() {
+        fs::remove_file(entry.path()).expect("rm");
+    }
+}
+
+fn segments(state: &Path) -> Vec<std::path::PathBuf> {
+    let mut all: Vec<_> =
+        fs::read_dir(state.join("log")).expect("list").flatten().map(|e| e.path()).collect();
+    all.sort();
+    all
+}
