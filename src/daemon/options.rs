@@ -51,6 +51,9 @@ const CAPTURE: &[&str] = &[
 const FOLLOWER: &[&str] = &[
     "leader",
     "apply_cuts",
+    "max_inexact",
+    "max_inexact_bytes",
+    "inexact",
     "local_edits",
     "peer_timeout",
     "checkpoint_bytes",
