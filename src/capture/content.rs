@@ -178,9 +178,13 @@ impl Engine {
         range: Range<u64>,
     ) -> Result<std::io::Result<u64>> {
         let began = std::time::Instant::now();
+        let hashed = known.hashed && {
+            let staged = self.pass.stage.inodes.get(&id).is_some_and(|s| s.whole || s.new);
+            staged || super::lock(&self.shared.fold).trust(id)?
+        };
         let mut whole = known.new || self.pass.stage.inodes.get(&id).is_some_and(|s| s.whole);
         let mut done = known.size;
-        if !known.hashed && done > 0 {
+        if !hashed && done > 0 {
             // Nobody knows the hashes of what is there: it begins anew from nothing.
             self.record(id, &Record::Truncate { id, size: 0 })?;
             (whole, done) = (true, 0);

@@ -57,7 +57,7 @@ pub(crate) fn leader_fold(
     tracing::info!("replaying own log from {from} to {to} into the catalog");
     fold.begin_loose();
     replay(log, system, timeline, from, to, &mut fold)?;
-    fold.finish_loose().context(
+    fold.finish_loose_or_forget().context(
         || "the catalog does not match the log; put the state directory back from a backup, or begin a new system with an empty one",
     )?;
     Ok(fold)

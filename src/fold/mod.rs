@@ -31,7 +31,14 @@ pub struct Fold {
     /// Files not hashed whose hashes are being set piece by piece, and did not change meanwhile.
     learning: HashSet<FileId>,
     last: Option<Commit>,
+    /// Files whose hash files were seen to be whole since the start.
+    whole: HashSet<FileId>,
+    /// Files whose hash files were not.
+    damaged: u64,
 }
+
+/// Most files remembered as seen whole.
+const WHOLE_MAX: usize = 100_000;
 
 /// What a record needs to know of a file before it changes it.
 #[derive(Clone, Copy)]
@@ -78,7 +85,43 @@ impl Fold {
             loose: None,
             learning: HashSet::new(),
             last: None,
+            whole: HashSet::new(),
+            damaged: 0,
         })
+    }
+
+    /// Whether the hash file of a file of many blocks is what it was when its sum was taken. It is looked at once,
+    /// before its first use; a damaged one is forgotten, and the content of the file counts as not known.
+    ///
+    /// # Errors
+    /// When it can't be read, or the note about it can't be written.
+    pub fn trust(&mut self, id: FileId) -> Result<bool> {
+        let before = self.before(id);
+        Ok(before.hashed && self.sound(id, before)?)
+    }
+
+    fn sound(&mut self, id: FileId, before: Before) -> Result<bool> {
+        if before.blocks <= 1 || self.loose.is_some() || self.whole.contains(&id) {
+            return Ok(true);
+        }
+        if self.blocks.sum(id, 0, before.blocks)? == before.content {
+            if self.whole.len() >= WHOLE_MAX {
+                self.whole.clear();
+            }
+            self.whole.insert(id);
+            return Ok(true);
+        }
+        tracing::warn!("the block hashes of file {id} are damaged; its content is read again");
+        self.damaged += 1;
+        self.blocks.doubt(id)?;
+        self.write().set_content(id, 0, false);
+        Ok(false)
+    }
+
+    /// How many hash files were found damaged since the start.
+    #[must_use]
+    pub fn damaged(&self) -> u64 {
+        self.damaged
     }
 
     /// The catalog, for reading.
@@ -157,6 +200,9 @@ impl Fold {
             self.write().set_content(id, content.unwrap_or(before.content), true);
             return Ok(());
         }
+        if !self.sound(id, before)? {
+            return Ok(());
+        }
         self.spread(id, before, count)?;
         if self.is_loose(id) {
             return self.blocks.set(id, first, hashes);
@@ -195,6 +241,9 @@ impl Fold {
         if count >= before.blocks {
             return self.spread(id, before, count);
         }
+        if !self.sound(id, before)? {
+            return Ok(());
+        }
         if count == 1 {
             let content = self.blocks.get(id, 0, 1)?.first().copied().unwrap_or_default();
             self.blocks.shrunk(id);
@@ -218,6 +267,9 @@ impl Fold {
         }
         if before.blocks == 1 {
             self.write().set_content(id, 0, true);
+            return Ok(());
+        }
+        if !self.sound(id, before)? {
             return Ok(());
         }
         if !self.is_loose(id) {
@@ -299,6 +351,7 @@ impl Fold {
         for &id in &dropped {
             self.blocks.remove(id);
             self.learning.remove(&id);
+            self.whole.remove(&id);
             if let Some(touched) = &mut self.loose {
                 touched.remove(&id);
             }
@@ -357,6 +410,24 @@ impl Fold {
             }
         }
         self.last.map_or(Ok(()), |commit| self.compare(&commit, true))
+    }
+
+    /// [`finish_loose`](Self::finish_loose) for a leader: hashes that don't add up are forgotten, because what
+    /// they are of is at hand to be read again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Diverged`] when names or attributes are not those of the last commit.
+    pub fn finish_loose_or_forget(&mut self) -> Result<()> {
+        let touched = self.loose.clone().unwrap_or_default();
+        match self.finish_loose() {
+            Err(e) if e.kind() == ErrorKind::Diverged => {
+                tracing::warn!("block hashes are damaged; {} files are read again: {e}", touched.len());
+                self.damaged += touched.len() as u64;
+                touched.into_iter().try_for_each(|id| self.forget_hashes(id))?;
+                self.last.map_or(Ok(()), |commit| self.compare(&commit, true))
+            }
+            other => other,
+        }
     }
 }
 

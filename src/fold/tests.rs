@@ -388,3 +388,47 @@ fn going_back_to_the_older_checkpoint_does_not_believe_what_was_forgotten_since(
         node.check();
     }
 }
+
+/// A fold whose file of six blocks had these bytes in its hash file when it was opened.
+fn opened_with(hashes: &[u8], content: u128) -> (tempfile::TempDir, Fold) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut catalog = Catalog::new(SYSTEM, Attrs::default());
+    let (id, attrs) = (FileId(2), Attrs::default());
+    for record in [
+        Record::Create { id, kind: Kind::File, attrs, rdev: 0, target: b"" },
+        Record::Link { parent: FileId::ROOT, name: b"f", id },
+        Record::Truncate { id, size: 6 * BLOCK },
+    ] {
+        catalog.fold(&record).unwrap();
+    }
+    catalog.settle().unwrap();
+    catalog.set_content(id, content, true);
+    std::fs::create_dir(dir.path().join("02")).unwrap();
+    std::fs::write(dir.path().join("02/0000000000000002"), hashes).unwrap();
+    let fold = Fold::new(catalog, dir.path()).unwrap();
+    (dir, fold)
+}
+
+#[test]
+fn damaged_hash_files_are_found_before_their_first_use() {
+    let id = FileId(2);
+    let hashes: Vec<u128> = block_hashes(SYSTEM, id, 0, &[5; 6 * B]).collect();
+    let sum = hashes.iter().fold(0, |s: u128, &h| s.wrapping_add(h));
+    let good: Vec<u8> = hashes.iter().flat_map(|h| h.to_le_bytes()).collect();
+    let mut flipped = good.clone();
+    flipped[40] ^= 1;
+    assert!(opened_with(&good, sum).1.trust(id).unwrap());
+    for damage in [&flipped[..], &good[..32], &[]] {
+        for change in [
+            Record::Write { id, offset: BLOCK, data: &[1; B] },
+            Record::Truncate { id, size: 3 * BLOCK },
+            Record::Punch { id, offset: 0, len: BLOCK },
+        ] {
+            let (_dir, mut fold) = opened_with(damage, sum);
+            fold.record(&change).unwrap();
+            assert!(!fold.before(id).hashed, "the content is not known any more: {change:?}");
+            assert_eq!(fold.damaged(), 1);
+            assert!(fold.seal(Cut::Exact, 1).unwrap().partial, "and the commit says so");
+        }
+    }
+}

@@ -317,3 +317,42 @@ fn segments(state: &Path) -> Vec<std::path::PathBuf> {
     all.sort();
     all
 }
+
+/// Block hashes are towline's own: when their files are damaged, contents are read again and nobody diverges.
+#[test]
+fn damaged_block_hashes_cost_a_second_reading_and_no_more() {
+    for (who, harm) in
+        [("leader", 0), ("leader", 1), ("leader", 2), ("follower", 0), ("follower", 1), ("follower", 2)]
+    {
+        let mut pair = Pair::start(&format!("hashes-{who}-{harm}"));
+        let file = pair.data().join("large");
+        fs::write(&file, vec![7; 1 << 20]).expect("write");
+        pair.equal(20);
+        let node = if who == "leader" { &mut pair.leader } else { &mut pair.follower };
+        node.stop();
+        let mut harmed = 0;
+        for sub in fs::read_dir(node.spec.state.join("blocks")).expect("list").flatten() {
+            for entry in fs::read_dir(sub.path()).into_iter().flatten().flatten() {
+                let mut bytes = fs::read(entry.path()).expect("read");
+                match harm {
+                    0 => fs::remove_file(entry.path()).expect("rm"),
+                    1 => fs::write(entry.path(), &bytes[..bytes.len() / 2]).expect("cut"),
+                    _ => {
+                        bytes[33] ^= 1;
+                        fs::write(entry.path(), bytes).expect("flip");
+                    }
+                }
+                harmed += 1;
+            }
+        }
+        assert!(harmed > 0, "a file of many blocks has a file of hashes");
+        node.restart();
+        let page = fs::File::options().write(true).open(&file).expect("open");
+        std::os::unix::fs::FileExt::write_all_at(&page, &[9; 8192], 40_000).expect("write");
+        drop(page);
+        pair.equal(20);
+        fs::write(pair.data().join("after"), "goes on").expect("write");
+        pair.equal(10);
+        pair.finish();
+    }
+}
