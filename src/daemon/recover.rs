@@ -50,14 +50,6 @@ pub(crate) fn leader_fold(
     };
     let from = catalog.lsn();
     let to = log.tail().commit;
-    // A checkpoint is written only once the log before it is durable.
-    if !fresh && from > Lsn::FIRST && to < from {
-        let text = format!(
-            "the log in '{}' ends at {to}, the catalog's checkpoint is at {from}: log files are missing from its end",
-            log.dir().display()
-        );
-        return Err(Error::new(ErrorKind::Missing, text));
-    }
     let mut fold = Fold::new(catalog, &state.blocks())?;
     if fresh || to <= from {
         return Ok(fold);

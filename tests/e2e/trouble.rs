@@ -106,7 +106,12 @@ fn a_leader_without_a_part_of_its_log_stays_up() {
             fs::rename(file, aside(file)).expect("rename");
         }
         pair.leader = pair.leader.spec.spawn();
-        stands_still(&mut pair.leader, "missing", "missing", if crash { "000002" } else { "its end" });
+        stands_still(
+            &mut pair.leader,
+            "missing",
+            "missing",
+            if crash { "000002" } else { "segments are missing" },
+        );
         for file in gone {
             fs::rename(aside(file), file).expect("rename");
         }
