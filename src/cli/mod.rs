@@ -65,7 +65,11 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Resume(ask) => show(&ask, &Request::Resume, |v| rests("resumed", v)),
         Command::Reload(ask) => show(&ask, &Request::Reload, reloaded),
         Command::Confirm(ask) => {
-            show(&ask, &Request::Confirm, |_| "the held change goes through\n".to_owned())
+            let words = |v: &Value| match v.get("confirmed").and_then(Value::as_bool) {
+                Some(true) => "the held change goes through\n".to_owned(),
+                _ => "nothing is held\n".to_owned(),
+            };
+            show(&ask, &Request::Confirm, words)
         }
         Command::Log(log) => inspect_log(&log),
         Command::Config(ConfigCommand::Check { file }) => Config::load(&file).map(|_| ExitCode::SUCCESS),
@@ -118,6 +122,9 @@ fn reloaded(v: &Value) -> String {
         let list = v.get(k).and_then(Value::as_array).into_iter().flatten();
         list.filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
     };
+    if v.get("reloaded").and_then(Value::as_bool) == Some(false) {
+        return "there is no configuration file to read; what failed is tried again\n".to_owned();
+    }
     let mut text = "configuration read again\n".to_owned();
     for (key, what) in [
         ("changed", "in force now"),

@@ -178,8 +178,12 @@ impl Leader {
     pub(crate) fn request(&self, request: &Request) -> Result<Value> {
         match request {
             Request::Confirm => {
-                self.capture.confirm();
-                Ok(json!({"confirmed": true}))
+                // Given before anything is held it would let the next mass delete through unseen.
+                let held = self.capture.stats().hold.is_some();
+                if held {
+                    self.capture.confirm();
+                }
+                Ok(json!({"confirmed": held}))
             }
             _ => Ok(json!({"lsn": self.capture.barrier(BARRIER_MAX)?.to_string()})),
         }

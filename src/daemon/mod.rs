@@ -368,6 +368,11 @@ fn not_running(node: &Node) -> Error {
 
 async fn reload(node: &Arc<Node>) -> Result<Value> {
     let Some(file) = node.file.clone() else {
+        // There is nothing to read, but what waits for an operator can be tried again.
+        if lock(&node.phase).error().is_some() {
+            node.retry.notify_waiters();
+            return Ok(json!({"reloaded": false, "retried": true}));
+        }
         return Err(Error::new(
             ErrorKind::Config,
             "the daemon was started without a configuration file; restart it with other flags",

@@ -51,8 +51,8 @@ pub(super) fn remedy(kind: ErrorKind, role: Role) -> &'static str {
         (K::DiskFull, _) => "free space on the named file system; the node goes on by itself",
         (K::Unavailable, _) => "see that the named node runs and can be reached; the node goes on by itself",
         (K::Corrupt | K::Missing, Role::Leader) => {
-            "copy the named log file from any follower's state directory, where it has the same name and bytes; \
-             the node goes on by itself"
+            "put the named files back: a follower's state directory has the same log files, by name and by byte; the \
+             node goes on by itself"
         }
         (K::Corrupt | K::Missing, Role::Follower) => {
             "damaged log is fetched again once the upstream answers; if this stays, stop the node, empty its data \
@@ -61,7 +61,10 @@ pub(super) fn remedy(kind: ErrorKind, role: Role) -> &'static str {
         (K::Diverged, Role::Follower) => {
             "stop the node, empty its data and state directories, and start it: it is filled anew"
         }
-        (K::Diverged, Role::Leader) => "stop the node, remove catalog/ in its state directory, and start it",
+        (K::Diverged, Role::Leader) => {
+            "put the state directory back from a backup, or begin a new system with an empty one and fill the \
+             followers again"
+        }
         (K::Refused, Role::Follower) => {
             "undo what the message names, or point the node at its own leader; `towline reload` tries again at once"
         }

@@ -59,3 +59,32 @@ fn a_follower_is_pointed_at_another_node_of_its_system() {
     fs::write(leader.data().join("a"), "2").expect("write");
     assert_equal_within(within(20), leader.data(), last.data());
 }
+
+#[test]
+fn a_confirmation_of_nothing_is_no_free_pass() {
+    let pair = Pair::with(Bed::new("confirm"), |s| s.set("max_delete_floor", "20"), |s| s);
+    for n in 0..50 {
+        fs::write(pair.data().join(format!("f{n}")), "x").expect("write");
+    }
+    pair.equal(15);
+    let out = pair.leader.ask(&["confirm"]);
+    assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "nothing is held");
+    for n in 0..50 {
+        fs::remove_file(pair.data().join(format!("f{n}"))).expect("remove");
+    }
+    until(within(15), "the delete is held", || {
+        let status = pair.leader.status()?;
+        let (text, remedy) = status.error_text();
+        let dated = status.0.pointer("/error/since").and_then(serde_json::Value::as_u64) > Some(0);
+        let said = status.hold().is_some() && !text.is_empty() && remedy.contains("towline confirm");
+        if said && dated && status.state() == "held" && status.health() == "help" {
+            Ok(())
+        } else {
+            Err(status.0.to_string())
+        }
+    });
+    let out = pair.leader.ask(&["confirm"]);
+    assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "the held change goes through");
+    pair.equal(20);
+    pair.finish();
+}
