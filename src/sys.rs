@@ -17,6 +17,24 @@ use crate::record::{Attrs, Kind, Time};
 /// staged there (mode 0700, same file system). It is never captured and never shipped.
 pub const STAGE_DIR: &[u8] = b".towline-stage";
 
+/// Whether this process may do as it likes with files.
+#[must_use]
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Whether this process may read a file, or list and enter a directory. Other kinds need no reading.
+#[must_use]
+pub fn may_read(dir: impl AsFd, name: &[u8], kind: Kind) -> bool {
+    let access = match kind {
+        _ if is_root() => return true,
+        Kind::File => rfs::Access::READ_OK,
+        Kind::Dir => rfs::Access::READ_OK | rfs::Access::EXEC_OK,
+        _ => return true,
+    };
+    rfs::accessat(dir, name, access, AtFlags::EACCESS | AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}
+
 /// What statx says of one inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {

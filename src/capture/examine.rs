@@ -189,6 +189,12 @@ impl Engine {
             self.notes.boundary(&rel);
             return Ok(());
         }
+        let known = self.pass.stage.by_local(&self.read(), &stat).is_some();
+        if !known && !sys::may_read(&dir.fd, name, stat.kind) {
+            // Left out whole: a name without its content would be a lie.
+            self.gone(dir.id, name, &rel, was);
+            return self.skip(&rel, "read", io::Error::from_raw_os_error(Errno::ACCESS.raw_os_error()));
+        }
         let Some(id) = self.identify(dir, name, &rel, &stat, was)? else { return Ok(()) };
         let arrived = was != Some(id);
         if arrived {
@@ -202,6 +208,9 @@ impl Engine {
         if stat.kind == Kind::Dir {
             if arrived || flags & flag::ARRIVED != 0 {
                 self.pass.walks.push((rel.clone(), id, true));
+            } else if flags & flag::ATTRIB != 0 && !sys::is_root() {
+                // It may just have become readable.
+                self.pass.walks.push((rel.clone(), id, false));
             }
         } else if arrived || flags & !flag::MODIFIED != 0 {
             self.count_names(dir.id, name, &rel, id, &stat);

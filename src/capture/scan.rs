@@ -216,6 +216,10 @@ impl Scanner {
                 Ok(None) => {}
                 // Gone or replaced between list and look.
                 Err(e) if vanished(&e) => self.hints.add(&below, flag::SCAN),
+                // Left out; the first pass says so.
+                Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+                    self.hints.add(&below, flag::SCAN);
+                }
                 Err(e) => return Err(Error::io("scan", self.root.join(&below), e)),
             }
         }
@@ -240,6 +244,9 @@ impl Scanner {
             return Ok(None);
         }
         let bytes = name.to_bytes();
+        if !sys::may_read(fd, bytes, stat.kind) {
+            return Err(std::io::ErrorKind::PermissionDenied.into());
+        }
         let misfit = |e: Error| std::io::Error::other(e.to_string());
         if let Some(id) = catalog.by_local(stat.local.dev, stat.local.ino) {
             // Another name of a file that is there already. A directory has moved while we looked.

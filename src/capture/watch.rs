@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -96,6 +97,12 @@ impl Watch {
         };
         if gone {
             return Placed::Gone;
+        }
+        // What may not be read is left out, and that is said where it is read.
+        let barred =
+            matches!(&e.kind, notify::ErrorKind::Io(e) if e.kind() == io::ErrorKind::PermissionDenied);
+        if barred {
+            return Placed::No;
         }
         let mut missing = lock(&self.missing);
         if missing.is_empty() {

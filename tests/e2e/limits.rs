@@ -340,3 +340,59 @@ fn a_follower_that_was_away_for_long_catches_up_from_sealed_segments() {
     follower.restart();
     assert_equal_within(within(60), leader.data(), follower.data());
 }
+
+/// A leader without privilege leaves out what it can't read, says so, and goes on with exact cuts.
+#[test]
+fn what_a_leader_may_not_read_is_left_out_and_said() {
+    if !is_root() {
+        println!("skipped: needs root to make files of another owner");
+        return;
+    }
+    let bed = Bed::new("barred");
+    let mut spec = bed.leader("leader");
+    let home = spec.data.parent().expect("home").to_owned();
+    let copy = bed.path("towline");
+    fs::copy(crate::support::node::towline(), &copy).expect("copy the program where anybody can run it");
+    let own = |path: &Path| std::os::unix::fs::lchown(path, Some(65_534), Some(65_534)).expect("chown");
+    let closed = |path: &Path, mode: u32| {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+    };
+    let data = spec.data.clone();
+    fs::create_dir(data.join("lost+found")).expect("mkdir");
+    fs::write(data.join("lost+found/inside"), "x").expect("write");
+    fs::write(data.join("secret"), "not yours").expect("write");
+    fs::write(data.join("open"), "yours").expect("write");
+    closed(&data.join("lost+found"), 0o700);
+    closed(&data.join("secret"), 0o600);
+    [&home, &data].into_iter().for_each(|p| own(p));
+    let exec = format!("shift; exec '{}' \"$@\"", copy.display());
+    spec.prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", &exec, "sh"]
+        .map(str::to_owned)
+        .to_vec();
+    let leader = spec.start();
+    let follower = bed.follower("follower", leader.spec.listen).start();
+    let there = follower.data().to_owned();
+    let shows = |name: &str, text: &str| {
+        let path = there.join(name);
+        until(within(20), name, || match fs::read_to_string(&path) {
+            Ok(t) if t == text => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    };
+    shows("open", "yours");
+    fs::write(data.join("later"), "after the start").expect("write");
+    shows("later", "after the start");
+    fs::write(data.join("late secret"), "not yours").expect("write");
+    closed(&data.join("late secret"), 0o600);
+    fs::write(data.join("last"), "still going").expect("write");
+    shows("last", "still going");
+    assert!(!there.join("secret").exists(), "a name without its content would be a lie");
+    assert!(!there.join("lost+found").exists());
+    let status = leader.status().expect("status").0.to_string();
+    assert!(status.contains("Permission denied"), "it is said: {status}");
+    closed(&data.join("secret"), 0o644);
+    closed(&data.join("lost+found"), 0o755);
+    shows("secret", "not yours");
+    shows("lost+found/inside", "x");
+}
