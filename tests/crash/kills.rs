@@ -101,7 +101,7 @@ fn converges(pair: &Pair, load: &Load) {
             Err(status.0.to_string())
         }
     });
-    until(within(10), "the application goes on", || {
+    until(within(30), "the application goes on", || {
         if load.ops() > before { Ok(()) } else { Err("it stands".into()) }
     });
 }
