@@ -112,13 +112,13 @@ mutant() { # mutant NAME
 		while :; do
 			n=$((n + 1))
 			result=0
-			passes "$path" "$test" "$log.$n" </dev/null || result=$?
+			passes "$path" "$test" "$log.${test##*::}" </dev/null || result=$?
 			if [ "$result" != 0 ] || [ $n -ge "${tries:-1}" ]; then break; fi
 		done
 		case $result in
 		0) verdict="SURVIVED: $test passed ($n runs)" && return 1 ;;
-		1) verdict="$verdict $test failed (run $n): $(grep -m 1 -A 1 'panicked at' "$log.$n" | tail -n 1 | cut -c 1-150);" ;;
-		*) verdict="$test ended neither passed nor failed, see $log.$n" && return 1 ;;
+		1) verdict="$verdict $test failed (run $n): $(grep -m 1 -A 1 'panicked at' "$log.${test##*::}" | tail -n 1 | cut -c 1-150);" ;;
+		*) verdict="$test ended neither passed nor failed, see $log.${test##*::}" && return 1 ;;
 		esac
 	done <"$log.tests"
 }

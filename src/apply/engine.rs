@@ -287,7 +287,7 @@ impl Running {
     pub(super) fn fold_batch(&mut self, batch: &Batch, kept: &mut Vec<Frame>) -> Result<Notes> {
         let keep = batch.bytes() <= KEEP_BYTES;
         let mut notes = Notes::new();
-        let mut frames = Frames::open(self.intake.source(), batch)?;
+        let mut frames = self.intake.frames(batch)?;
         while let Some((frame, _)) = frames.next()? {
             for record in Records::new(&frame.raw) {
                 let (_, record) = record?;
@@ -301,6 +301,7 @@ impl Running {
                 kept.push(frame);
             }
         }
+        self.intake.done(frames);
         let mut stats = self.site.stats();
         stats.records += notes.records;
         stats.commits += notes.commits;

@@ -42,6 +42,9 @@ impl Source {
 pub(crate) struct Intake {
     source: Source,
     ahead: FrameReader,
+    /// Stands where the last batch ended. A new reader has to pass over its segment from the start, which on a
+    /// quiet tree would be most of the work.
+    behind: Option<FrameReader>,
     /// Start of the change set that is not complete yet.
     open: Option<Lsn>,
     spans: VecDeque<Span>,
@@ -74,7 +77,7 @@ impl Batch {
 impl Intake {
     pub(crate) fn open(source: Source, from: Lsn, cuts: ApplyCuts) -> Result<Self> {
         let ahead = source.open(from)?;
-        Ok(Self { source, ahead, open: None, spans: VecDeque::new(), cuts, rests: 0 })
+        Ok(Self { source, ahead, behind: None, open: None, spans: VecDeque::new(), cuts, rests: 0 })
     }
 
     pub(crate) fn source(&self) -> &Source {
@@ -104,6 +107,20 @@ impl Intake {
     pub(crate) fn newest(&mut self) -> Option<Batch> {
         let newest = self.spans.iter().rposition(|s| !s.aborted)?;
         Some(self.take(newest + 1))
+    }
+
+    /// The frames of a batch, for the first time; given back with [`done`](Self::done).
+    pub(crate) fn frames<'a>(&mut self, batch: &'a Batch) -> Result<Frames<'a>> {
+        let reader = match self.behind.take().filter(|r| r.position() == batch.start()) {
+            Some(reader) => reader,
+            None => self.source.open(batch.start())?,
+        };
+        Ok(Frames { reader, spans: &batch.spans, at: 0 })
+    }
+
+    /// All frames of a batch were read.
+    pub(crate) fn done(&mut self, frames: Frames<'_>) {
+        self.behind = Some(frames.reader);
     }
 
     /// From here on these cuts are good to rest on.
@@ -213,5 +230,57 @@ impl<'a> Frames<'a> {
             return Ok(Some((frame, Some(*span))));
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::log::{Log, LogOptions};
+    use crate::position::Cut;
+    use crate::record::{Commit, Record};
+
+    #[test]
+    fn a_batch_is_read_from_where_the_last_one_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = Source { dir: dir.path().to_owned(), system: SystemId(1), timeline: TimelineId(1) };
+        let log = Log::open_leader(LogOptions {
+            dir: source.dir.clone(),
+            system: source.system,
+            timeline: source.timeline,
+            segment_timeout: Duration::from_secs(3600),
+            level: 1,
+        })
+        .unwrap();
+        let commit = |time| {
+            let mut raw = Vec::new();
+            let commit = Commit { cut: Cut::Exact, partial: false, time, meta: 0, content: 0, inodes: 1 };
+            Record::Commit(commit).encode(&mut raw);
+            let (_, end) = log.append(raw, flags::STARTS | flags::ENDS | flags::EXACT).unwrap();
+            assert!(log.wait_durable(end, Duration::from_secs(60)).unwrap());
+        };
+        let mut intake = Intake::open(source.clone(), Lsn::FIRST, ApplyCuts::Exact).unwrap();
+        let read = |intake: &mut Intake| {
+            let batch = intake.next(log.tail().end).unwrap().unwrap();
+            let mut frames = intake.frames(&batch).unwrap();
+            let mut count = 0;
+            while frames.next().unwrap().is_some() {
+                count += 1;
+            }
+            intake.done(frames);
+            count
+        };
+        commit(1);
+        commit(2);
+        assert_eq!(read(&mut intake), 2);
+        commit(3);
+        // Whoever reads the segment from its start stumbles.
+        let file = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+        std::fs::OpenOptions::new().write(true).open(file).unwrap().write_all_at(&[0xff; 16], 0).unwrap();
+        assert!(source.open(Lsn::FIRST).unwrap().next(log.tail().end).is_err());
+        assert_eq!(read(&mut intake), 1);
     }
 }

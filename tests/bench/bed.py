@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from statistics import median
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
@@ -39,7 +40,18 @@ def clear():
     """An empty work directory for the next figure."""
     close()
     for name in os.listdir(work):
-        shutil.rmtree(os.path.join(work, name), ignore_errors=True)
+        remove(os.path.join(work, name))
+
+
+def remove(path):
+    """Deletes a tree, its directories side by side: a file system that tells the disk of every freed block while it
+    deletes ("discard") is slow with one after the other."""
+    parts = [os.path.join(d, name) for d, dirs, _ in os.walk(path) for name in dirs if len(dirs) > 8]
+    names = b"\0".join(os.fsencode(p) for p in parts)
+    subprocess.run(["xargs", "-0r", "-P", "16", "-n", "8", "rm", "-rf", "--"], input=names, check=False)
+    shutil.rmtree(path, ignore_errors=True)
+    if os.path.lexists(path) and not os.path.isdir(path):
+        os.unlink(path)
 
 
 def run(*words, **kw):
@@ -54,11 +66,6 @@ def timed(*words, **kw):
     run(*words, **kw)
     os.sync()
     return time.monotonic() - start
-
-
-def median(values):
-    values = sorted(values)
-    return values[len(values) // 2]
 
 
 def tree_bytes(path):
@@ -220,13 +227,13 @@ def settled(leader, follower):
         time.sleep(0.3)
 
 
-def pair(name, data=None, **config):
+def pair(name, data=None, cuts="exact", **config):
     """A leader and a follower that holds the same."""
     # Hashing what was there before is no part of any figure: it goes as fast as it can.
     config.setdefault("scrub_rate", "16G")
     leader = Node(os.path.join(work, name, "leader"), data=data, **config)
     leader.until("hashed", hashed, pause=0.05)
-    follower = Node(os.path.join(work, name, "follower"), leader)
+    follower = Node(os.path.join(work, name, "follower"), leader, apply_cuts=cuts)
     follower.until("filled", lambda s: ready(s) and applied(s))
     return leader, follower
 

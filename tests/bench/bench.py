@@ -1,8 +1,6 @@
 #!/usr/bin/python3
 """The table of figures: towline and its peers on the same data, in turn. See bench.sh."""
 import argparse
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -54,5 +52,5 @@ try:
     status = main()
 finally:
     bed.close()
-    shutil.rmtree(bed.work, ignore_errors=True)
+    bed.remove(bed.work)
 sys.exit(status)

@@ -2,6 +2,7 @@
 apart by process id. Without perf (or the right to use it) only the seconds of /proc are shown."""
 import collections
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -39,15 +40,27 @@ class Where:
 
     def __enter__(self):
         self.data = os.path.join(bed.work, "perf.data")
-        self.start = time.monotonic()
         if shutil.which("perf") and os.geteuid() == 0:
             events = [w for s in SYNCS for w in ("-e", "syscalls:sys_enter_" + s, "-e", "syscalls:sys_exit_" + s)]
+            # Recording begins when perf says so, not a while after it was started.
+            control, answer = (os.path.join(bed.work, name) for name in ("perf.ctl", "perf.ack"))
+            for path in [control, answer]:
+                os.mkfifo(path)
+            ends = [os.open(path, os.O_RDWR) for path in (control, answer)]
             clock = "cpu-clock/freq=%d/" % HERTZ
             words = ["perf", "record", "-q", "-a", "-c", "1", "-e", clock, *events, "-o", self.data]
+            words += ["-D", "-1", "--control", "fifo:%s,%s" % (control, answer)]
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
             self.perf = subprocess.Popen(words, **quiet)
             bed.closers.append(self.end)
-            time.sleep(0.3)
+            os.write(ends[0], b"enable\n")
+            if not select.select(ends[1:], [], [], 20)[0]:
+                self.end()
+                self.perf = None
+            for path, fd in zip([control, answer], ends):
+                os.close(fd)
+                os.unlink(path)
+        self.start = time.monotonic()
         return self
 
     def end(self):

@@ -41,7 +41,7 @@ fn fails_and_recovers(on_leader: bool, fault: &str, kind: &str) {
             }
         });
         let before = load.ops();
-        until(within(5), "the application goes on", || {
+        until(within(30), "the application goes on", || {
             if load.ops() > before + 50 { Ok(()) } else { Err("it stands".into()) }
         });
         // It stays up and answers while the cause lasts.

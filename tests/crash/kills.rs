@@ -59,7 +59,9 @@ fn kill_everywhere(on_leader: bool) -> BTreeMap<&'static str, u32> {
             lines += 1;
             nap(1, 60);
             let node = if on_leader { &mut pair.leader } else { &mut pair.follower };
-            if !dies_at(node, point, Duration::from_millis(1500)) {
+            // What this side must reach gets its time; the rest may be the other side's.
+            let must = own(on_leader).contains(&point);
+            if !dies_at(node, point, if must { within(20) } else { Duration::from_millis(500) }) {
                 continue;
             }
             *reached.entry(point).or_insert(0) += 1;
@@ -101,31 +103,33 @@ fn converges(pair: &Pair, load: &Load) {
             Err(status.0.to_string())
         }
     });
-    until(within(10), "the application goes on", || {
+    until(within(30), "the application goes on", || {
         if load.ops() > before { Ok(()) } else { Err("it stands".into()) }
     });
 }
 
+/// The places that a side must reach.
+fn own(on_leader: bool) -> Vec<&'static str> {
+    let modules: &[&str] =
+        if on_leader { &["log::", "capture::", "disk::"] } else { &["apply::", "receive::", "disk::"] };
+    let all = towline::failpoint::ALL.iter().copied();
+    all.filter(|p| *p != "capture::frozen" && modules.iter().any(|m| p.starts_with(m))).collect()
+}
+
 #[test]
 fn the_leader_dies_at_every_place() {
+    let mut left = own(true);
     let reached = kill_everywhere(true);
-    let own: Vec<_> = towline::failpoint::ALL
-        .iter()
-        .filter(|p| p.starts_with("log::") || p.starts_with("capture::") || p.starts_with("disk::"))
-        .filter(|p| **p != "capture::frozen" && !reached.contains_key(**p))
-        .collect();
-    assert!(own.is_empty(), "never reached on a leader: {own:?}");
+    left.retain(|p| !reached.contains_key(p));
+    assert!(left.is_empty(), "never reached on a leader: {left:?}");
 }
 
 #[test]
 fn the_follower_dies_at_every_place() {
+    let mut left = own(false);
     let reached = kill_everywhere(false);
-    let own: Vec<_> = towline::failpoint::ALL
-        .iter()
-        .filter(|p| p.starts_with("apply::") || p.starts_with("receive::") || p.starts_with("disk::"))
-        .filter(|p| !reached.contains_key(**p))
-        .collect();
-    assert!(own.is_empty(), "never reached on a follower: {own:?}");
+    left.retain(|p| !reached.contains_key(p));
+    assert!(left.is_empty(), "never reached on a follower: {left:?}");
 }
 
 #[test]

@@ -51,7 +51,9 @@ def run(state, data):
     while True:
         paused = os.path.exists(os.path.join(state, "pause"))
         if not paused:
-            subprocess.run(["rsync", "-aHAXS", "--delete", source + "/", data], stderr=subprocess.DEVNULL)
+            # Stamps count to the nanosecond.
+            words = ["rsync", "-aHAXS", "--modify-window=-1", "--delete", source + "/", data]
+            subprocess.run(words, stderr=subprocess.DEVNULL)
             copies += 1
         put(path, {"listen": listen, "data": data, "status": status(paused, copies)})
         time.sleep(0.05)

@@ -3,8 +3,8 @@
  *   writers MODE FILE SEED [HOLD_MS]
  *
  * HOLD_MS: keep the file (or the mapping) open that long after the last write.
- * Mode stores: a mapping is kept while standard input lasts; each line asks for stores into all of its pages,
- * and is answered by one.
+ * Modes stores and aiostores: the file is kept open while standard input lasts; each line asks for a change of
+ * all of its pages, through a mapping or by libaio, and is answered by one.
  * Exit 77: this host does not offer the mode. */
 #include <errno.h>
 #include <fcntl.h>
@@ -142,6 +142,16 @@ static void stores(int fd) {
 	}
 }
 
+static void aiostores(int fd) {
+	for (int c; (c = getchar()) != EOF;) {
+		if (c != '\n')
+			continue;
+		aio(fd);
+		puts("stored");
+		fflush(stdout);
+	}
+}
+
 static void holes(int fd) {
 	buffered(fd);
 	for (int i = 0; i < 20; i++) {
@@ -237,6 +247,10 @@ int main(int argc, char **argv) {
 	}
 	if (!strcmp(mode, "stores")) {
 		stores(fd);
+		return 0;
+	}
+	if (!strcmp(mode, "aiostores")) {
+		aiostores(fd);
 		return 0;
 	}
 	if (!strcmp(mode, "buffered"))
