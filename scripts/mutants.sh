@@ -20,6 +20,12 @@ work=${MUTANTS_DIR:-$home/target/mutants}
 tree=$work/tree
 export CARGO_TARGET_DIR="$work/target" CARGO_INCREMENTAL=1 RUST_BACKTRACE=0 TOWLINE_LOG=warn
 mkdir -p "$work/log"
+# Tests that fail keep their directories: these are of no use to anybody.
+TOWLINE_TEST_DIR=$(mktemp -d "${TOWLINE_TEST_DIR:-/var/tmp}/mutants.XXXXXX")
+export TOWLINE_TEST_DIR
+chmod 755 "$TOWLINE_TEST_DIR"
+trap 'rm -rf "$TOWLINE_TEST_DIR"' EXIT
+trap 'exit 130' INT TERM
 
 say() { printf '%s\n' "$*"; }
 file_of() { # file_of NAME
@@ -38,6 +44,7 @@ suite() { # suite NAME: the path of a test program
 passes() { # passes PROGRAM TEST OUT: 0 passed, 1 failed, 2 neither
 	status=0
 	(cd "$tree" && TOWLINE_BIN="$bin" timeout -k 5 600 "$1" --exact "$2" --nocapture) >"$3" 2>&1 || status=$?
+	rm -rf "${TOWLINE_TEST_DIR:?}"/*
 	if [ "$status" = 0 ] && grep -q '^test result: ok. 1 passed' "$3"; then return 0; fi
 	if grep -q '^test result: FAILED. 0 passed; 1 failed' "$3"; then return 1; fi
 	return 2
