@@ -360,11 +360,8 @@ impl Engine {
         if same && !content {
             let round = self.pass.stage.round;
             if let Some(staged) = self.pass.stage.inodes.get_mut(&id) {
+                staged.proof = staged.proof.seen_again(staged.round, round);
                 staged.round = round;
-                // Equal in two looks with a mark in between: it is how it was at the mark.
-                if staged.proof == Proof::Late {
-                    staged.proof = Proof::Proven;
-                }
             }
             return Ok(());
         }

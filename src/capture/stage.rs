@@ -27,6 +27,17 @@ pub(super) enum Proof {
     Unstable,
 }
 
+impl Proof {
+    /// What a look in round `now` that finds the same stamps as one in round `then` makes of it. A round begins
+    /// with a mark: only in a later one does a mark lie between the two looks, so that at that mark it was as it is.
+    pub(super) fn seen_again(self, then: u32, now: u32) -> Self {
+        match self {
+            Self::Late if then < now => Self::Proven,
+            other => other,
+        }
+    }
+}
+
 /// The hashes of blocks that changed, in runs.
 #[derive(Debug, Default)]
 pub(super) struct Hashes {
@@ -323,6 +334,14 @@ pub(super) fn proof(stable: bool, ctime: Time, mark: Time) -> Proof {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_mark_between_two_equal_looks_proves() {
+        assert_eq!(Proof::Late.seen_again(1, 2), Proof::Proven);
+        assert_eq!(Proof::Late.seen_again(2, 2), Proof::Late, "both looks are later than the mark");
+        assert_eq!(Proof::Unstable.seen_again(1, 2), Proof::Unstable);
+        assert_eq!(Proof::Proven.seen_again(2, 2), Proof::Proven);
+    }
 
     #[test]
     fn staged_hashes_are_runs() {

@@ -15,10 +15,10 @@ fn number(bytes: Option<Vec<u8>>) -> u64 {
 
 /// A process writes n to file a, then to file b: no exact cut shows b ahead of a.
 fn ordered(write: impl Fn(&Bed, &str, u64) + Sync, pause: Duration) {
-    let mut bed = Bed::new();
+    let mut bed = Bed::idle();
     write(&bed, "a", 0);
     write(&bed, "b", 0);
-    bed.barrier();
+    bed.start();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (bed, stop, write) = (&bed, &stop, &write);
