@@ -13,6 +13,7 @@ use crate::record::{BLOCK, Kind, Record};
 use crate::sys;
 
 use super::plan::Slot;
+use super::site::Skip;
 use super::work::Work;
 
 /// Most files held open for writing.
@@ -87,7 +88,7 @@ impl Work<'_> {
             Ok(()) => self.attributes(catalog, id, &slot),
             Err(Errno::PERM) if matches!(kind, Kind::CharDevice | Kind::BlockDevice) => {
                 let path = catalog.path(id).unwrap_or_default();
-                self.site.skip("a device node", &path);
+                self.site.skip(Skip::Device, &path, true);
                 self.absent.insert(id);
                 Ok(())
             }

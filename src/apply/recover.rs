@@ -17,6 +17,7 @@ use rustix::fs::{self as rfs, AtFlags, OFlags};
 use crate::catalog::{Catalog, block_hashes, blocks_of};
 use crate::error::{Error, Result};
 use crate::fold::Fold;
+use crate::log::Frame;
 use crate::position::{FileId, Lsn};
 use crate::record::{BLOCK, Kind};
 use crate::sys;
@@ -51,28 +52,19 @@ impl Running {
         {
             let mut stats = self.site.stats();
             stats.scanned = found.scanned;
+            stats.skipped_privilege.extend(found.skipped.iter().map(|(what, (n, _))| (what.word(), *n)));
             stats.redone = batch.bytes();
+        }
+        for (what, (n, id)) in &found.skipped {
+            let path = self.fold.read().path(*id).unwrap_or_default();
+            self.site.say(*what, *n, &path);
         }
         let mut kept = Vec::new();
         self.fold.begin_loose();
         let notes = if batch.spans.is_empty() { Notes::new() } else { self.fold_batch(&batch, &mut kept)? };
         self.fold.finish_loose()?;
         let changed = !batch.spans.is_empty() || filled.is_some();
-        let catalog = Arc::clone(&self.site.catalog);
-        let observed = {
-            let catalog = catalog.read().unwrap_or_else(PoisonError::into_inner);
-            let mut work = Work::new(&mut self.site, notes, true);
-            reconcile(&mut work, &catalog, found)?;
-            work.assign(&catalog);
-            perform(&mut work, &catalog, self.intake.source(), &batch, &kept)?;
-            work.observe(&catalog)?
-        };
-        let mut catalog = catalog.write().unwrap_or_else(PoisonError::into_inner);
-        for (id, seen) in observed {
-            catalog.set_seen(id, Some(seen));
-        }
-        drop(catalog);
-        self.site.dirs.clear();
+        self.correct(found, notes, &batch, &kept)?;
         drop(gate);
         self.settle_suspects()?;
         if changed {
@@ -81,6 +73,47 @@ impl Running {
         let (lsn, redone) = (self.fold.read().lsn(), batch.bytes());
         tracing::info!(%from, %lsn, redone, took = ?started.elapsed(), "the directory stands on a cut");
         self.publish();
+        Ok(true)
+    }
+
+    /// Makes the directory what the catalog says, from what was found there and what the log changes.
+    fn correct(&mut self, found: Found, notes: Notes, batch: &Batch, kept: &[Frame]) -> Result<()> {
+        let catalog = Arc::clone(&self.site.catalog);
+        let observed = {
+            let catalog = catalog.read().unwrap_or_else(PoisonError::into_inner);
+            let mut work = Work::new(&mut self.site, notes, true);
+            reconcile(&mut work, &catalog, found)?;
+            work.assign(&catalog);
+            perform(&mut work, &catalog, self.intake.source(), batch, kept)?;
+            work.observe(&catalog)?
+        };
+        let mut catalog = catalog.write().unwrap_or_else(PoisonError::into_inner);
+        for (id, seen) in observed {
+            catalog.set_seen(id, Some(seen));
+        }
+        drop(catalog);
+        self.site.dirs.clear();
+        Ok(())
+    }
+
+    /// Compares the whole directory with the catalog and undoes what somebody else did to it. False: contents
+    /// are changed or gone, so nothing was done.
+    pub(super) fn undo(&mut self) -> Result<bool> {
+        let shared = Arc::clone(&self.shared);
+        let gate = shared.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let found = {
+            let catalog = self.fold.read();
+            let found = scan(&self.site, &catalog)?;
+            let file = |id| catalog.get(id).is_some_and(|i| i.kind == Kind::File);
+            let gone = |id: &FileId| catalog.get(*id).is_some_and(|i| i.seen.is_some());
+            if found.lost.iter().any(gone) || found.differences.iter().any(|d| d.data && file(d.id)) {
+                return Ok(false);
+            }
+            found
+        };
+        self.correct(found, Notes::new(), &Batch::default(), &[])?;
+        drop(gate);
+        self.settle_suspects()?;
         Ok(true)
     }
 
@@ -164,6 +197,10 @@ fn reconcile(work: &mut Work<'_>, catalog: &Catalog, found: Found) -> Result<()>
 fn difference(work: &mut Work<'_>, catalog: &Catalog, d: &Difference) -> Result<()> {
     let Some(inode) = catalog.get(d.id) else { return Ok(()) };
     let file = inode.kind == Kind::File;
+    if d.heals {
+        work.restore.insert(d.id);
+        return Ok(());
+    }
     let touched = work.notes.touched.contains_key(&d.id);
     if !touched && d.id != FileId::ROOT {
         let path = catalog.path(d.id).unwrap_or_default();

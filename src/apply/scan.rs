@@ -3,7 +3,7 @@
 //! Only differences are kept, so an unchanged directory costs a stat per entry and no memory. Directories are
 //! shared between threads.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -18,7 +18,7 @@ use crate::sys::{self, STAGE_DIR, Stat};
 
 use super::notes::{UNKNOWN, is_unknown};
 use super::plan::{STAGE, Slot};
-use super::site::{Site, same_inode};
+use super::site::{Site, Skip, same_inode};
 use super::work::Unknown;
 
 /// Threads of a scan: more share the locks of the kernel's name cache.
@@ -32,6 +32,8 @@ pub(crate) struct Difference {
     pub(crate) data: bool,
     /// Mode, owner or group.
     pub(crate) attrs: bool,
+    /// Nobody changed it since: an earlier start lacked the privilege that this one has.
+    pub(crate) heals: bool,
 }
 
 /// What the directory holds beside, and instead of, what the catalog says.
@@ -48,6 +50,8 @@ pub(crate) struct Found {
     pub(crate) lost: HashSet<FileId>,
     pub(crate) differences: Vec<Difference>,
     pub(crate) scanned: u64,
+    /// What is in the catalog only: how many, and one of them.
+    pub(crate) skipped: BTreeMap<Skip, (u64, FileId)>,
 }
 
 impl Found {
@@ -58,6 +62,9 @@ impl Found {
         self.absent.extend(other.absent);
         self.differences.extend(other.differences);
         self.scanned += other.scanned;
+        for (what, (n, id)) in other.skipped {
+            self.skipped.entry(what).or_insert((0, id)).0 += n;
+        }
     }
 }
 
@@ -215,6 +222,9 @@ impl Scanner<'_> {
         }
         if matched < self.catalog.child_count(dir) {
             for (name, id) in self.catalog.children(dir) {
+                if self.catalog.get(id).is_some_and(|i| i.rdev != 0 && i.seen.is_none()) {
+                    self.found.skipped.entry(Skip::Device).or_insert((0, id)).0 += 1;
+                }
                 let stat = sys::stat_at(&**fd, name).map_err(|e| self.site.error("stat", name, e))?;
                 if stat.and_then(|s| self.known(&s)) != Some(id) {
                     self.found.absent.insert(Slot::new(dir, name), id);
@@ -254,13 +264,27 @@ impl Scanner<'_> {
         let Some(seen) = inode.seen else { return };
         let data =
             stat.attrs.mtime != inode.attrs.mtime || inode.kind == Kind::File && stat.size != inode.size;
-        if seen.ctime == stat.ctime && !data {
-            return;
+        let (have, want) = (&stat.attrs, &inode.attrs);
+        let mode = sys::mode_here(inode.kind, want, have, self.site.me.0);
+        let (owner, mode_kept) = ((have.uid, have.gid) == (want.uid, want.gid), mode == want.mode);
+        let link = inode.kind == Kind::Symlink;
+        let privileged = self.site.me.0 == 0;
+        let labels = |n: &[u8]| n.starts_with(b"trusted.") || n == b"security.capability";
+        let labelled = !privileged && inode.xattrs.iter().any(|(n, _)| labels(n));
+        let skipped = [
+            (!owner).then_some(Skip::Owner),
+            (!mode_kept && !link).then_some(Skip::Mode),
+            labelled.then_some(Skip::Xattr),
+        ];
+        for what in skipped.into_iter().flatten() {
+            self.found.skipped.entry(what).or_insert((0, id)).0 += 1;
         }
-        let (a, b) = (stat.attrs, inode.attrs);
-        let owner = self.site.me.0 == 0 && (a.uid, a.gid) != (b.uid, b.gid);
-        let attrs = inode.kind != Kind::Symlink && a.mode != b.mode || owner;
-        self.found.differences.push(Difference { id, data, attrs });
+        let attrs = !link && have.mode != mode || privileged && !owner;
+        if seen.ctime != stat.ctime || data {
+            self.found.differences.push(Difference { id, data, attrs, heals: false });
+        } else if privileged && !owner {
+            self.found.differences.push(Difference { id, data, attrs, heals: true });
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::record::Kind;
 use crate::sys::{self, STAGE_DIR, Stat};
 
 use super::notes::{Before, Notes, is_unknown};
+use super::patrol::mode_or_owner;
 use super::plan::{Change, Op, STAGE, Slot, plan};
 use super::site::{Site, diverged, remove_tree, same_inode};
 
@@ -171,7 +172,7 @@ impl<'s> Work<'s> {
     fn before(&self, catalog: &Catalog, id: FileId) -> Option<Before> {
         self.notes.before(id).or_else(|| {
             let i = catalog.get(id)?;
-            Some(Before { seen: i.seen, size: i.size, mtime: i.attrs.mtime })
+            Some(Before { seen: i.seen, size: i.size, attrs: i.attrs })
         })
     }
 
@@ -218,13 +219,17 @@ impl<'s> Work<'s> {
         }
         let Some(before) = self.before(catalog, id) else { return Ok(()) };
         let Some(seen) = before.seen else { return Ok(()) };
-        let same = stat.attrs.mtime == before.mtime && (stat.kind != Kind::File || stat.size == before.size);
+        let same =
+            stat.attrs.mtime == before.attrs.mtime && (stat.kind != Kind::File || stat.size == before.size);
         if seen.ctime == stat.ctime && same {
             return Ok(());
         }
         if !same {
             let path = self.path(catalog, slot);
             self.site.edited(&path, "its size or modification time changed")?;
+        } else if mode_or_owner(self.site, stat, &before.attrs) {
+            let path = self.path(catalog, slot);
+            self.site.repaired(&path, "its mode or owner changed");
         }
         // Times alone don't clear it: the content is compared once the batch has written its part.
         self.restore.insert(id);

@@ -16,6 +16,7 @@ mod names;
 mod network;
 mod objects;
 mod order;
+mod privilege;
 mod reload;
 mod trouble;
 mod writers;
