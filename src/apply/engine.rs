@@ -163,7 +163,7 @@ impl Running {
                 self.publish();
                 self.shared.rest();
                 self.settle_later()?;
-                self.checkpoints.maybe(&self.fold, &self.site)?;
+                self.checkpoint()?;
                 self.patrol()?;
                 continue;
             }
@@ -177,7 +177,7 @@ impl Running {
                 Woken::Log | Woken::Asked => {}
                 Woken::Time => {
                     self.settle_later()?;
-                    self.checkpoints.maybe(&self.fold, &self.site)?;
+                    self.checkpoint()?;
                     if !pause {
                         self.patrol()?;
                     }
@@ -318,9 +318,18 @@ impl Running {
         Ok(notes)
     }
 
+    fn checkpoint(&mut self) -> Result<()> {
+        self.checkpoints.maybe(&self.fold, &self.site)?;
+        self.site.purge(self.checkpoints.last())
+    }
+
     /// A clean stop: on a cut, everything synced, a checkpoint written.
     fn finish(mut self) -> Result<()> {
         let started = Instant::now();
+        if !self.site.parked.is_empty() && self.site.later.is_empty() {
+            self.checkpoints.now(&self.fold, &self.site)?;
+            self.site.purge(self.checkpoints.last())?;
+        }
         self.site.remove_stage();
         super::recover::refresh_root(&self.fold, &self.site)?;
         // What is still doubtful stays within the reach of the next recovery.

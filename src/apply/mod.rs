@@ -25,6 +25,7 @@
 //! privilege gives the owners.
 
 mod attrs;
+mod busy;
 mod checkpoints;
 mod content;
 mod engine;

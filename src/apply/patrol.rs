@@ -56,6 +56,8 @@ pub(super) struct Patrol {
     /// Paths of edits told in the round before, and found in this one.
     told: BTreeSet<Vec<u8>>,
     found: BTreeSet<Vec<u8>>,
+    /// A batch came between: what is missing was not looked for everywhere.
+    unsure: bool,
 }
 
 /// One thing that is not as the catalog says.
@@ -74,6 +76,7 @@ impl Patrol {
             began: now,
             told: BTreeSet::new(),
             found: BTreeSet::new(),
+            unsure: false,
         }
     }
 
@@ -106,6 +109,7 @@ impl Patrol {
             let names = &mut listing.names;
             let more = sys::list_more(&listing.fd, |name| names.push_back(name.to_owned()));
             if !more.unwrap_or(false) {
+                self.unsure |= listing.batches != batches;
                 if listing.batches == batches && listing.matched < catalog.child_count(listing.dir) {
                     listing.missing(catalog, edits);
                 }
@@ -243,7 +247,13 @@ impl Running {
             }
         }
         if ended {
-            self.patrol.told = std::mem::take(&mut self.patrol.found);
+            let patrol = &mut self.patrol;
+            let found = std::mem::take(&mut patrol.found);
+            if std::mem::take(&mut patrol.unsure) {
+                patrol.told.extend(found);
+            } else {
+                patrol.told = found;
+            }
             self.patrol.again(ROUND);
             let mut stats = self.site.stats();
             stats.patrols += 1;

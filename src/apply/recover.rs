@@ -69,6 +69,7 @@ impl Running {
         self.settle_suspects()?;
         if changed {
             self.checkpoints.now(&self.fold, &self.site)?;
+            self.site.purge(self.checkpoints.last())?;
         }
         let (lsn, redone) = (self.fold.read().lsn(), batch.bytes());
         tracing::info!(%from, %lsn, redone, took = ?started.elapsed(), "the directory stands on a cut");
@@ -138,7 +139,7 @@ impl Running {
 }
 
 /// Turns what the scan found into corrections of the notes, and reports what no interrupted apply explains.
-fn reconcile(work: &mut Work<'_>, catalog: &Catalog, found: Found) -> Result<()> {
+fn reconcile(work: &mut Work<'_>, catalog: &Catalog, mut found: Found) -> Result<()> {
     for &id in &found.lost {
         let Some(inode) = catalog.get(id) else { continue };
         let device = matches!(inode.kind, Kind::CharDevice | Kind::BlockDevice);
@@ -151,8 +152,21 @@ fn reconcile(work: &mut Work<'_>, catalog: &Catalog, found: Found) -> Result<()>
             work.dir_at.insert(*id, slot.clone());
         }
     }
+    let half = half_made(&found);
+    for slot in &half {
+        let dir = work.dir(catalog, slot.dir)?;
+        rfs::unlinkat(&*dir, &*slot.name, AtFlags::empty())
+            .map_err(|e| work.error(catalog, "remove", slot, e))?;
+        found.strange.remove(slot).and_then(|id| found.unknown.remove(&id));
+    }
+    // A running program that was replaced since the checkpoint.
+    let parked: HashSet<FileId> =
+        found.displaced.iter().filter(|(slot, _)| slot.dir == STAGE).map(|(_, id)| *id).collect();
     let ours = |work: &Work<'_>, slot: &Slot| {
-        work.notes.slots.contains_key(slot) || slot.dir == STAGE || is_unknown(slot.dir)
+        work.notes.slots.contains_key(slot)
+            || slot.dir == STAGE
+            || is_unknown(slot.dir)
+            || found.absent.get(slot).is_some_and(|id| parked.contains(id))
     };
     let mut moved: Vec<_> = found.displaced.iter().map(|(s, id)| (s, *id, "it was moved here")).collect();
     moved.extend(found.strange.iter().map(|(s, id)| (s, *id, "it was created here")));
@@ -192,6 +206,20 @@ fn reconcile(work: &mut Work<'_>, catalog: &Catalog, found: Found) -> Result<()>
         difference(work, catalog, d)?;
     }
     Ok(())
+}
+
+/// Files in the staging directory that no checkpoint knows. What they were to be is made anew, and may need
+/// their room.
+fn half_made(found: &Found) -> Vec<Slot> {
+    let staged = |slot: &Slot| {
+        let mut dir = slot.dir;
+        while let Some(above) = found.unknown.get(&dir) {
+            dir = above.parent;
+        }
+        dir == STAGE
+    };
+    let file = |id: &FileId| found.unknown.get(id).is_some_and(|u| !u.dir);
+    found.strange.iter().filter(|(slot, id)| file(id) && staged(slot)).map(|(slot, _)| slot.clone()).collect()
 }
 
 fn difference(work: &mut Work<'_>, catalog: &Catalog, d: &Difference) -> Result<()> {

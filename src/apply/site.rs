@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::catalog::{Catalog, LocalId, Seen};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fold::Fold;
-use crate::position::FileId;
+use crate::position::{FileId, Lsn};
 use crate::record::{Kind, Time};
 use crate::sys::{self, Root, STAGE_DIR, Stat};
 
@@ -88,6 +88,8 @@ pub(crate) struct Site {
     pub(crate) suspects: Vec<FileId>,
     /// Files that a crash may have left half-written, and how many blocks were compared since.
     pub(crate) later: VecDeque<(FileId, u64)>,
+    /// Names in the staging directory of inodes that were replaced, and the position since when they are.
+    pub(crate) parked: Vec<(Vec<u8>, Lsn)>,
 }
 
 /// Directories held open, as `O_PATH` descriptors.
@@ -156,6 +158,7 @@ impl Site {
             said: HashSet::new(),
             suspects: Vec::new(),
             later: VecDeque::new(),
+            parked: Vec::new(),
         };
         let top = site.root.open_dir_path(b"").map_err(|e| site.error("open", b"", e))?;
         site.dirs.put(FileId::ROOT, top);

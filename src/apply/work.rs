@@ -51,6 +51,10 @@ pub(crate) struct Work<'s> {
     pub(crate) dirty: HashSet<FileId>,
     /// Inodes whose attributes are set whether or not a record did.
     pub(crate) restore: HashSet<FileId>,
+    /// Copies of programs that run, while their content is written.
+    pub(crate) copies: HashMap<FileId, Slot>,
+    /// Files that are another inode by now.
+    pub(crate) swapped: HashSet<FileId>,
     /// Things of others in the staging directory, to be removed.
     trash: Vec<Vec<u8>>,
     /// The directory was scanned and may be in any state between the checkpoint and now: what was
@@ -74,6 +78,8 @@ impl<'s> Work<'s> {
             known_inodes: HashMap::new(),
             dirty: HashSet::new(),
             restore: HashSet::new(),
+            copies: HashMap::new(),
+            swapped: HashSet::new(),
             trash: Vec::new(),
             recovering,
         }
@@ -206,6 +212,9 @@ impl<'s> Work<'s> {
 
     /// Compares an inode at hand with what is known of `id`.
     pub(crate) fn compare(&mut self, catalog: &Catalog, id: FileId, slot: &Slot, stat: &Stat) -> Result<()> {
+        if self.swapped.contains(&id) {
+            return Ok(());
+        }
         if self.local(catalog, id).is_some_and(|l| !same_inode(&l, &stat.local)) {
             let path = self.path(catalog, slot);
             self.site.edited(&path, "it was replaced by something else")?;

@@ -10,6 +10,7 @@ mod support;
 mod apps;
 mod basic;
 mod excludes;
+mod full;
 mod garbage;
 mod limits;
 mod names;

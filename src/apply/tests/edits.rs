@@ -243,7 +243,11 @@ fn a_mode_that_is_set_right_on_the_way_is_counted() {
     b.wait(&handle, end);
     b.compare();
     let stats = handle.stats();
-    assert_eq!((stats.local_edits_total, stats.local_edits_repaired), (1, 1), "{stats:?}");
+    assert_eq!(stats.local_edits_repaired, 1, "{stats:?}");
+    assert!(
+        (1..=2).contains(&stats.local_edits_total),
+        "a patrol on its way may have told it too: {stats:?}"
+    );
     assert_eq!(stats.local_edits[0].path, "f");
     handle.stop().unwrap();
 }
