@@ -52,7 +52,10 @@ fn runs_full(name: &str, of: fn(&crate::support::Spec) -> &PathBuf, small: &str,
     fs::write(data.join("old"), noise(100_000)).expect("write");
     pair.equal(30);
     fs::create_dir(data.join("new")).expect("mkdir");
-    fs::write(data.join("new/big"), noise(bytes)).expect("write");
+    // It is there at once, so that no cut holds a part of it.
+    let outside = pair.bed.path("big");
+    fs::write(&outside, noise(bytes)).expect("write");
+    fs::rename(&outside, data.join("new/big")).expect("rename");
     until(within(60), "the full disk is said", || {
         let status = pair.follower.status()?;
         match status.error_kind() {
