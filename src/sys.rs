@@ -125,6 +125,28 @@ pub fn stat_fd(fd: impl AsFd) -> io::Result<Stat> {
     to_stat(&rfs::statx(fd, c"", AtFlags::EMPTY_PATH, mask())?)
 }
 
+/// The mode that an inode of the tree gets on this node, where user `me` runs it and the inode belongs to what
+/// `have` says.
+///
+/// Bits that act in the name of the owner or the group are left out where that owner or group could not be
+/// set: nothing shall run as this node's user for it. Without privilege the node keeps access to its
+/// directories, and may read its files: it could not keep them equal otherwise.
+#[must_use]
+pub fn mode_here(kind: Kind, want: &Attrs, have: &Attrs, me: u32) -> u32 {
+    let mut mode = want.mode;
+    if kind != Kind::Dir && want.uid != have.uid {
+        mode &= !0o4000;
+    }
+    if kind != Kind::Dir && want.gid != have.gid {
+        mode &= !0o2000;
+    }
+    match kind {
+        Kind::Dir if me != 0 => mode | 0o700,
+        Kind::File if me != 0 => mode | 0o400,
+        _ => mode,
+    }
+}
+
 /// The data directory, held open: every access below goes through this descriptor.
 #[derive(Debug)]
 pub struct Root {
@@ -232,6 +254,25 @@ pub fn list_dir(dir: impl AsFd, mut each: impl FnMut(&CStr, Option<bool>, u64)) 
         each(name, is_dir, entry.ino());
     }
     Ok(())
+}
+
+/// Reads the next piece of a listing, at most 8 KiB of names, `.` and `..` left out. False: it has ended.
+pub fn list_more(dir: impl AsFd, mut each: impl FnMut(&CStr)) -> io::Result<bool> {
+    let mut buffer = Vec::with_capacity(8 << 10);
+    let mut iter = RawDir::new(dir, buffer.spare_capacity_mut());
+    let mut more = false;
+    while let Some(entry) = iter.next() {
+        let entry = entry?;
+        more = true;
+        let name = entry.file_name();
+        if name != c"." && name != c".." {
+            each(name);
+        }
+        if iter.is_buffer_empty() {
+            break;
+        }
+    }
+    Ok(more)
 }
 
 /// `/proc/self/fd/N/name`: a path for the `l*xattr` calls, which have no `*at` form before Linux 6.13.

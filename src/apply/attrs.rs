@@ -13,11 +13,11 @@ use rustix::io::Errno;
 use crate::catalog::{Catalog, Inode, Seen};
 use crate::error::{Error, Result};
 use crate::position::FileId;
-use crate::record::{Kind, Time};
+use crate::record::{Attrs, Kind, Time};
 use crate::sys::{self, Stat};
 
 use super::plan::{STAGE, Slot};
-use super::site::{clock, diverged, seen};
+use super::site::{Skip, clock, diverged, seen};
 use super::work::Work;
 
 /// How an inode is reached.
@@ -128,48 +128,66 @@ impl Work<'_> {
             rfs::ftruncate(fd, inode.size).map_err(|e| lost(e.into()))?;
         }
         self.stir(id, &[]);
-        let chowned = self.set_owner(&inode, &stat, target, &path).map_err(lost)?;
-        let labelled = self.set_xattrs(&inode, target, &path).map_err(lost)?;
-        if inode.kind != Kind::Symlink && (chowned || labelled || stat.attrs.mode != inode.attrs.mode) {
-            match target.chmod(inode.attrs.mode) {
-                Err(Errno::PERM) if self.site.me.0 != 0 => {
-                    self.site.skip("the mode of somebody else's file", &path)
-                }
+        let new = self.is_new(id);
+        let have = self.set_owner(&inode, &stat, target, &path).map_err(lost)?;
+        let chowned = (have.uid, have.gid) != (stat.attrs.uid, stat.attrs.gid);
+        let labelled = self.set_xattrs(&inode, &stat, target, &path).map_err(lost)?;
+        let mode = sys::mode_here(inode.kind, &inode.attrs, &have, self.site.me.0);
+        if inode.kind != Kind::Symlink && mode != inode.attrs.mode {
+            self.site.skip(Skip::Mode, &path, new);
+        }
+        if inode.kind != Kind::Symlink && (chowned || labelled || stat.attrs.mode != mode) {
+            match target.chmod(mode) {
+                Err(Errno::PERM) if self.site.me.0 != 0 => self.site.skip(Skip::Mode, &path, new),
                 other => other.map_err(|e| lost(e.into()))?,
             }
         }
         match target.set_mtime(inode.attrs.mtime) {
             Err(Errno::PERM) if self.site.me.0 != 0 => {
-                self.site.skip("the time of somebody else's file", &path);
+                self.site.skip(Skip::Time, &path, new);
                 Ok(())
             }
             other => other.map_err(|e| lost(e.into())),
         }
     }
 
+    fn is_new(&self, id: FileId) -> bool {
+        self.notes.touched.get(&id).is_some_and(super::notes::Touch::is_new)
+    }
+
+    /// Gives the inode its owner, as far as that is allowed. Returns the attributes it had, with the owner it has.
     fn set_owner(
         &mut self,
         inode: &Inode<'_>,
         stat: &Stat,
         target: Target<'_>,
         path: &[u8],
-    ) -> std::io::Result<bool> {
-        let (want, have) = (inode.attrs, stat.attrs);
+    ) -> std::io::Result<Attrs> {
+        let (want, mut have, new) = (inode.attrs, stat.attrs, self.is_new(inode.id));
         if (want.uid, want.gid) == (have.uid, have.gid) {
-            return Ok(false);
+            return Ok(have);
         }
         match target.chown(Some(want.uid), Some(want.gid)) {
-            Ok(()) => Ok(true),
+            Ok(()) => (have.uid, have.gid) = (want.uid, want.gid),
             Err(Errno::PERM) => {
-                self.site.skip("an owner", path);
+                self.site.skip(Skip::Owner, path, new);
                 // A group this process is in may be given.
-                Ok(want.gid != have.gid && target.chown(None, Some(want.gid)).is_ok())
+                if want.gid != have.gid && target.chown(None, Some(want.gid)).is_ok() {
+                    have.gid = want.gid;
+                }
             }
-            Err(e) => Err(e.into()),
+            Err(e) => return Err(e.into()),
         }
+        Ok(have)
     }
 
-    fn set_xattrs(&mut self, inode: &Inode<'_>, target: Target<'_>, path: &[u8]) -> std::io::Result<bool> {
+    fn set_xattrs(
+        &mut self,
+        inode: &Inode<'_>,
+        stat: &Stat,
+        target: Target<'_>,
+        path: &[u8],
+    ) -> std::io::Result<bool> {
         let touch = self.notes.touched.get(&inode.id).copied();
         let (new, touched) = touch.map_or((false, false), |t| (t.is_new(), t.xattrs));
         let written = touch.is_some_and(|t| t.contents > 0);
@@ -177,17 +195,25 @@ impl Work<'_> {
             return Ok(false);
         }
         let mut changed = false;
+        // They want to be written as contents do; the mode comes back afterwards.
+        if self.site.me.0 != 0 && inode.kind == Kind::File && stat.attrs.mode & 0o200 == 0 {
+            match target.chmod(stat.attrs.mode | 0o600) {
+                Ok(()) => changed = true,
+                Err(Errno::PERM) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
         if touched && !new || self.restore.contains(&inode.id) {
             for (name, _) in target.xattrs()? {
                 if !inode.xattrs.iter().any(|(n, _)| **n == *name) {
-                    changed |= self.set_xattr(target, &name, None, path)?;
+                    changed |= self.set_xattr(target, &name, None, path, new)?;
                 }
             }
         }
         for (name, value) in inode.xattrs {
             // A write or a change of owner takes a file's capabilities away.
             if touched || self.restore.contains(&inode.id) || **name == *b"security.capability" {
-                changed |= self.set_xattr(target, name, Some(value), path)?;
+                changed |= self.set_xattr(target, name, Some(value), path, new)?;
             }
         }
         Ok(changed)
@@ -199,15 +225,16 @@ impl Work<'_> {
         name: &[u8],
         value: Option<&[u8]>,
         path: &[u8],
+        new: bool,
     ) -> std::io::Result<bool> {
         match target.set_xattr(name, value) {
             Ok(()) => Ok(true),
             Err(e) if is(&e, Errno::PERM) || is(&e, Errno::ACCESS) => {
-                self.site.skip("a privileged extended attribute", path);
+                self.site.skip(Skip::Xattr, path, new);
                 Ok(false)
             }
             Err(e) if is(&e, Errno::NOTSUP) => {
-                self.site.skip("an extended attribute that this file system does not have", path);
+                self.site.skip(Skip::UnsupportedXattr, path, new);
                 Ok(false)
             }
             Err(e) => Err(e),

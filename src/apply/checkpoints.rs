@@ -63,6 +63,11 @@ impl Checkpoints {
         if paths.catalog.join(FILE_CUTS).exists() { ApplyCuts::File } else { options.cuts }
     }
 
+    /// The position of the newest one that is durable.
+    pub(super) fn last(&self) -> Lsn {
+        self.last
+    }
+
     /// How long until the next one is due, when nothing more is applied.
     pub(super) fn due_in(&self, fold: &Fold) -> Duration {
         if self.running.is_some() {

@@ -13,6 +13,7 @@ use crate::record::{BLOCK, Kind, Record};
 use crate::sys;
 
 use super::plan::Slot;
+use super::site::Skip;
 use super::work::Work;
 
 /// Most files held open for writing.
@@ -87,7 +88,7 @@ impl Work<'_> {
             Ok(()) => self.attributes(catalog, id, &slot),
             Err(Errno::PERM) if matches!(kind, Kind::CharDevice | Kind::BlockDevice) => {
                 let path = catalog.path(id).unwrap_or_default();
-                self.site.skip("a device node", &path);
+                self.site.skip(Skip::Device, &path, true);
                 self.absent.insert(id);
                 Ok(())
             }
@@ -95,7 +96,7 @@ impl Work<'_> {
         }
     }
 
-    fn create(&mut self, catalog: &Catalog, slot: &Slot) -> Result<OwnedFd> {
+    pub(super) fn create(&mut self, catalog: &Catalog, slot: &Slot) -> Result<OwnedFd> {
         let dir = self.dir(catalog, slot.dir)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         sys::open_beneath(dir.as_fd(), &slot.name, flags, 0o600)
@@ -153,6 +154,7 @@ impl Work<'_> {
             files.done.remove(&id);
             if let Some((fd, _)) = files.open.remove(&id) {
                 self.finish_file(catalog, id, &fd)?;
+                self.swap_busy(catalog, id)?;
             }
         }
         Ok(())
@@ -238,6 +240,8 @@ impl Work<'_> {
     }
 
     fn reopen(&mut self, catalog: &Catalog, id: FileId, slot: &Slot) -> Result<OwnedFd> {
+        let copied = self.copies.get(&id).cloned();
+        let slot = copied.as_ref().unwrap_or(slot);
         let dir = self.dir(catalog, slot.dir)?;
         let open = || sys::open_beneath(dir.as_fd(), &slot.name, OFlags::WRONLY | OFlags::NONBLOCK, 0);
         let fd = match open() {
@@ -259,10 +263,14 @@ impl Work<'_> {
                 self.check(catalog, id, slot)?;
                 Err(e)
             }
+            Err(e) if e.raw_os_error() == Some(Errno::TXTBSY.raw_os_error()) => {
+                self.check(catalog, id, slot)?;
+                return self.copy_busy(catalog, id, slot);
+            }
             other => other,
         };
         let fd = fd.map_err(|e| self.error(catalog, "open", slot, e))?;
-        if !self.made.contains_key(&id) {
+        if !self.made.contains_key(&id) && copied.is_none() {
             let stat = sys::stat_fd(&fd).map_err(|e| self.error(catalog, "stat", slot, e))?;
             self.compare(catalog, id, slot, &stat)?;
         }

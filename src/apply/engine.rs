@@ -19,6 +19,7 @@ use super::handle::Shared;
 use super::intake::{Batch, Frames, Intake, KEEP_BYTES, Source};
 use super::notes::Notes;
 use super::patience::{Inexact, Patience, Verdict};
+use super::patrol::Patrol;
 use super::refusal::Refusal;
 use super::site::Site;
 use super::work::Work;
@@ -44,6 +45,7 @@ pub(super) struct Running {
     patience: (Patience, Inexact),
     pub(super) shared: Arc<Shared>,
     pub(super) log: Log,
+    pub(super) patrol: Patrol,
     tail: watch::Receiver<Tail>,
     runtime: tokio::runtime::Runtime,
 }
@@ -121,6 +123,7 @@ impl Engine {
                 self.options.inexact,
             ),
             shared: self.shared,
+            patrol: Patrol::new(),
             tail: self.log.subscribe(),
             log: self.log,
             runtime,
@@ -160,19 +163,24 @@ impl Running {
                 self.publish();
                 self.shared.rest();
                 self.settle_later()?;
-                self.checkpoints.maybe(&self.fold, &self.site)?;
+                self.checkpoint()?;
+                self.patrol()?;
                 continue;
             }
             self.shared.rest();
             self.set_state(if pause { ApplyState::Paused } else { ApplyState::Idle });
             let wait = self.checkpoints.due_in(&self.fold).min(Duration::from_secs(3600));
             let wait = if pause { wait } else { wait.min(self.patience_left()) };
+            let wait = if pause { wait } else { wait.min(self.patrol.due_in()) };
             let wait = if self.site.later.is_empty() { wait } else { Duration::ZERO };
             match self.wait(wait)? {
                 Woken::Log | Woken::Asked => {}
                 Woken::Time => {
                     self.settle_later()?;
-                    self.checkpoints.maybe(&self.fold, &self.site)?;
+                    self.checkpoint()?;
+                    if !pause {
+                        self.patrol()?;
+                    }
                 }
             }
         }
@@ -310,9 +318,18 @@ impl Running {
         Ok(notes)
     }
 
+    fn checkpoint(&mut self) -> Result<()> {
+        self.checkpoints.maybe(&self.fold, &self.site)?;
+        self.site.purge(self.checkpoints.last())
+    }
+
     /// A clean stop: on a cut, everything synced, a checkpoint written.
     fn finish(mut self) -> Result<()> {
         let started = Instant::now();
+        if !self.site.parked.is_empty() && self.site.later.is_empty() {
+            self.checkpoints.now(&self.fold, &self.site)?;
+            self.site.purge(self.checkpoints.last())?;
+        }
         self.site.remove_stage();
         super::recover::refresh_root(&self.fold, &self.site)?;
         // What is still doubtful stays within the reach of the next recovery.

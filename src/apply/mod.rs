@@ -17,9 +17,15 @@
 //! what was reported as applied: apply reads only fsynced log.
 //!
 //! The digest of every commit is compared before the directory is touched. Before something is
-//! changed its stat is compared with what apply left there: a difference is a local edit.
+//! changed its stat is compared with what apply left there: a difference is a local edit. Edits of what is not
+//! about to change are noticed by a slow walk (`patrol`).
+//!
+//! Without privilege, owners of others and devices stay in the catalog and are skipped on disk, and so are some modes
+//! (see [`crate::sys::mode_here`]). Each class is said once and shown in `status`; a later start with
+//! privilege gives the owners.
 
 mod attrs;
+mod busy;
 mod checkpoints;
 mod content;
 mod engine;
@@ -27,6 +33,7 @@ mod handle;
 mod intake;
 mod notes;
 mod patience;
+mod patrol;
 mod plan;
 mod recover;
 mod refusal;
@@ -60,7 +67,7 @@ pub enum ApplyCuts {
 /// What happens to changes that somebody made to a follower's directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum LocalEdits {
-    /// Apply stops and names the path.
+    /// Apply stops and names the path before it would change what was edited; until then it is reported.
     #[default]
     Refuse,
     /// They are reported and undone where the log and the catalog suffice.
@@ -198,10 +205,17 @@ pub struct ApplyStats {
     pub scanned: u64,
     /// Files redone after a crash that are still to be compared with their hashes.
     pub suspects: u64,
-    /// Things that could not be done without privilege, by class.
-    pub skipped: BTreeMap<&'static str, u64>,
+    /// What is in the catalog only, mostly for want of privilege, by class: how many the scan at the start
+    /// found, and those made since.
+    pub skipped_privilege: BTreeMap<&'static str, u64>,
     /// Local edits seen since the start.
     pub local_edits_total: u64,
-    /// The first of them.
+    /// Of these, modes and owners that were set right while something else of the file was changed.
+    pub local_edits_repaired: u64,
+    /// Local edits that the last complete round of the patrol met.
+    pub local_edits_standing: u64,
+    /// Complete rounds of the patrol, which compares the directory with the catalog all the time.
+    pub patrols: u64,
+    /// The first of the local edits.
     pub local_edits: Vec<LocalEdit>,
 }

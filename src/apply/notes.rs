@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::catalog::{Catalog, Seen};
 use crate::position::FileId;
-use crate::record::{BLOCK, Kind, Record, Time};
+use crate::record::{Attrs, BLOCK, Kind, Record, Time};
 
 use super::plan::{Change, STAGE, Slot, World};
 
@@ -19,7 +19,7 @@ const INDEX_MAX: usize = 1 << 18;
 pub(crate) struct Before {
     pub(crate) seen: Option<Seen>,
     pub(crate) size: u64,
-    pub(crate) mtime: Time,
+    pub(crate) attrs: Attrs,
 }
 
 /// One inode that the batch touches: itself, or a name of it.
@@ -112,7 +112,7 @@ impl Notes {
             Entry::Occupied(e) => Some(e.into_mut()),
             Entry::Vacant(e) => {
                 let inode = catalog.get(id)?;
-                let before = Before { seen: inode.seen, size: inode.size, mtime: inode.attrs.mtime };
+                let before = Before { seen: inode.seen, size: inode.size, attrs: inode.attrs };
                 Some(e.insert(Touch {
                     kind: inode.kind,
                     before: Some(before),

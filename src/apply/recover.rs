@@ -17,6 +17,7 @@ use rustix::fs::{self as rfs, AtFlags, OFlags};
 use crate::catalog::{Catalog, block_hashes, blocks_of};
 use crate::error::{Error, Result};
 use crate::fold::Fold;
+use crate::log::Frame;
 use crate::position::{FileId, Lsn};
 use crate::record::{BLOCK, Kind};
 use crate::sys;
@@ -51,20 +52,40 @@ impl Running {
         {
             let mut stats = self.site.stats();
             stats.scanned = found.scanned;
+            stats.skipped_privilege.extend(found.skipped.iter().map(|(what, (n, _))| (what.word(), *n)));
             stats.redone = batch.bytes();
+        }
+        for (what, (n, id)) in &found.skipped {
+            let path = self.fold.read().path(*id).unwrap_or_default();
+            self.site.say(*what, *n, &path);
         }
         let mut kept = Vec::new();
         self.fold.begin_loose();
         let notes = if batch.spans.is_empty() { Notes::new() } else { self.fold_batch(&batch, &mut kept)? };
         self.fold.finish_loose()?;
         let changed = !batch.spans.is_empty() || filled.is_some();
+        self.correct(found, notes, &batch, &kept)?;
+        drop(gate);
+        self.settle_suspects()?;
+        if changed {
+            self.checkpoints.now(&self.fold, &self.site)?;
+            self.site.purge(self.checkpoints.last())?;
+        }
+        let (lsn, redone) = (self.fold.read().lsn(), batch.bytes());
+        tracing::info!(%from, %lsn, redone, took = ?started.elapsed(), "the directory stands on a cut");
+        self.publish();
+        Ok(true)
+    }
+
+    /// Makes the directory what the catalog says, from what was found there and what the log changes.
+    fn correct(&mut self, found: Found, notes: Notes, batch: &Batch, kept: &[Frame]) -> Result<()> {
         let catalog = Arc::clone(&self.site.catalog);
         let observed = {
             let catalog = catalog.read().unwrap_or_else(PoisonError::into_inner);
             let mut work = Work::new(&mut self.site, notes, true);
             reconcile(&mut work, &catalog, found)?;
             work.assign(&catalog);
-            perform(&mut work, &catalog, self.intake.source(), &batch, &kept)?;
+            perform(&mut work, &catalog, self.intake.source(), batch, kept)?;
             work.observe(&catalog)?
         };
         let mut catalog = catalog.write().unwrap_or_else(PoisonError::into_inner);
@@ -73,14 +94,27 @@ impl Running {
         }
         drop(catalog);
         self.site.dirs.clear();
+        Ok(())
+    }
+
+    /// Compares the whole directory with the catalog and undoes what somebody else did to it. False: contents
+    /// are changed or gone, so nothing was done.
+    pub(super) fn undo(&mut self) -> Result<bool> {
+        let shared = Arc::clone(&self.shared);
+        let gate = shared.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let found = {
+            let catalog = self.fold.read();
+            let found = scan(&self.site, &catalog)?;
+            let file = |id| catalog.get(id).is_some_and(|i| i.kind == Kind::File);
+            let gone = |id: &FileId| catalog.get(*id).is_some_and(|i| i.seen.is_some());
+            if found.lost.iter().any(gone) || found.differences.iter().any(|d| d.data && file(d.id)) {
+                return Ok(false);
+            }
+            found
+        };
+        self.correct(found, Notes::new(), &Batch::default(), &[])?;
         drop(gate);
         self.settle_suspects()?;
-        if changed {
-            self.checkpoints.now(&self.fold, &self.site)?;
-        }
-        let (lsn, redone) = (self.fold.read().lsn(), batch.bytes());
-        tracing::info!(%from, %lsn, redone, took = ?started.elapsed(), "the directory stands on a cut");
-        self.publish();
         Ok(true)
     }
 
@@ -105,7 +139,7 @@ impl Running {
 }
 
 /// Turns what the scan found into corrections of the notes, and reports what no interrupted apply explains.
-fn reconcile(work: &mut Work<'_>, catalog: &Catalog, found: Found) -> Result<()> {
+fn reconcile(work: &mut Work<'_>, catalog: &Catalog, mut found: Found) -> Result<()> {
     for &id in &found.lost {
         let Some(inode) = catalog.get(id) else { continue };
         let device = matches!(inode.kind, Kind::CharDevice | Kind::BlockDevice);
@@ -118,8 +152,21 @@ fn reconcile(work: &mut Work<'_>, catalog: &Catalog, found: Found) -> Result<()>
             work.dir_at.insert(*id, slot.clone());
         }
     }
+    let half = half_made(&found);
+    for slot in &half {
+        let dir = work.dir(catalog, slot.dir)?;
+        rfs::unlinkat(&*dir, &*slot.name, AtFlags::empty())
+            .map_err(|e| work.error(catalog, "remove", slot, e))?;
+        found.strange.remove(slot).and_then(|id| found.unknown.remove(&id));
+    }
+    // A running program that was replaced since the checkpoint.
+    let parked: HashSet<FileId> =
+        found.displaced.iter().filter(|(slot, _)| slot.dir == STAGE).map(|(_, id)| *id).collect();
     let ours = |work: &Work<'_>, slot: &Slot| {
-        work.notes.slots.contains_key(slot) || slot.dir == STAGE || is_unknown(slot.dir)
+        work.notes.slots.contains_key(slot)
+            || slot.dir == STAGE
+            || is_unknown(slot.dir)
+            || found.absent.get(slot).is_some_and(|id| parked.contains(id))
     };
     let mut moved: Vec<_> = found.displaced.iter().map(|(s, id)| (s, *id, "it was moved here")).collect();
     moved.extend(found.strange.iter().map(|(s, id)| (s, *id, "it was created here")));
@@ -161,9 +208,27 @@ fn reconcile(work: &mut Work<'_>, catalog: &Catalog, found: Found) -> Result<()>
     Ok(())
 }
 
+/// Files in the staging directory that no checkpoint knows. What they were to be is made anew, and may need
+/// their room.
+fn half_made(found: &Found) -> Vec<Slot> {
+    let staged = |slot: &Slot| {
+        let mut dir = slot.dir;
+        while let Some(above) = found.unknown.get(&dir) {
+            dir = above.parent;
+        }
+        dir == STAGE
+    };
+    let file = |id: &FileId| found.unknown.get(id).is_some_and(|u| !u.dir);
+    found.strange.iter().filter(|(slot, id)| file(id) && staged(slot)).map(|(slot, _)| slot.clone()).collect()
+}
+
 fn difference(work: &mut Work<'_>, catalog: &Catalog, d: &Difference) -> Result<()> {
     let Some(inode) = catalog.get(d.id) else { return Ok(()) };
     let file = inode.kind == Kind::File;
+    if d.heals {
+        work.restore.insert(d.id);
+        return Ok(());
+    }
     let touched = work.notes.touched.contains_key(&d.id);
     if !touched && d.id != FileId::ROOT {
         let path = catalog.path(d.id).unwrap_or_default();

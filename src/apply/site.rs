@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::catalog::{Catalog, LocalId, Seen};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fold::Fold;
-use crate::position::FileId;
+use crate::position::{FileId, Lsn};
 use crate::record::{Kind, Time};
 use crate::sys::{self, Root, STAGE_DIR, Stat};
 
@@ -23,6 +23,51 @@ use super::{ApplyStats, LocalEdit, LocalEdits};
 const DIRS_MAX: usize = 256;
 /// Most local edits kept for `status`.
 const EDITS_MAX: usize = 100;
+
+/// What may be in the catalog only, not on disk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(crate) enum Skip {
+    Owner,
+    Device,
+    Mode,
+    Time,
+    Xattr,
+    UnsupportedXattr,
+}
+
+impl Skip {
+    /// As `status` names it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Owner => "owner",
+            Self::Device => "device",
+            Self::Mode => "mode",
+            Self::Time => "time",
+            Self::Xattr => "xattr",
+            Self::UnsupportedXattr => "unsupported_xattr",
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Owner => "an owner cannot be set without privilege: kept in the catalog, skipped on disk",
+            Self::Device => "a device cannot be made without privilege: kept in the catalog, skipped on disk",
+            Self::Mode => {
+                "a mode is not set as it is: without privilege this node keeps access to its own directories and \
+                 files, and setuid bits go with an owner only; kept in the catalog"
+            }
+            Self::Time => {
+                "the time of somebody else's file cannot be set without privilege: kept in the catalog"
+            }
+            Self::Xattr => {
+                "an extended attribute cannot be set without privilege: kept in the catalog, skipped on disk"
+            }
+            Self::UnsupportedXattr => {
+                "this file system has no such extended attributes: kept in the catalog, skipped on disk"
+            }
+        }
+    }
+}
 
 /// What outlives a batch.
 pub(crate) struct Site {
@@ -38,11 +83,13 @@ pub(crate) struct Site {
     /// Owner and group that a file gets when this process creates it.
     pub(crate) me: (u32, u32),
     /// Classes of things that were skipped for want of privilege and have been logged.
-    pub(crate) said: HashSet<&'static str>,
+    pub(crate) said: HashSet<Skip>,
     /// Files that somebody changed: compared with the known hashes before the batch counts.
     pub(crate) suspects: Vec<FileId>,
     /// Files that a crash may have left half-written, and how many blocks were compared since.
     pub(crate) later: VecDeque<(FileId, u64)>,
+    /// Names in the staging directory of inodes that were replaced, and the position since when they are.
+    pub(crate) parked: Vec<(Vec<u8>, Lsn)>,
 }
 
 /// Directories held open, as `O_PATH` descriptors.
@@ -111,6 +158,7 @@ impl Site {
             said: HashSet::new(),
             suspects: Vec::new(),
             later: VecDeque::new(),
+            parked: Vec::new(),
         };
         let top = site.root.open_dir_path(b"").map_err(|e| site.error("open", b"", e))?;
         site.dirs.put(FileId::ROOT, top);
@@ -175,28 +223,46 @@ impl Site {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a thing could not be done without privilege; the log says so once for each class.
-    pub(crate) fn skip(&mut self, class: &'static str, path: &[u8]) {
-        *self.stats().skipped.entry(class).or_default() += 1;
-        if self.said.insert(class) {
-            tracing::warn!(
-                path = %path.escape_ascii(),
-                "{class} cannot be set without privilege: kept in the catalog, skipped on disk"
-            );
+    /// Notes that a thing could not be done, and counts it when it is `new`; the log says so once for each class.
+    pub(crate) fn skip(&mut self, what: Skip, path: &[u8], new: bool) {
+        {
+            let mut stats = self.stats();
+            let count = stats.skipped_privilege.entry(what.word()).or_default();
+            *count += u64::from(new || *count == 0);
         }
+        if self.said.insert(what) {
+            tracing::warn!(path = %path.escape_ascii(), "{}", what.text());
+        }
+    }
+
+    /// Says what the scan found to be in the catalog only.
+    pub(crate) fn say(&mut self, what: Skip, count: u64, path: &[u8]) {
+        if self.said.insert(what) {
+            tracing::warn!(path = %path.escape_ascii(), count, "{}", what.text());
+        }
+    }
+
+    /// Reports what somebody else did to the directory. Returns the path as it is shown.
+    pub(crate) fn report(&self, path: &[u8], what: &str) -> String {
+        let shown = path.escape_ascii().to_string();
+        tracing::warn!(path = %shown, "local edit: {what}");
+        let mut stats = self.stats();
+        stats.local_edits_total += 1;
+        if stats.local_edits.len() < EDITS_MAX {
+            stats.local_edits.push(LocalEdit { path: shown.clone(), what: what.to_owned() });
+        }
+        shown
+    }
+
+    /// Reports what somebody else did and is undone on the way, whatever is configured.
+    pub(crate) fn repaired(&mut self, path: &[u8], what: &str) {
+        self.report(path, what);
+        self.stats().local_edits_repaired += 1;
     }
 
     /// Reports what somebody else did to the directory. With [`LocalEdits::Refuse`] that is the end.
     pub(crate) fn edited(&mut self, path: &[u8], what: &str) -> Result<()> {
-        let shown = path.escape_ascii().to_string();
-        tracing::warn!(path = %shown, "local edit: {what}");
-        {
-            let mut stats = self.stats();
-            stats.local_edits_total += 1;
-            if stats.local_edits.len() < EDITS_MAX {
-                stats.local_edits.push(LocalEdit { path: shown.clone(), what: what.to_owned() });
-            }
-        }
+        let shown = self.report(path, what);
         match self.local_edits {
             LocalEdits::Overwrite => Ok(()),
             LocalEdits::Refuse => {

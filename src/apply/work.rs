@@ -14,6 +14,7 @@ use crate::record::Kind;
 use crate::sys::{self, STAGE_DIR, Stat};
 
 use super::notes::{Before, Notes, is_unknown};
+use super::patrol::mode_or_owner;
 use super::plan::{Change, Op, STAGE, Slot, plan};
 use super::site::{Site, diverged, remove_tree, same_inode};
 
@@ -50,6 +51,10 @@ pub(crate) struct Work<'s> {
     pub(crate) dirty: HashSet<FileId>,
     /// Inodes whose attributes are set whether or not a record did.
     pub(crate) restore: HashSet<FileId>,
+    /// Copies of programs that run, while their content is written.
+    pub(crate) copies: HashMap<FileId, Slot>,
+    /// Files that are another inode by now.
+    pub(crate) swapped: HashSet<FileId>,
     /// Things of others in the staging directory, to be removed.
     trash: Vec<Vec<u8>>,
     /// The directory was scanned and may be in any state between the checkpoint and now: what was
@@ -73,6 +78,8 @@ impl<'s> Work<'s> {
             known_inodes: HashMap::new(),
             dirty: HashSet::new(),
             restore: HashSet::new(),
+            copies: HashMap::new(),
+            swapped: HashSet::new(),
             trash: Vec::new(),
             recovering,
         }
@@ -171,7 +178,7 @@ impl<'s> Work<'s> {
     fn before(&self, catalog: &Catalog, id: FileId) -> Option<Before> {
         self.notes.before(id).or_else(|| {
             let i = catalog.get(id)?;
-            Some(Before { seen: i.seen, size: i.size, mtime: i.attrs.mtime })
+            Some(Before { seen: i.seen, size: i.size, attrs: i.attrs })
         })
     }
 
@@ -205,6 +212,9 @@ impl<'s> Work<'s> {
 
     /// Compares an inode at hand with what is known of `id`.
     pub(crate) fn compare(&mut self, catalog: &Catalog, id: FileId, slot: &Slot, stat: &Stat) -> Result<()> {
+        if self.swapped.contains(&id) {
+            return Ok(());
+        }
         if self.local(catalog, id).is_some_and(|l| !same_inode(&l, &stat.local)) {
             let path = self.path(catalog, slot);
             self.site.edited(&path, "it was replaced by something else")?;
@@ -218,13 +228,17 @@ impl<'s> Work<'s> {
         }
         let Some(before) = self.before(catalog, id) else { return Ok(()) };
         let Some(seen) = before.seen else { return Ok(()) };
-        let same = stat.attrs.mtime == before.mtime && (stat.kind != Kind::File || stat.size == before.size);
+        let same =
+            stat.attrs.mtime == before.attrs.mtime && (stat.kind != Kind::File || stat.size == before.size);
         if seen.ctime == stat.ctime && same {
             return Ok(());
         }
         if !same {
             let path = self.path(catalog, slot);
             self.site.edited(&path, "its size or modification time changed")?;
+        } else if mode_or_owner(self.site, stat, &before.attrs) {
+            let path = self.path(catalog, slot);
+            self.site.repaired(&path, "its mode or owner changed");
         }
         // Times alone don't clear it: the content is compared once the batch has written its part.
         self.restore.insert(id);

@@ -164,6 +164,7 @@ impl Engine {
             // Even a name that came and went has moved the directory's mtime.
             self.pass.touched.insert(dir.id);
         }
+        self.notes.looked(|| self.root.join(&rel));
         let was = self.pass.stage.lookup(&self.read(), dir.id, name);
         if rel.len() > self.path_max {
             let too_long = io::Error::from_raw_os_error(Errno::NAMETOOLONG.raw_os_error());

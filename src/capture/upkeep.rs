@@ -1,8 +1,8 @@
 //! What capture keeps in order beside its passes: the scan at start, the identity of the root, checkpoints,
 //! and what `status` shows.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -29,20 +29,40 @@ pub(super) struct Notes {
     pub(super) cuts: (u64, u64),
     pub(super) last_exact: (Lsn, i64),
     boundaries: BTreeSet<Vec<u8>>,
-    unreadable: Option<String>,
+    /// What can't be looked at now, and why.
+    unreadable: BTreeMap<PathBuf, String>,
+    /// Of which the log has told.
+    told: BTreeSet<PathBuf>,
     refused: Option<String>,
 }
 
 /// Most mount points below the root that are remembered by name.
 const BOUNDARIES_MAX: usize = 1000;
+/// Most paths that can't be read that are remembered.
+const UNREADABLE_MAX: usize = 1000;
 
 impl Notes {
     pub(super) fn skip(&mut self, path: &Path, verb: &str, e: &std::io::Error) {
         let text = format!("cannot {verb} '{}': {e}", path.display());
-        if self.unreadable.as_ref() != Some(&text) {
+        if self.told.len() < UNREADABLE_MAX && self.told.insert(path.to_owned()) {
             tracing::warn!("{text}; it is not replicated as it is now");
-            self.unreadable = Some(text);
         }
+        if self.unreadable.len() < UNREADABLE_MAX {
+            self.unreadable.insert(path.to_owned(), text);
+        }
+    }
+
+    /// A path is about to be looked at again.
+    pub(super) fn looked(&mut self, path: impl FnOnce() -> PathBuf) {
+        if !self.unreadable.is_empty() {
+            self.unreadable.remove(&path());
+        }
+    }
+
+    fn unreadable(&self) -> Option<String> {
+        let first = self.unreadable.values().next()?;
+        let more = self.unreadable.len() - 1;
+        Some(if more == 0 { first.clone() } else { format!("{first}; and {more} more") })
     }
 
     pub(super) fn boundary(&mut self, rel: &[u8]) {
@@ -115,7 +135,7 @@ impl Engine {
         stats.hidden_processes = self.hot.hidden;
         stats.other_file_systems = notes.boundaries.len() as u64;
         (stats.freezes, stats.freeze_failures) = (notes.freezes, notes.freeze_failures);
-        stats.unreadable.clone_from(&notes.unreadable);
+        stats.unreadable = notes.unreadable();
         stats.refused.clone_from(&notes.refused);
         let hold = lock(&self.shared.hold).clone();
         stats.hold_since = match (&hold, stats.hold_since) {

@@ -338,7 +338,9 @@ pub(super) fn create(dir: &OwnedFd, name: &[u8], inode: &Inode<'_>) -> std::io::
     // Until it has its owner, nobody else looks in.
     let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let mode = if (inode.attrs.uid, inode.attrs.gid) == me { 0o777 } else { 0o700 };
-    Ok(rfs::openat(dir, name, flags, Mode::from_raw_mode(inode.attrs.mode & mode))?)
+    // Extended attributes want to be written as contents do.
+    let extra = if inode.xattrs.is_empty() { 0 } else { 0o600 };
+    Ok(rfs::openat(dir, name, flags, Mode::from_raw_mode(inode.attrs.mode & mode | extra))?)
 }
 
 /// Gives `fd`, which is `name` in `dir` (empty: `dir` itself), the attributes of `inode`. What it then is.
@@ -361,14 +363,20 @@ pub(super) fn dress(
     // Nothing below touches the mtime; most files need nothing below.
     let is = sys::stat_fd(fd)?;
     let owned = (is.attrs.uid, is.attrs.gid) == (want.uid, want.gid);
-    if owned && inode.xattrs.is_empty() && (is.attrs.mode == want.mode || inode.kind == Kind::Symlink) {
+    let me = rustix::process::geteuid().as_raw();
+    let mode = sys::mode_here(inode.kind, want, &is.attrs, me);
+    if owned && inode.xattrs.is_empty() && (is.attrs.mode == mode || inode.kind == Kind::Symlink) {
         return Ok(is);
     }
+    let mut have = is.attrs;
     if !owned {
         let (uid, gid) = (Uid::from_raw(want.uid), Gid::from_raw(want.gid));
         match rfs::chownat(fd, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH) {
             Err(Errno::PERM) => skipped.owners += 1,
-            other => other?,
+            other => {
+                other?;
+                (have.uid, have.gid) = (want.uid, want.gid);
+            }
         }
     }
     for (attr, value) in inode.xattrs {
@@ -379,7 +387,7 @@ pub(super) fn dress(
     }
     // Last, since a change of owner takes setuid bits away.
     if inode.kind != Kind::Symlink {
-        chmod(fd, want.mode)?;
+        chmod(fd, sys::mode_here(inode.kind, want, &have, me))?;
     }
     sys::stat_fd(fd)
 }

@@ -16,12 +16,13 @@ HEAD = ["figure", "measured", "must", "aim", "verdict", "peers", "peer / towline
 def main():
     parser = argparse.ArgumentParser(description="Measures the figures and prints one table.")
     parser.add_argument("--quick", action="store_true", help="a twentieth of the data, one round: shows that it works")
+    parser.add_argument("--rounds", type=int, default=0, help="how often each is measured; the median counts")
     parser.add_argument("names", nargs="*", metavar="NAME", help="of " + " ".join(figures.ALL))
     args = parser.parse_args()
     unknown = [n for n in args.names if n not in figures.ALL]
     if unknown:
         parser.error("no figure is called %s; there are %s" % (unknown[0], " ".join(figures.ALL)))
-    figures.QUICK = args.quick
+    figures.QUICK, figures.ROUNDS = args.quick, args.rounds
     rows, failed = [], 0
     for name in args.names or figures.ALL:
         began = time.monotonic()

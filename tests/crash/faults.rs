@@ -22,6 +22,8 @@ const FOLLOWER: &[&str] = &[
     "apply::stage",
     "apply::write",
     "apply::rename",
+    "apply::attributes",
+    "catalog::checkpoint",
     "disk::write_aside",
     "blocks::write",
 ];

@@ -321,3 +321,71 @@ fn a_directory_moves_below_one_that_stood_in_it_under_others_that_go() {
     b.compare();
     handle.stop().unwrap();
 }
+
+#[test]
+fn a_program_that_runs_is_replaced_and_goes_on_running() {
+    let mut b = Bench::new();
+    let program = std::fs::read("/bin/sleep").unwrap();
+    let d = b.dir(ROOT, "d");
+    let f = b.create(Kind::File, 0o755, b"");
+    b.content(f, &program);
+    b.link(ROOT, "program", f);
+    b.link(d, "other", f);
+    b.commit(Cut::Exact);
+    b.replay();
+    let handle = b.start().unwrap();
+    b.wait(&handle, b.last);
+    let mut child = std::process::Command::new(b.data().join("program")).arg("600").spawn().unwrap();
+    let blocks = program.len() as u64 / BLOCK;
+    b.block(f, 0, 7);
+    b.block(f, blocks - 1, 7);
+    b.link(ROOT, "third", f);
+    let end = b.commit(Cut::Exact);
+    b.wait(&handle, end);
+    // Again, and a crash with no checkpoint since the first time.
+    b.block(f, 1, 8);
+    let end = b.commit(Cut::Exact);
+    b.wait(&handle, end);
+    super::light(&b.data(), Some(0));
+    b.block(f, 1, 9);
+    b.commit(Cut::Exact);
+    while handle.failure().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(handle);
+    super::light(&b.data(), None);
+    let handle = b.start().unwrap();
+    b.wait(&handle, b.last);
+    b.compare();
+    assert!(child.try_wait().unwrap().is_none(), "it runs on");
+    handle.stop().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    b.replay();
+}
+
+#[test]
+fn half_made_files_go_before_their_room_is_needed() {
+    let mut b = Bench::new();
+    let d = b.dir(ROOT, "d");
+    b.file(d, "f", &vec![5; 3 * BLOCK as usize]);
+    b.commit(Cut::Exact);
+    // What a failed attempt leaves: files of an unknown name, in the staging directory and in directories there.
+    let stage = b.data().join(".towline-stage");
+    std::fs::create_dir_all(stage.join("1.n9.3/below")).unwrap();
+    for name in ["1.n1.2", "1.n9.3/half", "1.n9.3/below/half"] {
+        std::fs::write(stage.join(name), b"half").unwrap();
+    }
+    // The engine fails where it would write the first byte: by then they must be gone.
+    super::light(&b.data(), Some(0));
+    let handle = b.start().unwrap();
+    while handle.failure().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    for name in ["1.n1.2", "1.n9.3/half", "1.n9.3/below/half"] {
+        assert!(!stage.join(name).exists(), "{name}");
+    }
+    drop(handle);
+    super::light(&b.data(), None);
+    b.replay();
+}
