@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-# Breaks: lists 4 and 5: the whole daemon is a copier that runs again and again; its copies are no cuts
+# Breaks: order, apps: the whole daemon is a copier that runs again and again; its copies are no cuts
 # Test: e2e order::a_paused_follower_never_shows_the_later_write_without_the_earlier
 # Test: e2e apps::sqlite_in_wal_mode
 # Test: e2e apps::sqlite_in_delete_mode 2
