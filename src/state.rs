@@ -9,6 +9,8 @@
 //! | `catalog/` | checkpoints |
 //! | `blocks/` | block hashes of files of more than one block |
 //! | `fill/` | an unfinished first copy |
+//! | `hold` | a mass delete is held: how many names there were |
+//! | `mark/` | files whose writes mark the event queue |
 //!
 //! Control file, little-endian, replaced as a whole and durably before anything it says is acted on:
 //!

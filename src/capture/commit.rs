@@ -1,6 +1,7 @@
 //! The end of a pass: what differs becomes records, the records are folded into the catalog, and the commit
 //! that carries its digest ends the change set.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,8 @@ use super::engine::{Engine, read};
 use super::pass::Ended;
 use super::{lock, wall_clock};
 use crate::catalog::{Catalog, Seen};
-use crate::error::Result;
+use crate::disk;
+use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::position::{Cut, FileId, Lsn};
 use crate::record::{GapReason, Record};
@@ -28,6 +30,30 @@ pub(super) enum Repair {
 
 /// A delete is one delete when it happens within this time.
 const TIDE: Duration = Duration::from_secs(60);
+/// In the state directory while a mass delete is held: how many names there were, in decimal digits.
+const HOLD: &str = "hold";
+
+/// How many names there were when a mass delete was held before a restart.
+///
+/// # Errors
+/// When the note is there but can't be read.
+pub(super) fn held_before(state: &Path) -> Result<Option<u64>> {
+    let path = state.join(HOLD);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => match text.trim().parse() {
+            Ok(high) => Ok(Some(high)),
+            Err(_) => {
+                let text = format!(
+                    "'{}' is damaged; see that the data directory is complete, then remove the file",
+                    path.display()
+                );
+                Err(Error::new(ErrorKind::Corrupt, text))
+            }
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("read", &path, e)),
+    }
+}
 
 impl Engine {
     /// Puts the create records of a new file, and of those before it, into the journal.
@@ -53,7 +79,7 @@ impl Engine {
 
     /// Commits what the pass found, if it is anything.
     pub(super) fn commit(&mut self, cut: Cut, repair: Repair) -> Result<Ended> {
-        if let Some(text) = self.mass_delete() {
+        if let Some(text) = self.mass_delete()? {
             return Ok(Ended::Held(text));
         }
         self.finish_records()?;
@@ -189,10 +215,30 @@ impl Engine {
     ///
     /// A large delete comes in many passes, so what counts is also how far the number of names fell within
     /// [`TIDE`].
-    fn mass_delete(&mut self) -> Option<String> {
+    /// What is held stays held, over restarts too, until the names are back or it is confirmed.
+    fn mass_delete(&mut self) -> Result<Option<String>> {
+        let text = self.too_many_go();
+        match (&text, self.held_high) {
+            (Some(_), None) => {
+                let high = self.tide.1;
+                disk::write_atomic(&self.state, HOLD, high.to_string().as_bytes())?;
+                self.held_high = Some(high);
+            }
+            (None, Some(_)) => {
+                disk::remove_durable(&self.state.join(HOLD))?;
+                self.held_high = None;
+            }
+            _ => {}
+        }
+        Ok(text)
+    }
+
+    fn too_many_go(&mut self) -> Option<String> {
         let catalog = read(&self.catalog);
         let total = catalog.name_count() as u64;
-        if self.tide.0.elapsed() > TIDE || self.tide.1 < total {
+        if let Some(high) = self.held_high {
+            self.tide = (Instant::now(), high.max(total));
+        } else if self.tide.0.elapsed() > TIDE || self.tide.1 < total {
             self.tide = (Instant::now(), total);
         }
         let high = self.tide.1;

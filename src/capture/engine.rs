@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::background::{Background, Found, Order};
-use super::commit::Repair;
+use super::commit::{Repair, held_before};
 use super::guard::{self, Excluder, Fs, RootState};
 use super::hints::{Batch, Hints, Paths, flag};
 use super::holders::Look;
@@ -91,6 +91,8 @@ pub(super) struct Engine {
     first: Option<bool>,
     /// When the guard against mass deletes began to count, and the most names there were since.
     pub(super) tide: (Instant, u64),
+    /// A mass delete is held: how many names there were.
+    pub(super) held_high: Option<u64>,
     /// Until when a confirmed delete may go on.
     pub(super) confirmed_until: Instant,
     /// Something may have been missed: everything has to be scanned, not before `scan_due`.
@@ -169,6 +171,7 @@ impl Engine {
             gap: None,
             first: Some(!base),
             tide: (now, 0),
+            held_high: held_before(state)?,
             confirmed_until: now,
             scan_wanted: false,
             scan_due: now,

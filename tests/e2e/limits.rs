@@ -169,6 +169,41 @@ fn a_delete_of_everything_is_held_until_confirmed() {
     pair.finish();
 }
 
+/// A delete that came in several passes leaves fewer entries than the guard counts from; it stays held all the same.
+#[test]
+fn a_held_delete_stays_held_over_a_restart() {
+    let mut pair = Pair::with(
+        Bed::new("hold-restart"),
+        |s| s.set("max_delete_floor", "1000").set("hot_interval", "\"50ms\""),
+        |s| s,
+    );
+    (0..1500).for_each(|n| fs::write(pair.data().join(format!("{n}")), format!("{n}")).expect("write"));
+    pair.equal(30);
+    let gone = |range: std::ops::Range<u32>| {
+        range.for_each(|n| fs::remove_file(pair.data().join(format!("{n}"))).expect("rm"));
+    };
+    // Fewer than the limit in one pass, then the rest.
+    gone(0..700);
+    pair.equal(20);
+    gone(700..1500);
+    held(&pair, true);
+    let left = fs::read_dir(pair.follower.data()).expect("list").count();
+    assert!(left > 400, "{left} left");
+    for _ in 0..2 {
+        pair.leader.kill();
+        pair.leader.restart();
+        held(&pair, true);
+        holds_for(within(2), "it stays held", || {
+            let now = fs::read_dir(pair.follower.data()).map_err(|e| e.to_string())?.count();
+            if now >= left { Ok(()) } else { Err(format!("{now} of {left} left")) }
+        });
+    }
+    pair.leader.confirm();
+    held(&pair, false);
+    pair.equal(20);
+    pair.finish();
+}
+
 #[test]
 fn a_held_delete_that_is_undone_needs_no_operator() {
     let pair = Pair::start("undone");

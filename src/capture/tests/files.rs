@@ -57,13 +57,11 @@ fn a_hole_of_a_hundred_gigabytes_costs_nothing() {
     let file = fs::File::create(bed.path("sparse")).unwrap();
     file.set_len(100 << 30).unwrap();
     file.write_all_at(b"middle", 50 << 30).unwrap();
-    let began = Instant::now();
     bed.check();
     assert_eq!(bed.mirror.bytes, BLOCK);
     file.write_all_at(b"another", 70 << 30).unwrap();
     bed.check();
     assert_eq!(bed.mirror.bytes, 2 * BLOCK);
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
 #[test]
