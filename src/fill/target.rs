@@ -519,9 +519,9 @@ async fn finish(job: Running) -> Ended<Catalog> {
             );
         }
         let disk = work.root.open_dir(b"").map_err(|e| Error::io("open", work.root.path(), e))?;
-        rustix::fs::syncfs(&disk).map_err(|e| Error::io("sync", work.root.path(), e))?;
         work.blocks.flush()?;
-        work.blocks.sync()?;
+        rustix::fs::syncfs(&disk).map_err(|e| Error::io("sync", work.root.path(), e))?;
+        work.blocks.sync_together()?;
         let changing = std::mem::take(&mut *work.changing.lock().unwrap_or_else(PoisonError::into_inner));
         let work = Arc::into_inner(work).ok_or_else(|| Error::new(ErrorKind::Io, "a thread of the copy goes on"))?;
         let mut catalog = Arc::unwrap_or_clone(work.catalog);

@@ -267,7 +267,7 @@ pub(super) fn keep_journal(
         }
         work.blocks.flush()?;
         rfs::syncfs(&disk).map_err(|e| Error::io("sync", work.root.path(), e))?;
-        work.blocks.sync()?;
+        work.blocks.sync_together()?;
         journal.add(&all[noted..])?;
         noted = all.len();
         every = (every * 2).min(NOTE_EVERY);
