@@ -91,6 +91,8 @@ pub(super) struct Engine {
     first: Option<bool>,
     /// When the guard against mass deletes began to count, and the most names there were since.
     pub(super) tide: (Instant, u64),
+    /// Files left by halves of renames: since when such cuts are no exact ones, and until when this one is not.
+    pub(super) torn: Option<(Instant, Instant)>,
     /// A mass delete is held: how many names there were.
     pub(super) held_high: Option<u64>,
     /// Until when a confirmed delete may go on.
@@ -170,6 +172,7 @@ impl Engine {
             waiting: Vec::new(),
             gap: None,
             first: Some(!base),
+            torn: None,
             tide: (now, 0),
             held_high: held_before(state)?,
             confirmed_until: now,

@@ -228,6 +228,7 @@ impl Engine {
         self.pass.touched.insert(dir);
         self.watch.forget(rel);
         self.pass.left.insert(rel.into());
+        self.pass.went.insert(rel.into());
     }
 
     /// Whether the inode lies on the file system of the root, seen through the same mount.

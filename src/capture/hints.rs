@@ -21,6 +21,9 @@ pub(super) const HINTS_MAX: usize = 200_000;
 const HALVES_MAX: usize = 4096;
 /// A half of a rename that is older counts as whole: the other name is outside of the tree.
 pub(super) const HALF_AGE: Duration = Duration::from_millis(10);
+/// The kernel moves the name first and reports the two halves after; whoever renames may lose the processor in
+/// between. So long is waited for the other half before a cut without it is called exact.
+pub(super) const HALF_SURE: Duration = Duration::from_millis(250);
 
 /// What a hint says of its path.
 pub(super) mod flag {
@@ -164,7 +167,7 @@ impl Hints {
                 inner.halves.remove(&cookie);
             } else if flags == flag::FROM {
                 if inner.halves.len() >= HALVES_MAX {
-                    inner.halves.retain(|_, (_, at)| at.elapsed() < HALF_AGE);
+                    inner.halves.retain(|_, (_, at)| at.elapsed() < HALF_SURE);
                 }
                 if inner.halves.len() < HALVES_MAX {
                     inner.halves.insert(cookie, (rel.into(), Instant::now()));
@@ -260,6 +263,12 @@ impl Hints {
     pub(super) fn half_gone(&self, rel: &[u8]) -> bool {
         let inner = self.lock();
         inner.halves.values().any(|(path, at)| **path == *rel && at.elapsed() < HALF_AGE)
+    }
+
+    /// How long the newest half of a rename that `rel` left by has waited for the other one; `None`: no half waits.
+    pub(super) fn half_age(&self, rel: &[u8]) -> Option<Duration> {
+        let inner = self.lock();
+        inner.halves.values().filter(|(path, _)| **path == *rel).map(|(_, at)| at.elapsed()).min()
     }
 
     /// Events taken, and how often the kernel dropped some.

@@ -18,7 +18,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::engine::{Engine, read};
-use super::hints::{Batch, HALF_AGE, Paths, flag};
+use super::hints::{Batch, HALF_AGE, HALF_SURE, Paths, flag};
 use super::journal::Journal;
 use super::stage::{Proof, Stage};
 use super::watch::Mark;
@@ -36,6 +36,8 @@ const ROUNDS_MAX: u32 = 200;
 const ON_ITS_WAY: Duration = Duration::from_micros(300);
 /// Passes in a row in which a file has to be unstable to be given no more patience.
 pub(super) const HOPELESS: u32 = 2;
+/// Longest time in a row that halves of renames put exact cuts off.
+const TORN_MAX: Duration = Duration::from_secs(2);
 /// Least patience when cuts keep failing.
 const PATIENCE_MIN: Duration = Duration::from_millis(20);
 
@@ -63,6 +65,8 @@ pub(super) struct Pass {
     pub(super) again: BTreeSet<Box<[u8]>>,
     /// Names found gone in this round.
     pub(super) left: BTreeSet<Box<[u8]>>,
+    /// Names found gone in any round.
+    pub(super) went: BTreeSet<Box<[u8]>>,
     /// Names looked at on the way in this round.
     pub(super) probed: HashSet<Box<[u8]>>,
     /// Inodes looked at in this round, with their change time.
@@ -96,6 +100,7 @@ impl Pass {
             dirs: HashMap::new(),
             again: BTreeSet::new(),
             left: BTreeSet::new(),
+            went: BTreeSet::new(),
             probed: HashSet::new(),
             looked: HashMap::new(),
             dirty: BTreeSet::new(),
@@ -118,6 +123,7 @@ impl Pass {
         self.others.clear();
         self.touched.clear();
         self.again.clear();
+        self.went.clear();
     }
 
     /// A new file id. Those of a pass that is dropped are not used again.
@@ -152,6 +158,17 @@ pub(super) enum Ended {
     Held(String),
 }
 
+/// What is known of a file that is at no name that was looked at.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Loss {
+    /// It was removed, or left the tree.
+    Sure,
+    /// It may still turn up.
+    Perhaps,
+    /// It got another name in the tree, and is not there any more.
+    Moves,
+}
+
 /// What a verdict on a round says.
 enum Verdict {
     Exact,
@@ -176,7 +193,8 @@ impl Engine {
             }
         };
         let blind = self.watch.missing_count() > 0 && !(self.pass.with_missing && self.fs.fine);
-        let loose = skipped || !self.pass.dirty.is_empty() || blind || self.scan_wanted;
+        let torn = self.torn();
+        let loose = torn || skipped || !self.pass.dirty.is_empty() || blind || self.scan_wanted;
         let cut = if loose { Cut::File } else { cut };
         // Events were lost while we looked: a gap that was to end here goes on.
         self.scan_wanted |= fresh.gap.is_some();
@@ -448,6 +466,47 @@ impl Engine {
             self.pass.waiting.get_or_insert_with(Instant::now);
         }
         found
+    }
+
+    /// Whether a file that this pass takes away, or one shortly before did, may have another name in the tree of
+    /// which no event has come yet. Files that leave the tree all the time don't put exact cuts off for longer than
+    /// [`TORN_MAX`]; files that move about in it do.
+    fn torn(&mut self) -> bool {
+        let now = Instant::now();
+        match (self.worst_loss(), self.torn) {
+            (Loss::Sure, _) => {}
+            (Loss::Perhaps, Some((since, _))) => self.torn = Some((since, now + HALF_SURE)),
+            (Loss::Perhaps, None) | (Loss::Moves, _) => self.torn = Some((now, now + HALF_SURE)),
+        }
+        let open = self.torn.is_some_and(|(since, until)| now < until && now - since < TORN_MAX);
+        if !open {
+            self.torn = None;
+        }
+        open
+    }
+
+    /// What is known of the files that this pass takes away.
+    fn worst_loss(&self) -> Loss {
+        let catalog = read(&self.catalog);
+        let stage = &self.pass.stage;
+        let gone = |path: &[u8]| {
+            let (parent, name) = super::examine::split(path);
+            let dir = stage.resolve(&catalog, parent).ok();
+            let was = dir.and_then(|dir| catalog.lookup(dir, name));
+            was.is_some_and(|id| !stage.reached(&catalog, id))
+        };
+        let losses = self.pass.went.iter().map(|path| {
+            let flags = self.pass.hints.get(path).copied().unwrap_or(0);
+            if flags & (flag::REMOVED | flag::FROM) == flag::REMOVED || !gone(path) {
+                return Loss::Sure;
+            }
+            match self.hints.half_age(path) {
+                Some(age) if age >= HALF_SURE => Loss::Sure,
+                None if flags & flag::FROM != 0 => Loss::Moves,
+                _ => Loss::Perhaps,
+            }
+        });
+        losses.max().unwrap_or(Loss::Sure)
     }
 
     /// Whether nothing is left but files that were never at rest in the passes before.

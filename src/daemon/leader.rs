@@ -1,5 +1,6 @@
 //! One generation of a leader: recover the catalog, watch the directory, serve followers.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -45,14 +46,13 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
         peers: Arc::clone(&peers),
     })));
     let cancel = stop.child_token();
-    note_reached(node, log.tail().end).await?;
     let result = {
         let serving = serve(node, &config, &control, &capture, &log, &peers, cancel.clone());
         let served_out = AtomicBool::new(false);
         tokio::select! {
             r = async { let r = serving.await; served_out.store(true, Ordering::Relaxed); r } => r,
             failed = until_failure(stop, || capture.failure().or_else(|| log.failure())) => failed.map_or(Ok(()), Err),
-            noted = note_segments(node, &log) => noted,
+            never = note_segments(node, &log) => match never {},
         }
     };
     // The last pass is committed while followers are still connected, then they get a moment to take it.
@@ -64,7 +64,8 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     cancel.cancel();
     let end = log.tail().end;
     bounded_stop("close the log", move || log.close()).await;
-    result.and(note_reached(node, end).await)
+    let noted = note_reached(node, end).await;
+    result.and(noted)
 }
 
 /// Keeps in the control file how far the log came, so that a log cut short behind our back is noticed.
@@ -78,14 +79,17 @@ async fn note_reached(node: &Arc<Node>, end: Lsn) -> Result<()> {
 }
 
 /// Notes the first position of every segment that the log reaches.
-async fn note_segments(node: &Arc<Node>, log: &Log) -> Result<()> {
+async fn note_segments(node: &Arc<Node>, log: &Log) -> Infallible {
     let mut tail = log.subscribe();
-    let mut noted = Lsn::FIRST;
+    let mut noted = Lsn::ZERO;
     loop {
         let end = tail.borrow_and_update().end;
-        if end.segment() > noted.segment() || noted == Lsn::FIRST && end > noted {
-            note_reached(node, end).await?;
-            noted = end;
+        if end.segment() > noted.segment() || noted <= Lsn::FIRST && end > noted {
+            // The note is a guard against accidents: what keeps it from being written is shown by what fails next.
+            match note_reached(node, end).await {
+                Ok(()) => noted = end,
+                Err(e) => tracing::warn!("how far the log came can't be noted: {e}"),
+            }
         }
         if tail.changed().await.is_err() {
             return std::future::pending().await;
