@@ -15,6 +15,7 @@ use crate::sys::Root;
 
 use super::checkpoints::Checkpoints;
 use super::content::Contents;
+use super::doubts::Doubts;
 use super::handle::Shared;
 use super::intake::{Batch, Frames, Intake, KEEP_BYTES, Source};
 use super::notes::Notes;
@@ -111,6 +112,7 @@ impl Engine {
             Arc::clone(&self.shared.stats),
             self.options.local_edits,
             Refusal::new(self.paths.refusal()),
+            Doubts::new(self.paths.doubts()),
         )?;
         let checkpoints = Checkpoints::new(&self.paths, &self.root, &self.options, from)?;
         let mut running = Running {

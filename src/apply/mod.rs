@@ -28,6 +28,7 @@ mod attrs;
 mod busy;
 mod checkpoints;
 mod content;
+mod doubts;
 mod engine;
 mod handle;
 mod intake;
@@ -127,6 +128,11 @@ impl ApplyPaths {
     /// Where a local edit that was refused is remembered: beside the others.
     pub(crate) fn refusal(&self) -> PathBuf {
         self.blocks.with_file_name("refused-edit")
+    }
+
+    /// Where the files are remembered whose content is in doubt.
+    pub(crate) fn doubts(&self) -> PathBuf {
+        self.blocks.with_file_name("doubtful-files")
     }
 }
 

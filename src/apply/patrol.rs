@@ -31,7 +31,7 @@ const EVERY: Duration = Duration::from_millis(if cfg!(test) { 2 } else { 400 });
 /// From the beginning of a round to the next, at least.
 const ROUND: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 5_000 });
 /// The same after a round that found what had to be undone.
-const ROUND_UNDONE: Duration = Duration::from_secs(60);
+const ROUND_UNDONE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 60_000 });
 /// Most edits remembered, so that each is told once.
 const TOLD_MAX: usize = 1000;
 
@@ -184,7 +184,8 @@ impl Listing {
     /// Fewer names are here than the leader has.
     fn missing(&self, catalog: &Catalog, edits: &mut Vec<Edit>) {
         for (name, id) in catalog.children(self.dir) {
-            let kept_back = catalog.get(id).is_none_or(|i| i.seen.is_none());
+            // The inode number of what was removed may be another file's by now: only a device can be kept back.
+            let kept_back = catalog.get(id).is_none_or(|i| i.seen.is_none() && i.rdev != 0);
             if !kept_back && matches!(sys::stat_at(&self.fd, name), Ok(None)) {
                 edits.push(Edit { path: path_of(catalog, self.dir, name), what: "it was removed" });
             }

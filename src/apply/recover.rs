@@ -66,11 +66,16 @@ impl Running {
         let changed = !batch.spans.is_empty() || filled.is_some();
         self.correct(found, notes, &batch, &kept)?;
         drop(gate);
+        let now: HashSet<FileId> = self.site.suspects.iter().copied().collect();
+        self.site.later.retain(|(id, _)| !now.contains(id));
+        // The checkpoint takes what made files doubtful out of the next recovery's reach.
+        self.keep_doubts()?;
         self.settle_suspects()?;
         if changed {
             self.checkpoints.now(&self.fold, &self.site)?;
             self.site.purge(self.checkpoints.last())?;
         }
+        self.keep_doubts()?;
         let (lsn, redone) = (self.fold.read().lsn(), batch.bytes());
         tracing::info!(%from, %lsn, redone, took = ?started.elapsed(), "the directory stands on a cut");
         self.publish();
@@ -314,20 +319,38 @@ pub(super) fn verify(fold: &Fold, site: &Site, id: FileId, first: u64, limit: u6
 }
 
 impl Running {
+    fn keep_doubts(&mut self) -> Result<()> {
+        self.site.doubts.keep(&self.site.suspects, &self.site.later)
+    }
+
+    /// The content of `id` could not be found good: the next start compares it before the directory counts as usable.
+    fn doubted(&mut self, id: FileId, e: Error) -> Error {
+        self.site.suspects.push(id);
+        match self.keep_doubts() {
+            Ok(()) => e,
+            Err(why) => e.wrap(&format!("what is in doubt is not remembered: {why}")),
+        }
+    }
+
     /// Compares what somebody changed with the known hashes before the batch counts as applied.
     pub(super) fn settle_suspects(&mut self) -> Result<()> {
         while let Some(id) = self.site.suspects.pop() {
-            verify(&self.fold, &self.site, id, 0, u64::MAX)?;
+            if let Err(e) = verify(&self.fold, &self.site, id, 0, u64::MAX) {
+                return Err(self.doubted(id, e));
+            }
         }
         Ok(())
     }
 
     /// Compares a part of what a crash made doubtful. True while there is more.
     pub(super) fn settle_later(&mut self) -> Result<bool> {
-        if let Some((id, first)) = self.site.later.pop_front()
-            && let Some(next) = verify(&self.fold, &self.site, id, first, SLICE)?
-        {
-            self.site.later.push_front((id, next));
+        if let Some((id, first)) = self.site.later.pop_front() {
+            match verify(&self.fold, &self.site, id, first, SLICE) {
+                Ok(Some(next)) => self.site.later.push_front((id, next)),
+                Ok(None) if self.site.later.is_empty() => self.keep_doubts()?,
+                Ok(None) => {}
+                Err(e) => return Err(self.doubted(id, e)),
+            }
         }
         let left = self.site.later.len() as u64;
         self.site.stats().suspects = left;

@@ -15,6 +15,7 @@ use crate::position::{FileId, Lsn};
 use crate::record::{Kind, Time};
 use crate::sys::{self, Root, STAGE_DIR, Stat};
 
+use super::doubts::Doubts;
 use super::plan::STAGE;
 use super::refusal::{Refusal, refused};
 use super::{ApplyStats, LocalEdit, LocalEdits};
@@ -84,6 +85,8 @@ pub(crate) struct Site {
     pub(crate) me: (u32, u32),
     /// Classes of things that were skipped for want of privilege and have been logged.
     pub(crate) said: HashSet<Skip>,
+    /// Both of the following, on disk.
+    pub(crate) doubts: Doubts,
     /// Files that somebody changed: compared with the known hashes before the batch counts.
     pub(crate) suspects: Vec<FileId>,
     /// Files that a crash may have left half-written, and how many blocks were compared since.
@@ -140,11 +143,13 @@ impl Site {
         stats: Arc<Mutex<ApplyStats>>,
         local_edits: LocalEdits,
         refusal: Refusal,
+        mut doubts: Doubts,
     ) -> Result<Self> {
         match local_edits {
             LocalEdits::Refuse => refusal.check(&root)?,
             LocalEdits::Overwrite => refusal.clear()?,
         }
+        let (suspects, later) = doubts.load()?;
         let mut site = Self {
             root,
             catalog,
@@ -156,8 +161,9 @@ impl Site {
             made: 0,
             me: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
             said: HashSet::new(),
-            suspects: Vec::new(),
-            later: VecDeque::new(),
+            suspects,
+            later,
+            doubts,
             parked: Vec::new(),
         };
         let top = site.root.open_dir_path(b"").map_err(|e| site.error("open", b"", e))?;

@@ -251,3 +251,40 @@ fn a_mode_that_is_set_right_on_the_way_is_counted() {
     assert_eq!(stats.local_edits[0].path, "f");
     handle.stop().unwrap();
 }
+
+/// Changes bytes of a file and nothing that a stat shows but its change time.
+fn change_behind(path: &std::path::Path) {
+    use std::os::unix::fs::FileExt;
+    let times = std::fs::metadata(path).unwrap().modified().unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(b"LOCAL", 0).unwrap();
+    file.set_modified(times).unwrap();
+}
+
+#[test]
+fn a_content_that_was_found_different_is_never_taken_for_good() {
+    let (mut b, f) = setup();
+    let handle = b.start().unwrap();
+    b.wait(&handle, b.last);
+    change_behind(&b.data().join("f"));
+    b.block(f, 2, 7);
+    b.commit(Cut::Exact);
+    assert_eq!(failure(&handle).kind(), ErrorKind::Diverged);
+    drop(handle);
+    let policies = [LocalEdits::Refuse, LocalEdits::Refuse, LocalEdits::Overwrite, LocalEdits::Refuse];
+    for (n, local_edits) in policies.into_iter().enumerate() {
+        b.options.local_edits = local_edits;
+        let handle = b.start().unwrap();
+        let e = failure(&handle);
+        assert!(e.kind() == ErrorKind::Diverged && e.to_string().contains("'f'"), "{e}");
+        // Meanwhile the leader goes on, and not only there.
+        b.block(f, 1, 9);
+        b.file(ROOT, &format!("other{n}"), b"o");
+        b.commit(Cut::Exact);
+    }
+    // What the log gives back is good again, and no doubt is left.
+    b.content(f, &vec![6; 3 * BLOCK as usize]);
+    b.commit(Cut::Exact);
+    b.replay();
+    assert!(!b.tmp.path().join("doubtful-files").exists());
+}
