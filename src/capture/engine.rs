@@ -228,6 +228,11 @@ impl Engine {
             self.timers(stopping)?;
             self.turn(stopping)?;
             if stopping {
+                if let Some((_, until)) = self.torn {
+                    // Followers want to rest on the last state, which an exact cut alone can give them.
+                    std::thread::sleep(until.saturating_duration_since(Instant::now()));
+                    self.turn(true)?;
+                }
                 return self.save_checkpoint().and_then(|()| self.finish_checkpoint(true).map(drop));
             }
             let deadline = self.deadline();
