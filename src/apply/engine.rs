@@ -16,6 +16,7 @@ use crate::sys::Root;
 use super::checkpoints::Checkpoints;
 use super::content::Contents;
 use super::doubts::Doubts;
+use super::guard::Guard;
 use super::handle::Shared;
 use super::intake::{Batch, Frames, Intake, KEEP_BYTES, Source};
 use super::notes::Notes;
@@ -47,6 +48,7 @@ pub(super) struct Running {
     pub(super) shared: Arc<Shared>,
     pub(super) log: Log,
     pub(super) patrol: Patrol,
+    guard: Guard,
     tail: watch::Receiver<Tail>,
     runtime: tokio::runtime::Runtime,
 }
@@ -126,6 +128,7 @@ impl Engine {
             ),
             shared: self.shared,
             patrol: Patrol::new(),
+            guard: Guard::new(&self.root)?,
             tail: self.log.subscribe(),
             log: self.log,
             runtime,
@@ -157,6 +160,7 @@ impl Running {
             if stop {
                 return Ok(());
             }
+            self.guard.look(&self.site.root)?;
             if !pause && let Some(batch) = self.next_batch()? {
                 self.shared.lock().resting = false;
                 self.set_state(ApplyState::Applying);
@@ -174,6 +178,7 @@ impl Running {
             let wait = self.checkpoints.due_in(&self.fold).min(Duration::from_secs(3600));
             let wait = if pause { wait } else { wait.min(self.patience_left()) };
             let wait = if pause { wait } else { wait.min(self.patrol.due_in()) };
+            let wait = wait.min(self.guard.due_in());
             let wait = if self.site.later.is_empty() { wait } else { Duration::ZERO };
             match self.wait(wait)? {
                 Woken::Log | Woken::Asked => {}

@@ -30,6 +30,7 @@ mod checkpoints;
 mod content;
 mod doubts;
 mod engine;
+mod guard;
 mod handle;
 mod intake;
 mod notes;
@@ -52,6 +53,7 @@ use serde::Serialize;
 
 use crate::position::{Cut, Lsn, SystemId, TimelineId};
 
+pub(crate) use guard::gone;
 pub use handle::{Apply, ApplyHandle};
 pub use patience::Inexact;
 

@@ -149,7 +149,14 @@ fn reconcile(work: &mut Work<'_>, catalog: &Catalog, mut found: Found) -> Result
         let Some(inode) = catalog.get(id) else { continue };
         let device = matches!(inode.kind, Kind::CharDevice | Kind::BlockDevice);
         if !(device && inode.seen.is_none()) {
-            return Err(diverged(&catalog.path(id).unwrap_or_default(), "is missing from this directory"));
+            let path = catalog.path(id).unwrap_or_default();
+            let there = work.site.root.open_beneath(&path, OFlags::PATH | OFlags::NOFOLLOW, 0).is_ok();
+            let what = if there {
+                "is another inode than was applied: it was replaced, or this directory was restored or copied"
+            } else {
+                "is missing from this directory"
+            };
+            return Err(diverged(&path, what));
         }
     }
     for (slot, id) in &found.strange {

@@ -174,9 +174,18 @@ impl Site {
 
     /// Makes or adopts the staging directory; nobody else may enter it, and nothing is inherited from it.
     fn open_stage(&mut self) -> Result<()> {
-        match rfs::mkdirat(self.root.fd(), STAGE_DIR, Mode::from_raw_mode(0o700)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => return Err(self.error("create", STAGE_DIR, e)),
+        let made = || match rfs::mkdirat(self.root.fd(), STAGE_DIR, Mode::from_raw_mode(0o700)) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(e) => Err(self.error("create", STAGE_DIR, e)),
+        };
+        made()?;
+        let there = sys::stat_at(self.root.fd(), STAGE_DIR).map_err(|e| self.error("stat", STAGE_DIR, e))?;
+        if there.is_some_and(|s| s.kind != Kind::Dir) {
+            // The name is towline's own: what somebody else put there goes, and nothing is followed.
+            tracing::warn!("'{}' is no directory: made anew", self.root.join(STAGE_DIR).display());
+            rfs::unlinkat(self.root.fd(), STAGE_DIR, AtFlags::empty())
+                .map_err(|e| self.error("remove", STAGE_DIR, e))?;
+            made()?;
         }
         let fd = self.root.open_dir(STAGE_DIR).map_err(|e| self.error("open", STAGE_DIR, e))?;
         for acl in ["system.posix_acl_default", "system.posix_acl_access"] {
@@ -290,11 +299,10 @@ pub(crate) fn check_identity(fold: &Fold, root: &Root) -> Result<()> {
     let Some(known) = known.filter(|k| !same_inode(k, &here)) else { return Ok(()) };
     if !same_inode(&LocalId { dev: here.dev, ..known }, &here) {
         let text = format!(
-            "'{}' is not the directory that this follower keeps (inode {} instead of {}): mount the right one, or \
+            "'{}' is not the directory that this follower keeps ({}): mount the right one, or \
              empty the state directory and this one, to fill it anew",
             root.path().display(),
-            here.ino,
-            known.ino
+            here.unlike(&known)
         );
         return Err(Error::new(ErrorKind::Refused, text));
     }

@@ -119,9 +119,9 @@ pub(super) fn root_state(root: &Root, known: &Stat) -> RootState {
         return RootState::Remounted;
     }
     RootState::Away(format!(
-        "'{shown}' is another directory than the one replicated (inode {} instead of {}); \
+        "'{shown}' is another directory than the one replicated ({}); \
          mount or move the right one back, or begin anew with an empty state directory",
-        there.local.ino, known.local.ino
+        there.local.unlike(&known.local)
     ))
 }
 

@@ -181,11 +181,10 @@ pub(super) fn check_identity(catalog: &RwLock<Catalog>, root: &Root, home: &Stat
     let Some(known) = known.map(|s| s.local).filter(|known| *known != home.local) else { return Ok(()) };
     if !guard::same_directory(&known, &home.local) {
         let text = format!(
-            "'{}' is not the directory that this node replicates (inode {} instead of {}): mount the right one, \
+            "'{}' is not the directory that this node replicates ({}): mount the right one, \
              or begin anew with an empty state directory",
             root.path().display(),
-            home.local.ino,
-            known.ino
+            home.local.unlike(&known)
         );
         return Err(Error::new(ErrorKind::Refused, text));
     }

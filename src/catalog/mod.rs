@@ -51,6 +51,18 @@ pub struct LocalId {
     pub btime: Time,
 }
 
+impl LocalId {
+    /// What tells this one from the other, in words.
+    #[must_use]
+    pub fn unlike(&self, other: &Self) -> String {
+        if self.ino != other.ino {
+            return format!("inode {} instead of {}", self.ino, other.ino);
+        }
+        let what = if self.btime == other.btime { "device" } else { "birth time" };
+        format!("inode {} as before, but with another {what}: it was restored, copied or made anew", self.ino)
+    }
+}
+
 /// What this node last observed of an inode.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Seen {

@@ -8,7 +8,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{Engine, Node, blocking, bounded_stop, lag, log_part, until_failure};
-use crate::apply::{Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Inexact, LocalEdits};
+use crate::apply::{
+    self, Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Inexact, LocalEdits,
+};
 use crate::config::{self, Config, Cuts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fill;
@@ -51,7 +53,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
         Error::new(ErrorKind::Usage, "no leader is given; use --leader HOST:PORT or the key 'leader'")
     })?;
     config::loopback_only(config::address(&leader)?)?;
-    let root = Arc::new(Root::open(&node.data).map_err(|e| Error::io("open data directory", &node.data, e))?);
+    let root = Arc::new(Root::open(&node.data).map_err(|e| apply::gone(&node.data, &e))?);
     let upstream = Arc::new(Upstream::new(&leader));
     let peers = Arc::new(send::Peers::default());
     let mut follower = Follower { apply: None, log: None, upstream, peers };

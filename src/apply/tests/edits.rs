@@ -288,3 +288,60 @@ fn a_content_that_was_found_different_is_never_taken_for_good() {
     b.replay();
     assert!(!b.tmp.path().join("doubtful-files").exists());
 }
+
+#[test]
+fn a_directory_that_is_not_at_its_path_is_not_written_on() {
+    let (mut b, _) = setup();
+    let (path, aside) = (b.data(), b.tmp.path().join("aside"));
+    type Swap = fn(&std::path::Path);
+    let swaps: [(ErrorKind, &str, Swap); 3] = [
+        (ErrorKind::Io, "is gone", |_| ()),
+        (ErrorKind::Io, "is gone", |p| std::fs::write(p, "x").unwrap()),
+        (ErrorKind::Refused, "is not the directory any more", |p| std::fs::create_dir(p).unwrap()),
+    ];
+    for (n, (kind, word, swap)) in swaps.into_iter().enumerate() {
+        let handle = b.start().unwrap();
+        b.wait(&handle, b.last);
+        std::fs::rename(&path, &aside).unwrap();
+        swap(&path);
+        // At rest it is noticed as well.
+        let e = failure(&handle);
+        assert!(e.kind() == kind && e.to_string().contains(word), "{e}");
+        drop(handle);
+        let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path));
+        std::fs::rename(&aside, &path).unwrap();
+        b.file(ROOT, &format!("after{n}"), b"o");
+        b.commit(Cut::Exact);
+    }
+    b.replay();
+}
+
+#[test]
+fn the_staging_directory_is_made_anew_in_place_of_anything_else() {
+    let (mut b, _) = setup();
+    let (stage, victim) = (b.data().join(".towline-stage"), b.tmp.path().join("victim"));
+    std::fs::create_dir(&victim).unwrap();
+    std::fs::write(victim.join("v"), "v").unwrap();
+    for n in 0..3 {
+        match n {
+            0 => std::fs::write(&stage, "x").unwrap(),
+            1 => std::os::unix::fs::symlink(&victim, &stage).unwrap(),
+            _ => std::os::unix::fs::symlink("nowhere", &stage).unwrap(),
+        }
+        b.file(ROOT, &format!("new{n}"), b"o");
+        b.commit(Cut::Exact);
+        b.replay();
+    }
+    assert_eq!(std::fs::read_dir(&victim).unwrap().count(), 1);
+}
+
+#[test]
+fn a_restored_directory_is_called_that() {
+    let (b, _) = setup();
+    let g = b.data().join("d/g");
+    std::fs::rename(&g, b.tmp.path().join("kept")).unwrap();
+    std::fs::copy(b.tmp.path().join("kept"), &g).unwrap();
+    let handle = b.start().unwrap();
+    let e = failure(&handle);
+    assert!(e.to_string().contains("'d/g' is another inode") && e.to_string().contains("restored"), "{e}");
+}
