@@ -12,7 +12,7 @@
 //! | `apply` | follower only: `lsn`, `cut`, `state`, `paused`, local edits, skipped for lack of privilege |
 //! | `upstream` | follower only: the node it follows, state of the connection, progress of a fill |
 //! | `followers` | who is connected here: `name`, `state`, `sent`, `write`, `flush`, `apply` |
-//! | `lag` | follower only: `bytes`, and `seconds`: age of the oldest commit not yet applied |
+//! | `lag` | follower only: `bytes`, and `seconds`: age of the oldest commit not yet applied, `null` when all that is known are applied and the upstream has not been heard for longer than `peer_timeout` |
 //! | `guarantee` | one sentence: what holds right now |
 
 use std::fmt::Write;
@@ -72,7 +72,7 @@ pub struct LogPart {
 #[allow(missing_docs, reason = "the table of the module describes the keys")]
 pub struct Lag {
     pub bytes: u64,
-    pub seconds: f64,
+    pub seconds: Option<f64>,
 }
 
 /// A follower whose oldest missing commit is older than this is behind.
@@ -87,7 +87,7 @@ pub fn health(s: &Status) -> &'static str {
         (Some(_), _) => "retrying",
         (None, Some("connecting" | "refused")) => "cut-off",
         _ if s.state != "running" => "starting",
-        _ if s.lag.is_some_and(|l| l.seconds >= BEHIND_SECONDS) => "behind",
+        _ if s.lag.and_then(|l| l.seconds).is_some_and(|s| s >= BEHIND_SECONDS) => "behind",
         _ => "ok",
     }
 }
@@ -136,7 +136,9 @@ pub fn render(v: &Value) -> String {
         }
     }
     if v.get("lag").is_some_and(|l| !l.is_null()) {
-        row("lag", format!("{} bytes, {} s", text("/lag/bytes"), text("/lag/seconds")));
+        let age = v.pointer("/lag/seconds").and_then(Value::as_f64);
+        let age = age.map_or_else(|| "age unknown".to_owned(), |s| format!("{s} s"));
+        row("lag", format!("{} bytes, {age}", text("/lag/bytes")));
     }
     row("guarantee", text("/guarantee"));
     if let Some(Value::Array(followers)) =
@@ -192,12 +194,20 @@ mod tests {
     #[test]
     fn the_table_names_the_error_and_every_follower() {
         let v = json!({"name": "a", "role": "leader", "state": "stalled", "health": "retrying", "error": {"kind": "disk-full", "message": "no room", "remedy": "free space", "since": 0, "attempts": 3, "next_retry": 0},
-            "capture": {"gaps": 2, "hold": null}, "followers": [{"name": "b", "state": "streaming", "flush": "0/1"}]});
+            "capture": {"gaps": 2, "hold": null}, "lag": {"bytes": 5, "seconds": null}, "followers": [{"name": "b", "state": "streaming", "flush": "0/1"}]});
         let text = render(&v);
         assert!(
-            ["disk-full: no room", "free space", "tried 3 times", "retrying", "streaming", "gaps 2"]
-                .iter()
-                .all(|w| text.contains(w)),
+            [
+                "disk-full: no room",
+                "free space",
+                "tried 3 times",
+                "retrying",
+                "streaming",
+                "gaps 2",
+                "5 bytes, age unknown"
+            ]
+            .iter()
+            .all(|w| text.contains(w)),
             "{text}"
         );
         assert!(!text.contains("hold"), "{text}");

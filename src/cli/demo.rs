@@ -274,8 +274,9 @@ fn line(nodes: &mut [Node; 3], now: Duration) {
             None => "down".to_owned(),
             Some(s) => {
                 let bytes = s.pointer("/lag/bytes").and_then(Value::as_u64).unwrap_or(0);
-                let seconds = s.pointer("/lag/seconds").and_then(Value::as_f64).unwrap_or(0.0);
-                format!("{} lag {} kB {seconds:.2} s", text(&s, "/apply/lsn"), bytes / 1024)
+                let seconds = s.pointer("/lag/seconds").and_then(Value::as_f64);
+                let seconds = seconds.map_or_else(|| "?".to_owned(), |s| format!("{s:.2}"));
+                format!("{} lag {} kB {seconds} s", text(&s, "/apply/lsn"), bytes / 1024)
             }
         });
     }

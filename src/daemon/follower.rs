@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -31,6 +32,7 @@ pub(crate) struct Follower {
     log: Option<Log>,
     upstream: Arc<Upstream>,
     peers: Arc<send::Peers>,
+    peer_timeout: Duration,
 }
 
 impl Progress for Applied {
@@ -56,7 +58,8 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     let root = Arc::new(Root::open(&node.data).map_err(|e| apply::gone(&node.data, &e))?);
     let upstream = Arc::new(Upstream::new(&leader));
     let peers = Arc::new(send::Peers::default());
-    let mut follower = Follower { apply: None, log: None, upstream, peers };
+    let mut follower =
+        Follower { apply: None, log: None, upstream, peers, peer_timeout: config.peer_timeout.0 };
     node.set_engine(Some(Engine::Follower(follower.clone())));
     if matches!(control(node)?.fill, FillState::None | FillState::Copying { .. }) {
         node.phase("filling");
@@ -256,7 +259,7 @@ impl Follower {
         }
         status.apply = Some(value);
         status.log = Some(log_part(log));
-        let (bytes, seconds) = self.upstream.lag();
+        let (bytes, seconds) = self.upstream.lag(self.peer_timeout);
         status.lag = Some(lag(bytes, seconds));
         status.guarantee = if applied.consistent {
             format!("the directory stands on or moves between {} cuts of the leader's", applied.cut)

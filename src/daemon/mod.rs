@@ -445,7 +445,7 @@ pub(crate) fn log_part(log: &crate::log::Log) -> LogPart {
 }
 
 /// Lag in bytes and seconds as `status` shows it.
-pub(crate) fn lag(bytes: u64, seconds: f64) -> Lag {
+pub(crate) fn lag(bytes: u64, seconds: Option<f64>) -> Lag {
     Lag { bytes, seconds }
 }
 

@@ -1,6 +1,7 @@
 //! What a follower knows of the node it follows: state of the connection, the leader's positions, lag.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -108,12 +109,21 @@ impl Upstream {
         self.clock.clone()
     }
 
-    /// Bytes and seconds that the directory is behind the leader.
+    /// Bytes and seconds that the directory is behind the leader. Without any word for longer than `patience`
+    /// nobody knows of newer commits: seconds are `None`, unless there are older ones that are not applied.
     #[must_use]
-    pub fn lag(&self) -> (u64, f64) {
+    pub fn lag(&self, patience: Duration) -> (u64, Option<f64>) {
         let now = self.clock.now();
         let inner = self.lock();
-        (inner.1.bytes(), inner.1.seconds(now))
+        let silence = wall_clock().saturating_sub(inner.0.heard);
+        let silence = Duration::from_nanos(u64::try_from(silence).unwrap_or(0));
+        let seconds = inner.1.seconds(now);
+        (inner.1.bytes(), (seconds > 0.0 || silence <= patience).then_some(seconds))
+    }
+
+    /// Something came from the upstream.
+    pub fn heard(&self) {
+        self.lock().0.heard = wall_clock();
     }
 
     /// A connection went well: nothing of what failed before counts any more.
@@ -170,11 +180,23 @@ mod tests {
         };
         up.keepalive(&k);
         up.positions(Lsn(80), (Lsn(0), 0), Lsn(40));
-        let (bytes, seconds) = up.lag();
+        let (minute, any) = (Duration::from_secs(60), Duration::MAX);
+        let (bytes, seconds) = up.lag(minute);
+        let seconds = seconds.expect("known");
         assert_eq!(bytes, 60);
         assert!((2.0..3.0).contains(&seconds), "{seconds}");
         up.positions(Lsn(100), (Lsn(90), k.commit_time), Lsn(100));
-        assert_eq!(up.lag(), (0, 0.0));
-        assert_eq!(up.status().end, Lsn(100));
+        assert_eq!(up.lag(minute), (0, Some(0.0)));
+        // Nobody knows what the leader did since; what it did before, and is not applied, has an age all the same.
+        up.update(|s| s.heard -= 61_000_000_000);
+        assert_eq!((up.lag(minute), up.lag(any)), ((0, None), (0, Some(0.0))));
+        up.positions(Lsn(120), (Lsn(110), now), Lsn(100));
+        assert!(up.lag(minute).1.is_some_and(|s| s > 0.0));
+        up.positions(Lsn(120), (Lsn(110), now), Lsn(120));
+        assert_eq!(up.lag(minute).1, None);
+        up.heard();
+        assert_eq!(up.lag(minute).1, Some(0.0));
+        assert_eq!(Upstream::new("x").lag(minute).1, None, "never heard");
+        assert_eq!(up.status().end, Lsn(120));
     }
 }

@@ -171,6 +171,7 @@ async fn hear<R: AsyncRead + Unpin>(
     loop {
         match reader.next().await? {
             Some(Message::Log { segment, offset, bytes }) => {
+                status.heard();
                 if pieces.send((segment, offset, bytes)).await.is_err() {
                     // The appender has ended and says why.
                     return Ok(());
