@@ -416,7 +416,7 @@ impl Prepared {
 
     /// Writes it under a name that does not count yet.
     fn write(&self) -> Result<AtomicFile> {
-        disk::create_dir_durable(&self.dir)?;
+        disk::create_subdir_durable(&self.dir)?;
         let mut file = AtomicFile::create(&self.dir, &name(self.number))?;
         let path = file.aside().to_owned();
         failpoint::pass("catalog::checkpoint").map_err(|e| Error::io("write", &path, e))?;

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -237,6 +237,10 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self> {
         let meta = fs::metadata(path)
             .map_err(|e| Error::io("read configuration", path, e).with_kind(ErrorKind::Config))?;
+        if !meta.is_file() {
+            let text = format!("configuration '{}' is not a regular file", path.display());
+            return Err(Error::new(ErrorKind::Config, text));
+        }
         if meta.len() > FILE_MAX {
             let text = format!(
                 "configuration '{}' is larger than {FILE_MAX} bytes; is it the right file?",
@@ -275,12 +279,20 @@ impl Config {
             ("peer_timeout", self.peer_timeout, 100),
             ("segment_timeout", self.segment_timeout, 100),
             ("hot_interval", self.hot_interval, 10),
+            ("rescan_interval", self.rescan_interval, 100),
+            ("checkpoint_interval", self.checkpoint_interval, 100),
             ("max_cut_delay", self.max_cut_delay, 1),
             ("max_freeze", self.max_freeze, 1),
         ] {
             if value.0 < Duration::from_millis(least) {
                 return bad(format!("{key} is {value}; the least is {least}ms"));
             }
+        }
+        if self.checkpoint_bytes.0 == 0 {
+            return bad("checkpoint_bytes is 0; the least is 1, and 256M is usual".to_owned());
+        }
+        if self.max_followers == 0 {
+            return bad("max_followers is 0; the least is 1 (leave 'listen' out to serve nobody)".to_owned());
         }
         if let Some(name) = &self.name {
             check_name(name)?;
@@ -296,8 +308,13 @@ impl Config {
             return bad(format!("freeze is '{}'; write cgroup:PATH, unit:NAME or pid:FILE", self.freeze));
         }
         for pattern in &self.exclude {
-            globset::Glob::new(pattern)
-                .map_err(|e| Error::new(ErrorKind::Config, format!("exclude pattern '{pattern}': {e}")))?;
+            check_exclude(pattern)?;
+        }
+        if let Some(listen) = &self.listen {
+            check_address("listen", listen, 0)?;
+        }
+        if let Some(leader) = &self.leader {
+            check_address("leader", leader, 1)?;
         }
         Ok(())
     }
@@ -329,9 +346,7 @@ pub fn check_name(name: &str) -> Result<()> {
 
 /// The two directories must not contain each other: towline's own writes would replicate themselves.
 pub fn check_apart(data: &Path, state: &Path) -> Result<()> {
-    let real =
-        |p: &Path| p.canonicalize().or_else(|_| std::path::absolute(p)).unwrap_or_else(|_| p.to_owned());
-    let (data, state) = (real(data), real(state));
+    let (data, state) = (settled(data), settled(state));
     if data.starts_with(&state) || state.starts_with(&data) {
         let text = format!(
             "data directory '{}' and state directory '{}' lie within each other; give towline a state directory of its own",
@@ -341,6 +356,57 @@ pub fn check_apart(data: &Path, state: &Path) -> Result<()> {
         return Err(Error::new(ErrorKind::Config, text));
     }
     Ok(())
+}
+
+/// Where `path` leads, links and `..` followed, as far as there is something; the rest as it would be made.
+fn settled(path: &Path) -> PathBuf {
+    let mut real = PathBuf::new();
+    let whole = std::env::current_dir().unwrap_or_default().join(path);
+    for part in whole.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                real.pop();
+            }
+            other => {
+                real.push(other);
+                if let Ok(there) = real.canonicalize() {
+                    real = there;
+                }
+            }
+        }
+    }
+    real
+}
+
+/// Checks the form `HOST:PORT` without asking anybody who HOST is.
+pub fn check_address(key: &str, text: &str, lowest: u16) -> Result<()> {
+    let port =
+        text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, p)| p.parse::<u16>().ok());
+    if port.is_some_and(|p| p >= lowest) {
+        return Ok(());
+    }
+    let text = format!(
+        "{key} is '{}'; write HOST:PORT, like 127.0.0.1:7654, with a port of {lowest} to 65535",
+        text.escape_debug()
+    );
+    Err(Error::new(ErrorKind::Config, text))
+}
+
+/// A pattern that can match no path, because paths are relative and have no empty, `.` or `..` parts.
+fn check_exclude(pattern: &str) -> Result<()> {
+    globset::Glob::new(pattern)
+        .map_err(|e| Error::new(ErrorKind::Config, format!("exclude pattern '{pattern}': {e}")))?;
+    let below = pattern.strip_prefix('/').unwrap_or(pattern);
+    if below.split('/').all(|part| !matches!(part, "" | "." | "..")) {
+        return Ok(());
+    }
+    let text = format!(
+        "exclude pattern '{}' matches nothing: patterns are of paths below the data directory, without '/' at the \
+         end and without '.' or '..' between; write it like 'cache/*.tmp'",
+        pattern.escape_debug()
+    );
+    Err(Error::new(ErrorKind::Config, text))
 }
 
 /// Resolves `HOST:PORT`.
@@ -415,10 +481,47 @@ mod tests {
             ("scrub_rate = \"5x\"", "size"),
             ("data = \"/a\"\nstate = \"/a/b\"", "within"),
             ("exclude = [\"[\"]", "exclude"),
+            ("exclude = [\"\"]", "matches nothing"),
+            ("exclude = [\"/\"]", "matches nothing"),
+            ("exclude = [\"a/../b\"]", "matches nothing"),
+            ("exclude = [\"cache/\"]", "matches nothing"),
+            ("listen = \"foo\"", "HOST:PORT"),
+            ("listen = \":99999\"", "HOST:PORT"),
+            ("listen = \"\"", "HOST:PORT"),
+            ("leader = \"127.0.0.1:0\"", "port of 1"),
+            ("rescan_interval = \"0s\"", "least"),
+            ("checkpoint_interval = \"0s\"", "least"),
+            ("checkpoint_bytes = \"0\"", "least"),
+            ("max_followers = 0", "least"),
         ] {
             let e = Config::parse(text).unwrap_err().to_string();
             assert!(e.contains(word), "{text}: {e}");
         }
+    }
+
+    #[test]
+    fn directories_within_each_other_are_seen_through_links_and_before_they_exist() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |p: &str| dir.path().join(p);
+        fs::create_dir(at("app")).unwrap();
+        std::os::unix::fs::symlink("app", at("lnk")).unwrap();
+        for state in
+            ["app/st", "lnk/st", "lnk/a/b/st", "x/../app/st", "lnk/../app/st", "./app/./st", "app", ""]
+        {
+            assert!(check_apart(&at("app"), &at(state)).is_err(), "{state}");
+            assert!(check_apart(&at(state), &at("app")).is_err(), "{state} as data");
+        }
+        for state in ["st", "app2", "lnk/../st", "app/../st", "x/st"] {
+            assert!(check_apart(&at("app"), &at(state)).is_ok(), "{state}");
+        }
+    }
+
+    #[test]
+    fn a_pipe_is_no_configuration_and_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(Config::load(&pipe).unwrap_err().to_string().contains("regular file"));
     }
 
     #[test]

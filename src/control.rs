@@ -2,13 +2,14 @@
 //! newline-delimited JSON. One request is one object with a `command`; one line comes back,
 //! an object with either the answer's fields or `error` and `kind`.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,10 +23,10 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Most bytes of one request or answer.
 const LINE_MAX: u64 = 4 << 20;
-/// Most callers at once; a further one waits for a place.
+/// Most callers at once; a further one takes the place of the one that has been silent for longest, or waits.
 const CALLERS_MAX: usize = 32;
 /// A caller that says nothing for this long is dropped.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_secs(2);
 
 /// What can be asked of a running node.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -65,10 +66,10 @@ pub async fn serve(path: &Path, handler: Handler, cancel: CancellationToken) -> 
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .map_err(|e| Error::io("restrict", path, e))?;
     let places = Arc::new(Semaphore::new(CALLERS_MAX));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return Ok(()) };
+    let silent = Arc::new(Silent::default());
+    for number in 0.. {
         let stream = tokio::select! {
-            () = cancel.cancelled() => return Ok(()),
+            () = cancel.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(e) => {
@@ -78,26 +79,64 @@ pub async fn serve(path: &Path, handler: Handler, cancel: CancellationToken) -> 
                 }
             },
         };
-        let (handler, cancel) = (Arc::clone(&handler), cancel.clone());
+        if places.available_permits() == 0 {
+            silent.drop_longest();
+        }
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
+        let (handler, cancel, silent) = (Arc::clone(&handler), cancel.child_token(), Arc::clone(&silent));
+        silent.listens(number, &cancel);
         tokio::spawn(async move {
             let _place = place;
             tokio::select! {
                 () = cancel.cancelled() => {}
-                result = converse(stream, handler) => if let Err(e) = result {
+                result = converse(stream, handler, &silent, number, &cancel) => if let Err(e) = result {
                     tracing::debug!("control connection ended: {e}");
                 }
             }
+            silent.speaks(number);
         });
+    }
+    Ok(())
+}
+
+/// The callers whose request has not come yet, the one that waits for longest first.
+#[derive(Default)]
+struct Silent(Mutex<VecDeque<(u64, CancellationToken)>>);
+
+impl Silent {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(u64, CancellationToken)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listens(&self, number: u64, cancel: &CancellationToken) {
+        self.lock().push_back((number, cancel.clone()));
+    }
+
+    fn speaks(&self, number: u64) {
+        self.lock().retain(|(n, _)| *n != number);
+    }
+
+    fn drop_longest(&self) {
+        if let Some((_, cancel)) = self.lock().pop_front() {
+            cancel.cancel();
+        }
     }
 }
 
-async fn converse(stream: UnixStream, handler: Handler) -> std::io::Result<()> {
+async fn converse(
+    stream: UnixStream,
+    handler: Handler,
+    silent: &Silent,
+    number: u64,
+    cancel: &CancellationToken,
+) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = tokio::io::BufReader::new(read.take(LINE_MAX));
     loop {
         let mut line = String::new();
         lines.get_mut().set_limit(LINE_MAX);
         let n = tokio::time::timeout(IDLE, lines.read_line(&mut line)).await??;
+        silent.speaks(number);
         if n == 0 {
             return Ok(());
         }
@@ -109,6 +148,7 @@ async fn converse(stream: UnixStream, handler: Handler) -> std::io::Result<()> {
         let mut text = value.to_string();
         text.push('\n');
         write.write_all(text.as_bytes()).await?;
+        silent.listens(number, cancel);
     }
 }
 
@@ -198,6 +238,10 @@ mod tests {
         let mut line = String::new();
         BufReader::new(raw).read_line(&mut line).unwrap();
         assert!(line.contains("not understood"), "{line}");
+        // Who holds connections open without a word holds nobody up.
+        let idle: Vec<_> = (0..10 * CALLERS_MAX).map(|_| StdStream::connect(&path).unwrap()).collect();
+        assert_eq!(call(&path, &Request::Status, Duration::from_secs(10)).unwrap()["state"], "running");
+        assert!((&idle[0]).read(&mut [0]).is_ok_and(|n| n == 0), "the one silent for longest was dropped");
         cancel.cancel();
         rt.block_on(server).unwrap().unwrap();
     }

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FallocateFlags;
@@ -41,13 +41,21 @@ pub fn create_dir_durable(path: &Path) -> Result<()> {
     if !up.is_dir() {
         create_dir_durable(up)?;
     }
+    create_subdir_durable(path)
+}
+
+/// The same in a directory that is there: if it went away, nothing is made in its place.
+pub fn create_subdir_durable(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
             return Err(Error::io("create directory", path, e));
         }
         _ => {}
     }
-    sync_dir(up)
+    sync_dir(parent(path))
 }
 
 /// Removes the file `path` and makes that durable. One that is not there is fine.
@@ -140,43 +148,71 @@ impl Drop for AtomicFile {
 #[derive(Debug)]
 pub struct DirLock {
     _file: File,
+    dir: File,
 }
 
-/// Takes the lock of the state directory `state`. The lock is the kernel's (flock); the file that
-/// carries it may lie there from before and says nothing but who held it last.
+impl DirLock {
+    /// Device and inode of the directory that is held, wherever its name points to by now.
+    pub fn identity(&self) -> Result<(u64, u64)> {
+        let meta =
+            self.dir.metadata().map_err(|e| Error::from(e).wrap("cannot look at the state directory"))?;
+        Ok((meta.dev(), meta.ino()))
+    }
+}
+
+/// Takes the lock of the state directory `state`. The lock is the kernel's (flock), on the directory itself,
+/// which nobody deletes by mistake, and on a file in it. The file may lie there from before and says
+/// nothing but who held it last.
 pub fn lock_dir(state: &Path) -> Result<DirLock> {
     let path = state.join(LOCK);
+    let dir = File::open(state).map_err(|e| Error::io("open", state, e))?;
+    let whole = rustix::fs::flock(&dir, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    if let Err(e) = whole {
+        let file = OpenOptions::new().read(true).custom_flags(lock_flags()).open(&path).ok();
+        return Err(not_locked(state, state, file.as_ref(), e));
+    }
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
+        .custom_flags(lock_flags())
         .open(&path)
         .map_err(|e| Error::io("open", &path, e))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => {
-            let mut text = String::new();
-            let _ = (&file).take(32).read_to_string(&mut text);
-            let holder = match text.trim().parse::<u32>() {
-                Ok(pid) => format!("process {pid}"),
-                Err(_) => "another process".to_owned(),
-            };
-            let message = format!(
-                "the state directory '{}' is in use by {holder}; stop it first, or name another directory",
-                state.display()
-            );
-            return Err(Error::new(ErrorKind::Locked, message));
-        }
-        Err(e) => return Err(Error::io("lock", &path, e)),
-    }
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|e| not_locked(state, &path, Some(&file), e))?;
     let pid = format!("{}\n", std::process::id());
     file.set_len(0)
         .and_then(|()| file.rewind())
         .and_then(|()| file.write_all(pid.as_bytes()))
         .map_err(|e| Error::io("write", &path, e))?;
-    Ok(DirLock { _file: file })
+    Ok(DirLock { _file: file, dir })
+}
+
+/// A lock file that is a symbolic link is not followed: its target would be written over. Nor is a pipe waited for.
+fn lock_flags() -> i32 {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    i32::try_from(flags.bits()).unwrap_or(0)
+}
+
+fn not_locked(state: &Path, path: &Path, file: Option<&File>, e: Errno) -> Error {
+    if e != Errno::WOULDBLOCK {
+        return Error::io("lock", path, e);
+    }
+    let mut text = String::new();
+    if let Some(file) = file {
+        let _ = file.take(32).read_to_string(&mut text);
+    }
+    let holder = match text.trim().parse::<u32>() {
+        Ok(pid) => format!("process {pid}"),
+        Err(_) => "another process".to_owned(),
+    };
+    let message = format!(
+        "the state directory '{}' is in use by {holder}; stop it first, or name another directory",
+        state.display()
+    );
+    Error::new(ErrorKind::Locked, message)
 }
 
 /// Bytes that this process may still write to the file system of `path`.
@@ -307,7 +343,15 @@ mod tests {
         let e = lock_dir(dir.path()).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Locked);
         assert!(e.to_string().contains(&format!("process {};", std::process::id())), "{e}");
+        // Without the file nobody else gets in either, and its next holder is not written through a link.
+        fs::remove_file(dir.path().join(LOCK)).unwrap();
+        assert_eq!(lock_dir(dir.path()).unwrap_err().kind(), ErrorKind::Locked);
         drop(held);
+        fs::write(dir.path().join("theirs"), "precious").unwrap();
+        std::os::unix::fs::symlink("theirs", dir.path().join(LOCK)).unwrap();
+        assert!(lock_dir(dir.path()).is_err());
+        assert_eq!(fs::read(dir.path().join("theirs")).unwrap(), b"precious");
+        fs::remove_file(dir.path().join(LOCK)).unwrap();
         lock_dir(dir.path()).unwrap();
     }
 

@@ -33,7 +33,7 @@
 //! | end | 4 | CRC32C of everything before |
 
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -243,25 +243,97 @@ impl Control {
 pub struct StateDir {
     path: PathBuf,
     control: Mutex<Option<Control>>,
+    /// Device and inode of the directory, and of those in it that a generation works with.
+    identity: Identity,
+    parts: Mutex<[Identity; PARTS.len()]>,
     _lock: disk::DirLock,
 }
+
+/// Device and inode.
+type Identity = (u64, u64);
+
+/// What can't be made again: positions and file ids that others have seen are known only from there.
+const PARTS: [&str; 2] = ["log", "catalog"];
 
 impl StateDir {
     /// Opens the directory, making it (mode 0700) if need be, and takes its lock.
     ///
     /// # Errors
-    /// [`ErrorKind::Locked`] when another process holds it, [`ErrorKind::Corrupt`] when the control file is damaged.
+    /// [`ErrorKind::Locked`] when another process holds it, [`ErrorKind::Corrupt`] when the control file is
+    /// damaged, [`ErrorKind::Missing`] when it is not there but what it describes is.
     pub fn open_or_create(path: &Path) -> Result<Self> {
         let path = std::path::absolute(path).map_err(|e| Error::io("find", path, e))?;
+        refuse_headless(&path)?;
         disk::create_dir_durable(&path)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))
             .map_err(|e| Error::io("restrict", &path, e))?;
         let lock = disk::lock_dir(&path)?;
-        for sub in ["log", "catalog", "blocks", "fill"] {
+        let control = Self::load(&path.join(CONTROL))?;
+        // Later an empty one in its place would look like a log that nobody has seen yet.
+        let young =
+            control.as_ref().is_none_or(|c| matches!(c.fill, FillState::None | FillState::Copying { .. }));
+        for sub in PARTS.iter().filter(|_| young).chain(&["blocks", "fill"]) {
             disk::create_dir_durable(&path.join(sub))?;
         }
-        let control = Self::load(&path.join(CONTROL))?;
-        Ok(Self { path, control: Mutex::new(control), _lock: lock })
+        let identity = lock.identity()?;
+        let parts = Mutex::new([(0, 0); PARTS.len()]);
+        Ok(Self { path, control: Mutex::new(control), identity, parts, _lock: lock })
+    }
+
+    /// Whether there is a control file in `path`: the directory was given a role before.
+    #[must_use]
+    pub fn is_set_up(path: &Path) -> bool {
+        std::fs::symlink_metadata(path.join(CONTROL)).is_ok()
+    }
+
+    /// Takes log and catalog as they are now for those that must stay until the next call.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Missing`] when one of them, or the state directory itself, is not there.
+    pub fn settle(&self) -> Result<()> {
+        self.check_self()?;
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, known) in PARTS.iter().zip(parts.iter_mut()) {
+            *known = self.part(name)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that the directory is still the one this process began with, and has its parts. A control file
+    /// that was removed is written again: its content is in memory, and who it speaks of is still here.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Missing`], naming what is gone.
+    pub fn check(&self) -> Result<()> {
+        self.check_self()?;
+        let parts = *self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, known) in PARTS.iter().zip(parts) {
+            if self.part(name)? != known {
+                return Err(gone(&self.path.join(name), "is not the one that this node works with any more"));
+            }
+        }
+        let file = self.path.join(CONTROL);
+        let guard = self.guard();
+        if let Some(control) = guard.as_ref()
+            && std::fs::symlink_metadata(&file).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+        {
+            tracing::warn!("control file '{}' was removed; it is written again", file.display());
+            disk::write_atomic(&self.path, CONTROL, &control.encode())?;
+        }
+        Ok(())
+    }
+
+    fn check_self(&self) -> Result<()> {
+        match identity(&self.path) {
+            Some(now) if now == self.identity => Ok(()),
+            Some(_) => Err(gone(&self.path, "is not the one that this node was started with")),
+            None => Err(gone(&self.path, "is gone")),
+        }
+    }
+
+    fn part(&self, name: &str) -> Result<Identity> {
+        let path = self.path.join(name);
+        identity(&path).ok_or_else(|| gone(&path, "is gone"))
     }
 
     fn load(file: &Path) -> Result<Option<Control>> {
@@ -300,6 +372,7 @@ impl StateDir {
 
     /// Writes a new content durably; it is in force when this returns `Ok`.
     pub fn persist(&self, control: Control) -> Result<()> {
+        self.check_self()?;
         let mut guard = self.guard();
         disk::write_atomic(&self.path, CONTROL, &control.encode())?;
         *guard = Some(control);
@@ -349,6 +422,39 @@ impl StateDir {
     }
 }
 
+fn identity(path: &Path) -> Option<Identity> {
+    std::fs::metadata(path).ok().filter(std::fs::Metadata::is_dir).map(|m| (m.dev(), m.ino()))
+}
+
+fn gone(path: &Path, how: &str) -> Error {
+    let text = format!(
+        "'{}' {how}; mount it or move it back, and the node goes on; put a copy back from a backup only while \
+         the node is stopped",
+        path.display()
+    );
+    Error::new(ErrorKind::Missing, text)
+}
+
+/// A log or a catalog without a control file belongs to a node; another one made over it would ruin both.
+fn refuse_headless(path: &Path) -> Result<()> {
+    if StateDir::is_set_up(path) {
+        return Ok(());
+    }
+    let control = path.join(CONTROL);
+    for part in PARTS.map(|p| path.join(p)) {
+        if std::fs::read_dir(&part).is_ok_and(|mut entries| entries.next().is_some()) {
+            let text = format!(
+                "control file '{}' is missing, but '{}' holds files of a node; put it back, or name an empty state \
+                 directory to begin anew",
+                control.display(),
+                part.display()
+            );
+            return Err(Error::new(ErrorKind::Missing, text));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -383,5 +489,49 @@ mod tests {
         drop(first);
         let again = StateDir::open_or_create(&path).unwrap();
         assert_eq!(again.control(), Some(sample()));
+    }
+
+    #[test]
+    fn a_directory_that_goes_away_or_is_another_one_is_noticed_and_nothing_is_made_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, aside) = (dir.path().join("state"), dir.path().join("aside"));
+        let state = StateDir::open_or_create(&path).unwrap();
+        state.persist(sample()).unwrap();
+        state.settle().unwrap();
+        state.check().unwrap();
+        std::fs::remove_file(path.join(CONTROL)).unwrap();
+        state.check().unwrap();
+        assert_eq!(StateDir::load(&path.join(CONTROL)).unwrap(), Some(sample()));
+        for what in ["", "log", "catalog"] {
+            let is = path.join(what);
+            std::fs::rename(&is, &aside).unwrap();
+            assert_eq!(state.check().unwrap_err().kind(), ErrorKind::Missing, "{what}");
+            assert_eq!(state.settle().unwrap_err().kind(), ErrorKind::Missing, "{what}");
+            assert!(!is.exists());
+            std::fs::create_dir(&is).unwrap();
+            assert_eq!(state.check().unwrap_err().kind(), ErrorKind::Missing, "{what}");
+            if what.is_empty() {
+                assert_eq!(state.persist(sample()).unwrap_err().kind(), ErrorKind::Missing);
+                assert_eq!(std::fs::read_dir(&is).unwrap().count(), 0);
+            }
+            std::fs::remove_dir(&is).unwrap();
+            std::fs::rename(&aside, &is).unwrap();
+            state.check().unwrap();
+        }
+        drop(state);
+        // Nor does the next start make a log that is not there.
+        std::fs::remove_dir(path.join("log")).unwrap();
+        let state = StateDir::open_or_create(&path).unwrap();
+        assert!(state.settle().unwrap_err().to_string().contains("log' is gone"));
+    }
+
+    #[test]
+    fn a_log_without_a_control_file_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        std::fs::write(dir.path().join("log/x"), "x").unwrap();
+        let e = StateDir::open_or_create(dir.path()).unwrap_err();
+        assert!(e.kind() == ErrorKind::Missing && e.to_string().contains("control' is missing"), "{e}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was written");
     }
 }

@@ -109,7 +109,7 @@ impl Blocks {
     /// # Errors
     /// When it cannot be read, or its note of suspect files is damaged.
     pub fn open(dir: &Path) -> Result<Self> {
-        disk::create_dir_durable(dir)?;
+        disk::create_subdir_durable(dir)?;
         let mut inner = Inner {
             dir: dir.to_owned(),
             open: HashMap::new(),
@@ -396,7 +396,7 @@ impl Inner {
             let mut opened = options.open(&path);
             if create && opened.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
                 if let Some(dir) = path.parent() {
-                    disk::create_dir_durable(dir)?;
+                    disk::create_subdir_durable(dir)?;
                 }
                 opened = options.open(&path);
             }

@@ -177,7 +177,7 @@ impl Marks {
     /// Creates the files in the state directory and watches them.
     pub(super) fn new(state: &Path, hints: Arc<Hints>, watch: &Watch, fine: bool) -> Result<Self> {
         let dir = state.join("mark");
-        disk::create_dir_durable(&dir)?;
+        disk::create_subdir_durable(&dir)?;
         for entry in fs::read_dir(&dir).map_err(|e| Error::io("list", &dir, e))?.flatten() {
             let _ = fs::remove_file(entry.path());
         }

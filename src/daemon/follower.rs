@@ -48,12 +48,14 @@ fn control(node: &Node) -> Result<Control> {
     node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))
 }
 
+pub(super) fn no_leader() -> Error {
+    Error::new(ErrorKind::Usage, "no leader is given; use --leader HOST:PORT or the key 'leader'")
+}
+
 /// Runs until the stop is asked for (`Ok`) or something fails.
 pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
     let config = node.config();
-    let leader = config.leader.clone().ok_or_else(|| {
-        Error::new(ErrorKind::Usage, "no leader is given; use --leader HOST:PORT or the key 'leader'")
-    })?;
+    let leader = config.leader.clone().ok_or_else(no_leader)?;
     config::loopback_only(config::address(&leader)?)?;
     let root = Arc::new(Root::open(&node.data).map_err(|e| apply::gone(&node.data, &e))?);
     let upstream = Arc::new(Upstream::new(&leader));
@@ -164,7 +166,7 @@ async fn follow(
     };
     let receiving = receive::run(context, cancel.clone());
     let serving = serve(node, config, &control, follower, apply, log, cancel.clone());
-    let failed = until_failure(&cancel, || apply.failure().or_else(|| log.failure()));
+    let failed = until_failure(node, &cancel, || apply.failure().or_else(|| log.failure()));
     let usable = note_usable(node, apply, &control);
     tokio::select! {
         r = receiving => r,

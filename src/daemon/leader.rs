@@ -51,7 +51,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
         let served_out = AtomicBool::new(false);
         tokio::select! {
             r = async { let r = serving.await; served_out.store(true, Ordering::Relaxed); r } => r,
-            failed = until_failure(stop, || capture.failure().or_else(|| log.failure())) => failed.map_or(Ok(()), Err),
+            failed = until_failure(node, stop, || capture.failure().or_else(|| log.failure())) => failed.map_or(Ok(()), Err),
             never = note_segments(node, &log) => match never {},
         }
     };

@@ -25,10 +25,10 @@ mod recover;
 mod source;
 mod trouble;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,6 +47,8 @@ use trouble::Phase;
 
 /// How long a stop may take before the process ends without the final checkpoint.
 const STOP_MAX: Duration = Duration::from_secs(60);
+/// Signals to stop that come within this time are one.
+const SAME_WISH: Duration = Duration::from_secs(1);
 /// Between looks for a failure of an engine. Each look wakes threads of a node that is otherwise idle.
 const FAILURE_LOOK: Duration = Duration::from_millis(500);
 
@@ -144,8 +146,8 @@ fn open(start: Start) -> Result<Node> {
         })
     };
     let (data, state) = (need(&config.data, "data")?, need(&config.state, "state")?);
-    config::check_apart(&data, &state)?;
     let name = config.node_name()?;
+    check_start(&config, start.wanted, &data, &state)?;
     let state = Arc::new(StateDir::open_or_create(&state)?);
     let fresh = state.control().is_none();
     if fresh {
@@ -164,17 +166,11 @@ fn open(start: Start) -> Result<Node> {
             role.word()
         );
     }
-    // Later one that is not there may yet be mounted: it is waited for, and nothing is made in its place.
-    if role == Role::Leader && fresh && !data.is_dir() {
-        let text = format!(
-            "data directory '{}' is not a directory; a leader replicates one that exists",
-            data.display()
-        );
-        return Err(Error::new(ErrorKind::Config, text));
-    }
     if role == Role::Follower && state.control().is_none_or(|c| c.fill == FillState::None) {
         disk::create_dir_durable(&data)?;
     }
+    // Now both are there, and what their names lead to is certain.
+    config::check_apart(&data, state.path())?;
     Ok(Node {
         config: Mutex::new(config),
         state,
@@ -190,6 +186,29 @@ fn open(start: Start) -> Result<Node> {
         retry: tokio::sync::Notify::new(),
         stop: CancellationToken::new(),
     })
+}
+
+/// What makes a start impossible is said before anything is made on disk.
+fn check_start(config: &Config, wanted: Role, data: &Path, state: &Path) -> Result<()> {
+    config::check_apart(data, state)?;
+    for address in config.listen.iter().chain(&config.leader) {
+        config::loopback_only(config::address(address)?)?;
+    }
+    if StateDir::is_set_up(state) {
+        // A directory that is not there may yet be mounted: it is waited for, and nothing is made in its place.
+        return Ok(());
+    }
+    match wanted {
+        Role::Leader if !data.is_dir() => {
+            let text = format!(
+                "data directory '{}' is not a directory; a leader replicates one that exists",
+                data.display()
+            );
+            Err(Error::new(ErrorKind::Config, text))
+        }
+        Role::Follower if config.leader.is_none() => Err(follower::no_leader()),
+        _ => Ok(()),
+    }
 }
 
 async fn live(node: Arc<Node>) -> Result<()> {
@@ -215,6 +234,7 @@ async fn watch_signals(node: Arc<Node>) {
         tracing::error!("cannot listen to signals; stop this node through its control socket");
         return;
     };
+    let mut first = None;
     loop {
         tokio::select! {
             _ = term.recv() => {}
@@ -225,6 +245,10 @@ async fn watch_signals(node: Arc<Node>) {
                 }
                 continue;
             }
+        }
+        // A terminal, a shell and a supervisor may each pass the same wish on.
+        if first.get_or_insert_with(Instant::now).elapsed() < SAME_WISH && node.stop.is_cancelled() {
+            continue;
         }
         if node.stop.is_cancelled() {
             tracing::warn!("second signal: stopping at once; the next start recovers");
@@ -243,14 +267,17 @@ async fn generations(node: &Arc<Node>) -> Result<()> {
         let turn = node.stop.child_token();
         *lock(&node.turn) = turn.clone();
         let role = node.state.control().map_or(Role::Follower, |c| c.role);
-        let result = match role {
-            Role::Leader => leader::generation(node, &turn).await,
-            Role::Follower => follower::generation(node, &turn).await,
+        let result = match (node.state.settle(), role) {
+            (Err(e), _) => Err(e),
+            (Ok(()), Role::Leader) => leader::generation(node, &turn).await,
+            (Ok(()), Role::Follower) => follower::generation(node, &turn).await,
         };
         node.set_engine(None);
         let start = std::mem::take(&mut first);
         // Without an error it was told to end: to stop, or to go on with other options.
         let Err(e) = result else { continue };
+        // Whatever failed for want of the state directory, that is the reason.
+        let e = node.state.check().err().unwrap_or(e);
         if start && ends_process(node, e.kind()) {
             return Err(e);
         }
@@ -282,7 +309,8 @@ fn ends_process(node: &Node, kind: ErrorKind) -> bool {
 
 /// Makes a follower's log whole if that is what the failure came from. `Err`: what is still wrong.
 async fn heal(node: &Arc<Node>, role: Role, e: Error) -> Result<()> {
-    if role != Role::Follower || !matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Missing) {
+    let from_log = matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Missing);
+    if role != Role::Follower || !from_log || node.state.check().is_err() {
         return Err(e);
     }
     tracing::warn!("{e}; looking for what of the log is not good");
@@ -449,8 +477,9 @@ pub(crate) fn lag(bytes: u64, seconds: Option<f64>) -> Lag {
     Lag { bytes, seconds }
 }
 
-/// Waits until a watched failure appears or the stop is asked for.
+/// Waits until a watched failure appears, the state directory is gone, or the stop is asked for.
 pub(crate) async fn until_failure(
+    node: &Node,
     stop: &CancellationToken,
     mut check: impl FnMut() -> Option<Error>,
 ) -> Option<Error> {
@@ -458,7 +487,7 @@ pub(crate) async fn until_failure(
     loop {
         tokio::select! {
             () = stop.cancelled() => return None,
-            _ = tick.tick() => if let Some(e) = check() { return Some(e) },
+            _ = tick.tick() => if let Some(e) = check().or_else(|| node.state.check().err()) { return Some(e) },
         }
     }
 }

@@ -55,8 +55,8 @@ pub(super) fn remedy(kind: ErrorKind, role: Role) -> &'static str {
              node goes on by itself"
         }
         (K::Corrupt | K::Missing, Role::Follower) => {
-            "damaged log is fetched again once the upstream answers; if this stays, stop the node, empty its data \
-             and state directories, and start it: it is filled anew"
+            "put back what was taken away; damaged log is fetched again once the upstream answers; if this stays, stop \
+             the node, empty its data and state directories, and start it: it is filled anew"
         }
         (K::Diverged, Role::Follower) => {
             "stop the node, empty its data and state directories, and start it: it is filled anew"

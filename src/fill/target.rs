@@ -205,7 +205,7 @@ fn clear(context: &FillContext, begun: Option<Begun>) -> Result<()> {
     let blocks = context.state.blocks();
     match fs::remove_dir_all(&blocks) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &blocks, e)),
-        _ => disk::create_dir_durable(&blocks),
+        _ => disk::create_subdir_durable(&blocks),
     }
 }
 

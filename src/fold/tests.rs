@@ -284,9 +284,15 @@ proptest! {
     }
 }
 
+thread_local! {
+    /// Removed when the test's thread ends.
+    static DIRS: std::cell::RefCell<Vec<tempfile::TempDir>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
 fn file(size: u64) -> Fold {
     let dir = tempfile::tempdir().unwrap();
     let mut fold = Fold::new(Catalog::new(SYSTEM, Attrs::default()), dir.path()).unwrap();
+    DIRS.with_borrow_mut(|dirs| dirs.push(dir));
     let id = FileId(2);
     let attrs = Attrs::default();
     for record in [

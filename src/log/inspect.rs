@@ -72,7 +72,9 @@ impl Report {
 pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut out = Vec::new();
     for path in paths {
-        if !path.is_dir() {
+        let meta = fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
+        if !meta.is_dir() {
+            regular(path, &meta)?;
             out.push(path.clone());
             continue;
         }
@@ -82,13 +84,33 @@ pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
         for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
             let entry = entry.map_err(|e| Error::io("list", dir, e))?.path();
             if entry.file_name().is_some_and(|n| segment::parse_name(n.as_bytes()).is_some()) {
+                // A running node may have given it another name meanwhile; reading it says so.
+                if let Ok(meta) = fs::metadata(&entry) {
+                    regular(&entry, &meta)?;
+                }
                 found.push(entry);
             }
+        }
+        if found.is_empty() {
+            let text = format!(
+                "there are no segments in '{}'; name segment files, a log directory or a state directory",
+                dir.display()
+            );
+            return Err(Error::new(ErrorKind::Missing, text));
         }
         found.sort();
         out.append(&mut found);
     }
     Ok(out)
+}
+
+/// What is no file, like a pipe, might never end.
+fn regular(path: &Path, meta: &fs::Metadata) -> Result<()> {
+    if meta.is_file() {
+        return Ok(());
+    }
+    let text = format!("'{}' is neither a regular file nor a directory", path.display());
+    Err(Error::new(ErrorKind::Usage, text))
 }
 
 /// One thing met while reading a file.
@@ -281,7 +303,12 @@ pub fn verify(paths: &[PathBuf], as_json: bool, out: &mut dyn Write) -> Result<(
     for path in paths {
         let mut report = examine(path, |_| Ok(()))?;
         if let Some(before) = &before {
+            // Whether a sound segment continues one that is damaged to its end can't be told.
+            let blind = before.ending == Ending::Corrupt
+                && before.trailer.is_none()
+                && before.segment + 1 == report.segment;
             if report.problem.is_none()
+                && !blind
                 && let Some(problem) = misfit(before, &report)
             {
                 report.ending = Ending::Corrupt;
@@ -306,22 +333,31 @@ pub fn verify(paths: &[PathBuf], as_json: bool, out: &mut dyn Write) -> Result<(
         }
         before = Some(report);
     }
+    verdict(bad, paths.len())
+}
+
+fn verdict(bad: u64, all: usize) -> Result<()> {
     if bad == 0 {
         return Ok(());
     }
-    let message = format!("{bad} of {} segments damaged; fetch good copies from another node", paths.len());
+    let message = format!("{bad} of {all} segments damaged; fetch good copies from another node");
     Err(Error::new(ErrorKind::Corrupt, message))
 }
 
 /// Prints the figures of each file: a table, or with `as_json` one JSON object a line.
+///
+/// # Errors
+/// `Corrupt` after all lines when a file is damaged.
 pub fn stat(paths: &[PathBuf], as_json: bool, out: &mut dyn Write) -> Result<()> {
     if !as_json {
         let head = ["segment", "start", "end", "frames", "records", "commits", "exact", "raw", "stored"];
         let [a, b, c, d, e, f, g, h, i] = head;
         line(out, &format!("{a:24} {b:>17} {c:>17} {d:>8} {e:>8} {f:>8} {g:>8} {h:>10} {i:>10}  end"))?;
     }
+    let mut bad = 0;
     for path in paths {
         let r = examine(path, |_| Ok(()))?;
+        bad += u64::from(r.ending == Ending::Corrupt);
         if as_json {
             json(out, &r)?;
             continue;
@@ -336,5 +372,5 @@ pub fn stat(paths: &[PathBuf], as_json: bool, out: &mut dyn Write) -> Result<()>
             ),
         )?;
     }
-    Ok(())
+    verdict(bad, paths.len())
 }

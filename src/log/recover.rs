@@ -60,7 +60,7 @@ fn corrupt(path: &Path, offset: u64, why: &Fault) -> Error {
 
 /// Reads the directory and makes its end one that can be appended to.
 pub(super) fn recover(o: &LogOptions, leader: bool) -> Result<Recovered> {
-    disk::create_dir_durable(&o.dir)?;
+    disk::create_subdir_durable(&o.dir)?;
     remove_leftovers(o)?;
     let files = list(&o.dir, o.timeline)?;
     let sealed = files.iter().rev().find(|(_, sealed)| **sealed).map(|(s, _)| *s);

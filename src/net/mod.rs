@@ -247,7 +247,7 @@ where
         match reader.next().await? {
             Some(Message::Welcome(welcome)) => Ok(welcome),
             Some(Message::Goodbye { reason, .. }) => {
-                let text = format!("the peer said goodbye instead of welcome: {}", reason.escape_debug());
+                let text = format!("the peer said goodbye instead of welcome: {}", one_line(&reason));
                 Err(Error::new(ErrorKind::Unavailable, text))
             }
             Some(other) => Err(unexpected(&other)),
@@ -258,6 +258,16 @@ where
     };
     let late = |_| Error::new(ErrorKind::Unavailable, "no welcome within the time allowed");
     tokio::time::timeout(HANDSHAKE, dialogue).await.map_err(late)?
+}
+
+/// A peer's words as one line that can't be taken for more than that.
+#[must_use]
+pub fn one_line(words: &str) -> String {
+    let mut out = String::with_capacity(words.len());
+    for c in words.chars() {
+        if matches!(c, '\'' | '"') { out.push(c) } else { out.extend(c.escape_debug()) }
+    }
+    out
 }
 
 /// Lets one log line through per period and counts the rest.
@@ -274,15 +284,18 @@ impl Quiet {
         Self { period, state: std::sync::Mutex::new((None, 0)) }
     }
 
-    /// Whether to write a line now: how many were left out since the last one.
-    pub fn line(&self) -> Option<u64> {
+    /// Whether to write a line now, and what to end it with: how many were left out since the last one.
+    pub fn line(&self) -> Option<String> {
         let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if state.0.is_some_and(|last| last.elapsed() < self.period) {
             state.1 += 1;
             return None;
         }
         state.0 = Some(Instant::now());
-        Some(std::mem::take(&mut state.1))
+        Some(match std::mem::take(&mut state.1) {
+            0 => String::new(),
+            n => format!(" ({n} more like this since the last line)"),
+        })
     }
 }
 
@@ -294,6 +307,11 @@ mod tests {
     fn pair(silence: Duration) -> (MessageReader<tokio::io::DuplexStream>, tokio::io::DuplexStream) {
         let (a, b) = tokio::io::duplex(64);
         (MessageReader::new(a, silence, Arc::default()), b)
+    }
+
+    #[test]
+    fn words_of_a_peer_stay_readable_and_one_line() {
+        assert_eq!(one_line("the follower's \"log\"\n\u{1b}[2J"), "the follower's \"log\"\\n\\u{1b}[2J");
     }
 
     #[tokio::test]
@@ -353,10 +371,10 @@ mod tests {
     #[test]
     fn a_quiet_line_counts_what_it_left_out() {
         let quiet = Quiet::new(Duration::from_millis(30));
-        assert_eq!(quiet.line(), Some(0));
+        assert_eq!(quiet.line().as_deref(), Some(""));
         assert_eq!((quiet.line(), quiet.line()), (None, None));
         std::thread::sleep(Duration::from_millis(40));
-        assert_eq!(quiet.line(), Some(2));
+        assert_eq!(quiet.line().as_deref(), Some(" (2 more like this since the last line)"));
     }
 
     #[test]

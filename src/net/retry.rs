@@ -3,7 +3,7 @@
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Upstream, UpstreamState, wall_clock};
+use super::{Upstream, UpstreamState, one_line, wall_clock};
 use crate::error::{Error, Result};
 use crate::session::Backoff;
 use crate::wire::Code;
@@ -77,7 +77,7 @@ impl<'a> Retry<'a> {
                 }
                 let state = if code == Code::Resync { UpstreamState::Resync } else { UpstreamState::Refused };
                 self.status.update(|s| (s.state, s.code) = (state, Some(code)));
-                format!("refused: {}", reason.escape_debug())
+                format!("refused: {}", one_line(&reason))
             }
             End::Lost(e) => {
                 self.status.update(|s| (s.state, s.code) = (UpstreamState::Connecting, None));

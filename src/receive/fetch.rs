@@ -58,7 +58,7 @@ async fn take(from: &Fetch, segment: SegmentNo) -> Result<Vec<u8>> {
     match net::greet(&mut reader, &mut writer, hello).await?.decision {
         Decision::StreamFrom { segment: s, offset: 0 } if s == segment => {}
         Decision::Refuse { reason, .. } | Decision::Resync { reason } => {
-            return Err(Error::new(ErrorKind::Refused, reason.escape_debug().to_string()));
+            return Err(Error::new(ErrorKind::Refused, net::one_line(&reason)));
         }
         other => {
             let text = format!("the upstream answered {other:?}, which was not asked for");
@@ -79,7 +79,7 @@ async fn take(from: &Fetch, segment: SegmentNo) -> Result<Vec<u8>> {
             }
             Some(Message::Keepalive(_)) => {}
             Some(Message::Goodbye { reason, .. }) => {
-                return Err(Error::new(ErrorKind::Refused, reason.escape_debug().to_string()));
+                return Err(Error::new(ErrorKind::Refused, net::one_line(&reason)));
             }
             Some(Message::Log { .. }) => {
                 return Err(Error::new(ErrorKind::Corrupt, "what came is not that segment"));

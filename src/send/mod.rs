@@ -85,7 +85,7 @@ pub async fn serve(listener: TcpListener, context: ServeContext, cancel: Cancell
             Ok(accepted) => accepted,
             Err(e) => {
                 if let Some(n) = quiet.line() {
-                    tracing::warn!("cannot accept a connection ({n} more like this): {e}");
+                    tracing::warn!("cannot accept a connection: {e}{n}");
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -93,7 +93,7 @@ pub async fn serve(listener: TcpListener, context: ServeContext, cancel: Cancell
         };
         let Ok(guest) = Arc::clone(&lobby).try_acquire_owned() else {
             if let Some(n) = quiet.line() {
-                tracing::warn!("{address} was turned away: too many connections ({n} more like this)");
+                tracing::warn!("{address} was turned away: too many connections{n}");
             }
             continue;
         };
@@ -140,10 +140,7 @@ pub async fn attend<R, W>(
         Err(e) => {
             if let Some(n) = STRANGERS.line() {
                 let reason = e.to_string();
-                tracing::warn!(
-                    "{address}: connection closed: {} ({n} more like this)",
-                    reason.escape_debug()
-                );
+                tracing::warn!("{address}: connection closed: {}{n}", net::one_line(&reason));
             }
             return;
         }
@@ -169,7 +166,7 @@ pub async fn attend<R, W>(
             e.to_string()
         }
     };
-    tracing::info!("follower '{name}' at {address} left: {}", reason.escape_debug());
+    tracing::info!("follower '{name}' at {address} left: {}", net::one_line(&reason));
     session.update(|s| s.reason = Some(reason));
 }
 
@@ -240,7 +237,7 @@ where
         if let Some(reason) = refused {
             if let Some(n) = STRANGERS.line() {
                 let name = hello.name.escape_debug();
-                tracing::warn!("follower '{name}' was refused: {reason} ({n} more lines left out)");
+                tracing::warn!("follower '{name}' was refused: {reason}{n}");
             }
             return Ok((hello, decision, None));
         }
@@ -337,7 +334,7 @@ async fn hear<R: AsyncRead + Unpin>(reader: &mut MessageReader<R>, session: &Ses
         match reader.next().await? {
             Some(Message::Ack(ack)) => session.ack(&ack),
             Some(Message::Goodbye { reason, .. }) => {
-                tracing::debug!("goodbye: {}", reason.escape_debug());
+                tracing::debug!("goodbye: {}", net::one_line(&reason));
                 return Ok(());
             }
             Some(other) => return Err(net::unexpected(&other)),

@@ -13,6 +13,7 @@ mod excludes;
 mod full;
 mod garbage;
 mod limits;
+mod lost;
 mod names;
 mod network;
 mod objects;
