@@ -25,6 +25,9 @@ pub(super) const HALF_AGE: Duration = Duration::from_millis(10);
 /// between. So long is waited for the other half before a cut without it is called exact.
 pub(super) const HALF_SURE: Duration = Duration::from_millis(250);
 
+/// Pairs are remembered for at least this long.
+const PAIR_AGE: Duration = Duration::from_secs(10);
+
 /// What a hint says of its path.
 pub(super) mod flag {
     /// Content was written.
@@ -65,10 +68,15 @@ pub(super) struct Batch {
     pub(super) gap: Option<GapReason>,
 }
 
+/// A path, and when it was heard of.
+type Aged = (Box<[u8]>, Instant);
+
 #[derive(Debug, Default)]
 struct Inner {
     batch: Batch,
-    halves: HashMap<usize, (Box<[u8]>, Instant)>,
+    halves: HashMap<usize, Aged>,
+    /// Where names went by renames of which both halves came.
+    pairs: HashMap<Box<[u8]>, Aged>,
     /// Files whose writes mark the queue, and how often that was seen.
     marks: [(PathBuf, u64); 2],
     woken: bool,
@@ -164,7 +172,14 @@ impl Hints {
         inner.events += 1;
         if let Some(cookie) = event.tracker() {
             if flags == flag::TO {
-                inner.halves.remove(&cookie);
+                if let Some((from, _)) = inner.halves.remove(&cookie) {
+                    if inner.pairs.len() >= HALVES_MAX {
+                        inner.pairs.retain(|_, (_, at)| at.elapsed() < PAIR_AGE);
+                    }
+                    if inner.pairs.len() < HALVES_MAX {
+                        inner.pairs.insert(from, (rel.into(), Instant::now()));
+                    }
+                }
             } else if flags == flag::FROM {
                 if inner.halves.len() >= HALVES_MAX {
                     inner.halves.retain(|_, (_, at)| at.elapsed() < HALF_SURE);
@@ -263,6 +278,11 @@ impl Hints {
     pub(super) fn half_gone(&self, rel: &[u8]) -> bool {
         let inner = self.lock();
         inner.halves.values().any(|(path, at)| **path == *rel && at.elapsed() < HALF_AGE)
+    }
+
+    /// Where `rel` went by the newest rename of it of which both halves came.
+    pub(super) fn went_to(&self, rel: &[u8]) -> Option<Box<[u8]>> {
+        self.lock().pairs.get(rel).map(|(to, _)| to.clone())
     }
 
     /// How long the newest half of a rename that `rel` left by has waited for the other one; `None`: no half waits.

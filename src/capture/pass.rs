@@ -22,6 +22,7 @@ use super::hints::{Batch, HALF_AGE, HALF_SURE, Paths, flag};
 use super::journal::Journal;
 use super::stage::{Proof, Stage};
 use super::watch::Mark;
+use crate::catalog::Catalog;
 use crate::error::Result;
 use crate::failpoint;
 use crate::position::{Cut, FileId, Lsn};
@@ -38,6 +39,8 @@ const ON_ITS_WAY: Duration = Duration::from_micros(300);
 pub(super) const HOPELESS: u32 = 2;
 /// Longest time in a row that halves of renames put exact cuts off.
 const TORN_MAX: Duration = Duration::from_secs(2);
+/// The same where the other half came, and the file is not there.
+const MOVES_MAX: Duration = Duration::from_secs(10);
 /// Least patience when cuts keep failing.
 const PATIENCE_MIN: Duration = Duration::from_millis(20);
 
@@ -469,20 +472,34 @@ impl Engine {
     }
 
     /// Whether a file that this pass takes away, or one shortly before did, may have another name in the tree of
-    /// which no event has come yet. Files that leave the tree all the time don't put exact cuts off for longer than
-    /// [`TORN_MAX`]; files that move about in it do.
+    /// which no event has come yet. Files that go all the time don't put exact cuts off for longer than
+    /// [`TORN_MAX`], or [`MOVES_MAX`] where they are known to move about in the tree.
     fn torn(&mut self) -> bool {
         let now = Instant::now();
-        match (self.worst_loss(), self.torn) {
-            (Loss::Sure, _) => {}
-            (Loss::Perhaps, Some((since, _))) => self.torn = Some((since, now + HALF_SURE)),
-            (Loss::Perhaps, None) | (Loss::Moves, _) => self.torn = Some((now, now + HALF_SURE)),
+        let loss = self.worst_loss();
+        if loss != Loss::Sure {
+            let since = self.torn.map_or(now, |(since, _)| since);
+            self.torn = Some((since, now + HALF_SURE));
         }
-        let open = self.torn.is_some_and(|(since, until)| now < until && now - since < TORN_MAX);
+        let longest = if loss == Loss::Moves { MOVES_MAX } else { TORN_MAX };
+        let open = self.torn.is_some_and(|(since, until)| now < until && now - since < longest);
         if !open {
             self.torn = None;
         }
         open
+    }
+
+    /// A file went to the name `to` and is not there now.
+    fn loss_at(&self, catalog: &Catalog, to: &[u8]) -> Loss {
+        let (parent, name) = super::examine::split(to);
+        let dir = self.pass.stage.resolve(catalog, parent).ok();
+        let replaced = dir.is_some_and(|dir| self.pass.stage.lookup(catalog, dir, name).is_some());
+        let flags = self.pass.hints.get(to).copied().unwrap_or(0);
+        match flags & (flag::REMOVED | flag::FROM) {
+            0 if replaced => Loss::Sure,
+            flag::REMOVED => Loss::Sure,
+            _ => Loss::Moves,
+        }
     }
 
     /// What is known of the files that this pass takes away.
@@ -500,9 +517,9 @@ impl Engine {
             if flags & (flag::REMOVED | flag::FROM) == flag::REMOVED || !gone(path) {
                 return Loss::Sure;
             }
-            match self.hints.half_age(path) {
-                Some(age) if age >= HALF_SURE => Loss::Sure,
-                None if flags & flag::FROM != 0 => Loss::Moves,
+            match (self.hints.half_age(path), self.hints.went_to(path)) {
+                (Some(age), _) if age >= HALF_SURE => Loss::Sure,
+                (None, Some(to)) if flags & flag::FROM != 0 => self.loss_at(&catalog, &to),
                 _ => Loss::Perhaps,
             }
         });
