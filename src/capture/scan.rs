@@ -197,11 +197,19 @@ impl Scanner {
             );
             return Err(Error::new(ErrorKind::Refused, text));
         }
+        let stat = sys::stat_fd(&fd).map_err(|e| Error::io("stat", path(), e))?;
         if rel.is_empty() {
-            let stat = sys::stat_fd(&fd).map_err(|e| Error::io("stat", path(), e))?;
             catalog.fold(&Record::Attr { id, attrs: stat.attrs })?;
             self.base_xattrs(catalog, &fd, b"", id)?;
             catalog.set_seen(id, Some(self.seen(&stat)));
+        } else if let Some(seen) = catalog.get(id).and_then(|n| n.seen)
+            && (seen.local, seen.ctime) != (stat.local, stat.ctime)
+        {
+            // What its parent's listing showed is older than the watch: nothing else tells of it.
+            self.hints.add(rel, flag::SCAN);
+            if seen.local != stat.local {
+                return Ok(());
+            }
         }
         let mut names: Vec<CString> = Vec::new();
         sys::list_dir(&fd, |name, _, _| names.push(name.to_owned()))
@@ -248,7 +256,18 @@ impl Scanner {
             return Err(std::io::ErrorKind::PermissionDenied.into());
         }
         let misfit = |e: Error| std::io::Error::other(e.to_string());
-        if let Some(id) = catalog.by_local(stat.local.dev, stat.local.ino) {
+        let mut same = catalog.by_local(stat.local.dev, stat.local.ino);
+        if let Some(id) = same
+            && catalog.get(id).and_then(|n| n.seen).is_none_or(|s| s.local != stat.local)
+        {
+            // The file of that inode number is gone since it was listed; the number is another's now.
+            if let Some(path) = catalog.path(id) {
+                self.hints.add(&path, flag::SCAN);
+            }
+            catalog.set_seen(id, None);
+            same = None;
+        }
+        if let Some(id) = same {
             // Another name of a file that is there already. A directory has moved while we looked.
             let file = stat.kind != Kind::Dir && catalog.get(id).is_some_and(|n| n.kind == stat.kind);
             if file {

@@ -129,3 +129,37 @@ fn a_large_change_set_streams_through_many_frames() {
     bed.check();
     bed.stop();
 }
+
+#[test]
+fn directories_that_change_under_the_first_scan_are_as_they_are() {
+    for _ in 0..4 {
+        let mut bed = Bed::idle();
+        for n in 0..400 {
+            fs::create_dir(bed.path(&format!("d{n}"))).unwrap();
+        }
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let dirs = bed.path("");
+        std::thread::scope(|scope| {
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+                    let dir = dirs.join(format!("d{}", fastrand::u32(..400)));
+                    fs::write(dir.join("aside"), b"").unwrap();
+                    fs::rename(dir.join("aside"), dir.join("f")).unwrap();
+                }
+            });
+            std::thread::sleep(Duration::from_millis(5));
+            bed.start();
+            stop.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        bed.check();
+        for n in 0..400 {
+            let rel = format!("d{n}");
+            let here = crate::sys::stat_fd(fs::File::open(bed.path(&rel)).unwrap()).unwrap();
+            let catalog = bed.capture().catalog();
+            let catalog = catalog.read().unwrap();
+            let id = catalog.resolve(rel.as_bytes()).unwrap();
+            assert_eq!(catalog.get(id).unwrap().attrs, here.attrs, "{rel}");
+        }
+    }
+}
