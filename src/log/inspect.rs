@@ -128,11 +128,25 @@ struct Examination<'a> {
     zstd: Decompressor<'static>,
 }
 
+/// Reads a file. A `.partial` of a running node may be sealed since it was listed: then what it became.
+fn read_or_sealed(path: &Path) -> Result<(PathBuf, Vec<u8>)> {
+    match read_all(path) {
+        Ok(bytes) => Ok((path.to_owned(), bytes)),
+        Err(e) => {
+            let sealed = path.with_extension("");
+            if path.extension().is_some_and(|x| x == "partial") && !path.exists() && sealed.exists() {
+                return Ok((sealed.clone(), read_all(&sealed)?));
+            }
+            Err(e)
+        }
+    }
+}
+
 /// Reads and checks all of one file: structure, checksums, records, SHA-256.
 pub(super) fn examine(path: &Path, mut each: impl FnMut(Seen<'_>) -> Result<()>) -> Result<Report> {
-    let bytes = read_all(path)?;
+    let (path, bytes) = &read_or_sealed(path)?;
     let name = path.file_name().and_then(|n| segment::parse_name(n.as_bytes()));
-    let head = bytes.get(..HEADER_LEN).unwrap_or(&bytes);
+    let head = bytes.get(..HEADER_LEN).unwrap_or(bytes);
     let zstd = Decompressor::new().map_err(Error::from)?;
     let mut report = Report {
         file: path.to_owned(),
@@ -166,7 +180,7 @@ pub(super) fn examine(path: &Path, mut each: impl FnMut(Seen<'_>) -> Result<()>)
     report.system = header.system.to_string();
     report.start = header.start.to_string();
     let parser = Parser::new(header.system, timeline, number);
-    let mut run = Examination { path, bytes: &bytes, report, parser, zstd };
+    let mut run = Examination { path, bytes, report, parser, zstd };
     let fault = run.read(&mut each)?;
     let partial = name.is_some_and(|n| n.2);
     Ok(run.finish(header, partial, fault))

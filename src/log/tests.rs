@@ -309,6 +309,8 @@ fn a_segment_whose_time_has_come_is_sealed_without_further_writes() {
     log.close().unwrap();
     let mut out = Vec::new();
     inspect::verify(&inspect::files(&[dir.path().to_owned()]).unwrap(), false, &mut out).unwrap();
+    // Sealed since somebody listed it.
+    inspect::verify(&[path(dir.path(), 1, true)], false, &mut out).unwrap();
 }
 
 #[test]

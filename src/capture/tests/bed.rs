@@ -272,9 +272,11 @@ impl Mirror {
         let mut bytes = Vec::new();
         checkpoint::encode(&fold.read().freeze().unwrap(), &mut bytes).unwrap();
         let mut catalog = checkpoint::decode(&bytes[..]).unwrap();
-        let unhashed: Vec<FileId> = catalog.inodes().filter(|n| !n.hashed).map(|n| n.id).collect();
+        // Also those that were hashed in the moment since the scan.
+        let files: Vec<FileId> =
+            catalog.inodes().filter(|n| n.kind == Kind::File && n.size > 0).map(|n| n.id).collect();
         catalog.forget_locals();
-        for id in &unhashed {
+        for id in &files {
             let path = root.join(std::ffi::OsStr::from_bytes(&catalog.path(*id).unwrap()));
             self.data.insert(*id, blocks_of_file(&path));
         }
