@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use proptest::sample::Index;
+use proptest::test_runner::FileFailurePersistence;
 
 use super::*;
 use crate::record::{BLOCK, Record};
@@ -240,7 +241,11 @@ fn diff(old: &Model, new: &Model, all_unlinks: bool) -> Vec<(u64, u8, Option<u64
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases * 2))]
+    #![proptest_config(ProptestConfig {
+        cases: ProptestConfig::default().cases * 2,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("tests/regressions/catalog.txt"))),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn any_records_leave_a_sound_catalog_or_are_refused(steps in proptest::collection::vec(step(), 0..60)) {

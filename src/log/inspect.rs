@@ -72,6 +72,8 @@ impl Report {
 pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut out = Vec::new();
     for path in paths {
+        let sealed = sealed_since(path);
+        let path = sealed.as_ref().unwrap_or(path);
         let meta = fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
         if !meta.is_dir() {
             regular(path, &meta)?;
@@ -128,17 +130,17 @@ struct Examination<'a> {
     zstd: Decompressor<'static>,
 }
 
-/// Reads a file. A `.partial` of a running node may be sealed since it was listed: then what it became.
+/// What a `.partial` of a running node became when it was sealed since somebody listed it.
+fn sealed_since(path: &Path) -> Option<PathBuf> {
+    let sealed = path.with_extension("");
+    let gone = path.extension().is_some_and(|x| x == "partial") && !path.exists();
+    (gone && sealed.exists()).then_some(sealed)
+}
+
 fn read_or_sealed(path: &Path) -> Result<(PathBuf, Vec<u8>)> {
-    match read_all(path) {
-        Ok(bytes) => Ok((path.to_owned(), bytes)),
-        Err(e) => {
-            let sealed = path.with_extension("");
-            if path.extension().is_some_and(|x| x == "partial") && !path.exists() && sealed.exists() {
-                return Ok((sealed.clone(), read_all(&sealed)?));
-            }
-            Err(e)
-        }
+    match (read_all(path), sealed_since(path)) {
+        (Err(_), Some(sealed)) => read_all(&sealed).map(|bytes| (sealed, bytes)),
+        (read, _) => read.map(|bytes| (path.to_owned(), bytes)),
     }
 }
 

@@ -310,7 +310,9 @@ fn a_segment_whose_time_has_come_is_sealed_without_further_writes() {
     let mut out = Vec::new();
     inspect::verify(&inspect::files(&[dir.path().to_owned()]).unwrap(), false, &mut out).unwrap();
     // Sealed since somebody listed it.
-    inspect::verify(&[path(dir.path(), 1, true)], false, &mut out).unwrap();
+    let listed = path(dir.path(), 1, true);
+    inspect::verify(std::slice::from_ref(&listed), false, &mut out).unwrap();
+    assert_eq!(inspect::files(&[listed]).unwrap(), [path(dir.path(), 1, false)]);
 }
 
 #[test]
