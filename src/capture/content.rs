@@ -345,7 +345,7 @@ impl Engine {
                 Ok(got) => got,
                 Err(e) => return Ok(Err(e)),
             };
-            // A file that ends early changes under our eyes: what is there in whole blocks is taken for now.
+            // A file that ends early changes under our eyes: its whole blocks are taken, the pass looks at the rest again.
             let taken = if got < want { got / BLOCK_LEN * BLOCK_LEN } else { got };
             self.piece(r, at, &buffer[..taken])?;
             at += taken as u64;
