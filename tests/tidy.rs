@@ -22,6 +22,8 @@ const BANNED: &[&str] =
     &["utils", "util", "common", "helpers", "helper", "manager", "misc", "core", "shared"];
 const FILE_LINES: usize = 700;
 const FUNCTION_LINES: usize = 80;
+/// The one module with a system call that no safe function makes.
+const UNSAFE: &str = "src/sys/memory.rs";
 
 struct Source {
     path: PathBuf,
@@ -308,7 +310,7 @@ fn sources_are_ascii_and_nothing_is_left_undone() {
                     let _ = writeln!(bad, "{place}: {word}");
                 }
             }
-            if code.contains("unsafe ") && s.path.starts_with("src") {
+            if code.contains("unsafe ") && s.path.starts_with("src") && !s.path.ends_with(UNSAFE) {
                 let _ = writeln!(bad, "{place}: unsafe");
             }
         }

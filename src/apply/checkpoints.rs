@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fold::Fold;
 use crate::position::{Cut, Lsn};
-use crate::sys::Root;
+use crate::sys::{self, Root};
 use crate::{checkpoint, disk, failpoint};
 
 use super::site::Site;
@@ -113,6 +113,8 @@ impl Checkpoints {
                     Error::from(std::io::Error::from(e)).wrap("cannot sync the data directory's file system")
                 })
                 .and_then(|()| prepared.finish().map(drop));
+            // What the batches since the last one have freed.
+            sys::memory::give_back();
             let _ = tell.send(result);
         };
         std::thread::Builder::new()

@@ -13,7 +13,7 @@ use crate::catalog::Catalog;
 use crate::checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Cut, FileId, Lsn};
-use crate::sys::{Root, Stat};
+use crate::sys::{self, Root, Stat};
 
 /// Longest wait for the log to be durable before a checkpoint.
 const DURABLE_MAX: Duration = Duration::from_secs(30);
@@ -96,7 +96,13 @@ impl Engine {
         }
         let prepared = checkpoint::prepare(&self.state.join("catalog"), &lock(&self.shared.fold))?;
         self.checkpoint = (lsn, Instant::now(), self.checkpoint.2);
-        let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(|| prepared.finish());
+        let work = || {
+            let result = prepared.finish();
+            // What the passes since the last one have freed.
+            sys::memory::give_back();
+            result
+        };
+        let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(work);
         self.finishing =
             Some(thread.map_err(|e| Error::from(e).wrap("cannot start the thread that writes checkpoints"))?);
         Ok(())

@@ -22,7 +22,7 @@ use crate::receive::{self, Progress};
 use crate::send;
 use crate::state::{Control, FillState};
 use crate::status::{Failure, Status};
-use crate::sys::Root;
+use crate::sys::{self, Root};
 use crate::wire::Code;
 
 /// The engines of a follower. During the first copy there are only the last two.
@@ -74,6 +74,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
             status: Arc::clone(&follower.upstream),
         };
         fill::run(context, stop.child_token()).await?;
+        sys::memory::give_back();
         if stop.is_cancelled() {
             return Ok(());
         }

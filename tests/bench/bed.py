@@ -1,5 +1,6 @@
 """What the figures stand on: the work directory, towline processes, and what is read from /proc."""
 import json
+import mmap
 import os
 import random
 import shutil
@@ -58,9 +59,18 @@ def run(*words, **kw):
     return subprocess.run(list(words), check=True, **kw)
 
 
-def timed(*words, **kw):
-    """Seconds of a command and of making its result durable."""
+def warm(size):
+    """Touches as much memory as a copy of `size` bytes takes, and gives it back. A virtual machine's host takes free
+    memory away within seconds, and the first touch of each page then costs several times what copying it does: the
+    first to copy would pay for those after it."""
+    with mmap.mmap(-1, 2 * size + (1 << 30), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE):
+        pass
+
+
+def timed(*words, size=0, **kw):
+    """Seconds of a command that copies `size` bytes, and of making its result durable."""
     os.sync()
+    warm(size)
     start = time.monotonic()
     kw.setdefault("stdout", subprocess.DEVNULL)
     run(*words, **kw)

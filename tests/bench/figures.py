@@ -86,8 +86,10 @@ def first_copy(leader, home, check):
     leader.start()
     leader.until("hashed", hashed, pause=0.05)
     time.sleep(1)
+    size = bed.tree_bytes(leader.data)
     os.sync()
     with Where() as where:
+        bed.warm(size)
         start = time.monotonic()
         follower = Node(home, leader)
         follower.until("filled", lambda s: ready(s) and applied(s), pause=0.005)

@@ -20,7 +20,8 @@ def rsync(source, target, *flags):
     bed.closers.append(daemon.kill)
     try:
         until_open(port)
-        return timed("rsync", "-a", *flags, source + "/", "rsync://127.0.0.1:%d/t/" % port)
+        words = ["rsync", "-a", *flags, source + "/", "rsync://127.0.0.1:%d/t/" % port]
+        return timed(*words, size=bed.tree_bytes(source))
     finally:
         daemon.terminate()
         daemon.wait()
@@ -44,6 +45,7 @@ def tar(source, target):
         out = socket.create_connection(listener.getsockname())
         into, _ = listener.accept()
     os.sync()
+    bed.warm(bed.tree_bytes(source))
     start = time.monotonic()
     send = subprocess.Popen(["sh", "-c", 'tar -C "$1" -cf - . | zstd -1 -q', "sh", source], stdout=out)
     take = subprocess.Popen(["sh", "-c", 'zstd -dq | tar -C "$1" -xpf -', "sh", target], stdin=into)
@@ -56,7 +58,7 @@ def tar(source, target):
 
 
 def cp(source, target):
-    return timed("cp", "-a", source, target)
+    return timed("cp", "-a", source, target, size=bed.tree_bytes(source))
 
 
 COPIES = {
@@ -113,7 +115,7 @@ class Postgres:
         os.makedirs(target)
         shutil.chown(target, "postgres", "postgres")
         line, kw = self.words("pg_basebackup", "-D", target, "-c", "fast")
-        took = timed(*line, **kw)
+        took = timed(*line, size=bed.tree_bytes(self.data), **kw)
         self.down()
         return took
 
