@@ -251,13 +251,12 @@ impl<R: Read> Source<R> {
 
     fn catalog(&mut self) -> Result<Catalog> {
         if self.array("magic")? != MAGIC {
-            return Err(Error::new(ErrorKind::Corrupt, "the magic number is not that of a catalog"));
+            return Err(DecodeError::Magic("checkpoint").into());
         }
-        let version = self.u32("version")?;
-        if version != VERSION {
-            let text =
-                format!("its format is version {version}, this program knows {VERSION}; use a newer one");
-            return Err(Error::new(ErrorKind::Refused, text));
+        let found = self.u32("version")?;
+        if found != VERSION {
+            let e = Error::from(DecodeError::Version { found, known: VERSION });
+            return Err(e.wrap("run the newer program that wrote it"));
         }
         let system = SystemId(self.u64("system id")?);
         let lsn = Lsn(self.u64("LSN")?);

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use crate::codec::{DecodeError, Reader, Seal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::{failpoint, sys};
 
@@ -78,6 +79,75 @@ pub fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(dir, name)?;
     file.write_all(bytes).map_err(|e| Error::io("write", file.aside(), e))?;
     file.commit()
+}
+
+/// Reads a sealed file. `None`: it is not there.
+///
+/// # Errors
+/// What is wrong with it and what to do, by [`Error::unusable`]; or why it can't be read.
+pub fn read_sealed<T>(
+    path: &Path,
+    seal: &Seal,
+    decode: impl FnOnce(Reader<'_>) -> std::result::Result<T, DecodeError>,
+) -> Result<Option<T>> {
+    let failed = |e| Error::io("read", path, e);
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(failed(e)),
+    };
+    let size = file.metadata().map_err(failed)?.len();
+    let mut bytes = Vec::new();
+    let got = if size > seal.most {
+        Err(DecodeError::TooLarge { what: "its size", value: size, limit: seal.most })
+    } else {
+        file.take(seal.most).read_to_end(&mut bytes).map_err(failed)?;
+        seal.decode(&bytes).and_then(decode)
+    };
+    got.map(Some).map_err(|why| Error::unusable(seal, path, why))
+}
+
+/// A small file in a state directory whose being there says something. It comes and goes durably.
+#[derive(Debug, Clone)]
+pub struct Note {
+    dir: PathBuf,
+    name: &'static str,
+    points: [&'static str; 3],
+}
+
+impl Note {
+    /// The note `dir/name`. The failpoints are passed before it is written, once it is durable, and before it goes.
+    #[must_use]
+    pub fn new(dir: &Path, name: &'static str, points: [&'static str; 3]) -> Self {
+        Self { dir: dir.to_owned(), name, points }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.dir.join(self.name)
+    }
+
+    fn pass(&self, point: usize, verb: &str) -> Result<()> {
+        failpoint::pass(self.points[point]).map_err(|e| Error::io(verb, self.path(), e))
+    }
+
+    /// Puts `bytes` there durably, in the place of what it said before.
+    pub fn write(&self, bytes: &[u8]) -> Result<()> {
+        self.pass(0, "write")?;
+        write_atomic(&self.dir, self.name, bytes)?;
+        self.pass(1, "write")
+    }
+
+    /// Takes it away durably. One that is not there is fine.
+    pub fn remove(&self) -> Result<()> {
+        let path = self.path();
+        if fs::symlink_metadata(&path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+            return Ok(());
+        }
+        self.pass(2, "remove")?;
+        remove_durable(&path)
+    }
 }
 
 /// A file written aside; [`commit`](Self::commit) makes it durable under its name, dropping removes it.

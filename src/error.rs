@@ -7,6 +7,8 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use crate::codec::{DecodeError, Seal};
+
 /// Classes of failure. Each has its own exit code, listed in `towline(1)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
@@ -105,6 +107,19 @@ impl Error {
         Self::from(source.into()).wrap(&format!("cannot {verb} '{}'", path.escape_debug()))
     }
 
+    /// What is wrong with the sealed file at `path`, and what to do about it.
+    pub fn unusable(seal: &Seal, path: impl AsRef<Path>, why: DecodeError) -> Self {
+        let path = path.as_ref().display().to_string();
+        let (name, path) = (seal.name, path.escape_debug());
+        let text = match why {
+            DecodeError::Version { .. } => {
+                format!("{name} '{path}' can't be read: {why}; run the newer program that wrote it")
+            }
+            _ => format!("{name} '{path}' is damaged: {why}; {}", seal.remedy),
+        };
+        Self { message: text, ..why.into() }
+    }
+
     /// The class.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -166,9 +181,11 @@ impl From<io::Error> for Error {
     }
 }
 
-impl From<crate::codec::DecodeError> for Error {
-    fn from(e: crate::codec::DecodeError) -> Self {
-        Self::new(ErrorKind::Corrupt, e.to_string())
+impl From<DecodeError> for Error {
+    fn from(e: DecodeError) -> Self {
+        let kind =
+            if matches!(e, DecodeError::Version { .. }) { ErrorKind::Refused } else { ErrorKind::Corrupt };
+        Self::new(kind, e.to_string())
     }
 }
 

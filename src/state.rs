@@ -9,7 +9,8 @@
 //! | `catalog/` | checkpoints |
 //! | `blocks/` | block hashes of files of more than one block |
 //! | `fill/` | an unfinished first copy |
-//! | `hold` | a mass delete is held: how many names there were |
+//! | `hold` | a mass delete is held: how many names there were, in decimal digits |
+//! | `refused-edit`, `doubtful-files` | what a follower remembers of edits of its directory |
 //! | `mark/` | files whose writes mark the event queue |
 //!
 //! Control file, little-endian, replaced as a whole and durably before anything it says is acted on:
@@ -38,19 +39,22 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::catalog::LocalId;
-use crate::codec::{DecodeError, Put, Reader};
+use crate::codec::{DecodeError, Put, Reader, Seal};
 use crate::disk;
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Lsn, SystemId, TimelineId};
 use crate::record::Time;
 
 /// File name of the control socket.
 pub const SOCKET: &str = "control.sock";
 const CONTROL: &str = "control";
-const MAGIC: [u8; 8] = *b"TWLNCTRL";
-const VERSION: u32 = 1;
-/// Most bytes of a control file.
-const CONTROL_MAX: u64 = 8 << 10;
+const SEAL: Seal = Seal {
+    name: "control file",
+    magic: b"TWLNCTRL",
+    version: Some(1),
+    most: 8 << 10,
+    remedy: "put it back from a backup, or begin with an empty state directory",
+};
 const NAME_MAX: usize = 63;
 const PATH_MAX: usize = 4095;
 
@@ -145,8 +149,10 @@ impl Control {
     /// The bytes of the file.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = MAGIC.to_vec();
-        out.put_u32(VERSION);
+        SEAL.encode(|out| self.put(out))
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
         out.put_u64(self.system.0);
         out.put_u8(match self.role {
             Role::Leader => 1,
@@ -173,9 +179,6 @@ impl Control {
         out.put_u64(self.excludes);
         out.put_blob(self.name.as_bytes());
         out.put_blob(self.data_path.as_os_str().as_bytes());
-        let crc = crc32c::crc32c(&out);
-        out.put_u32(crc);
-        out
     }
 
     /// Reads the bytes of a file.
@@ -183,19 +186,10 @@ impl Control {
     /// # Errors
     /// Names the field that breaks the table of the module.
     pub fn decode(bytes: &[u8]) -> std::result::Result<Self, DecodeError> {
-        let (body, crc) = bytes.split_last_chunk::<4>().ok_or(DecodeError::Short("control file"))?;
-        let sum = crc32c::crc32c(body);
-        if sum != u32::from_le_bytes(*crc) {
-            return Err(DecodeError::Invalid { what: "control file checksum", value: u64::from(sum) });
-        }
-        let mut r = Reader::new(body);
-        if r.array::<8>("magic")? != MAGIC {
-            return Err(DecodeError::Invalid { what: "control file magic", value: 0 });
-        }
-        let version = r.u32("version")?;
-        if version != VERSION {
-            return Err(DecodeError::Invalid { what: "control file version", value: u64::from(version) });
-        }
+        SEAL.decode(bytes).and_then(Self::take)
+    }
+
+    fn take(mut r: Reader<'_>) -> std::result::Result<Self, DecodeError> {
         let system = SystemId(r.u64("system id")?);
         let role = match r.u8("role")? {
             1 => Role::Leader,
@@ -268,7 +262,7 @@ impl StateDir {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))
             .map_err(|e| Error::io("restrict", &path, e))?;
         let lock = disk::lock_dir(&path)?;
-        let control = Self::load(&path.join(CONTROL))?;
+        let control = disk::read_sealed(&path.join(CONTROL), &SEAL, Control::take)?;
         // Later an empty one in its place would look like a log that nobody has seen yet.
         let young =
             control.as_ref().is_none_or(|c| matches!(c.fill, FillState::None | FillState::Copying { .. }));
@@ -334,29 +328,6 @@ impl StateDir {
     fn part(&self, name: &str) -> Result<Identity> {
         let path = self.path.join(name);
         identity(&path).ok_or_else(|| gone(&path, "is gone"))
-    }
-
-    fn load(file: &Path) -> Result<Option<Control>> {
-        match std::fs::metadata(file) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io("read", file, e)),
-            Ok(m) if m.len() > CONTROL_MAX => {
-                let text = format!(
-                    "control file '{}' is too large; restore it or begin with an empty state directory",
-                    file.display()
-                );
-                return Err(Error::new(ErrorKind::Corrupt, text));
-            }
-            Ok(_) => {}
-        }
-        let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
-        let control = Control::decode(&bytes).context(|| {
-            format!(
-                "control file '{}' is damaged; restore it or begin with an empty state directory",
-                file.display()
-            )
-        })?;
-        Ok(Some(control))
     }
 
     fn guard(&self) -> MutexGuard<'_, Option<Control>> {
@@ -480,6 +451,45 @@ mod tests {
     }
 
     #[test]
+    fn the_format_stays_what_it_is() {
+        let mut wanted = b"TWLNCTRL\x01\0\0\0\x07\0\0\0\0\0\0\0\x02\x01\0\0\0\x02".to_vec();
+        // Fill; device, inode and birth time; applied, clean, created, excludes.
+        wanted.extend(b"\x05\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0");
+        wanted.extend(b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04\0\0\0");
+        wanted.extend(b"\0\0\0\0\0\0\0\0\0\0\xf1\x53\x65\0\0\0\0\0\0\0\0\0\0\0\0");
+        wanted.extend(b"\x02\0\0\0f1\x07\0\0\0/srv/\xc3\xa9\xaf\x0f\x14\x73");
+        let got = sample().encode();
+        assert_eq!(got, wanted, "{}", got.escape_ascii());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_control_file_is_said_with_its_path_and_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(CONTROL);
+        let mut newer = sample().encode();
+        newer.truncate(newer.len() - 4);
+        newer[8] = 9;
+        let crc = crc32c::crc32c(&newer);
+        newer.put_u32(crc);
+        let whole = sample().encode();
+        let cases: [(&[u8], ErrorKind, &str, &str); 5] = [
+            (b"", ErrorKind::Corrupt, "ends inside magic", "put it back"),
+            (b"something else", ErrorKind::Corrupt, "not those of a control file", "put it back"),
+            (&whole[..whole.len() - 1], ErrorKind::Corrupt, "its checksum is", "put it back"),
+            (&[b' '; 9000], ErrorKind::Corrupt, "its size is 9000", "put it back"),
+            (&newer, ErrorKind::Refused, "its format is version 9", "run the newer program"),
+        ];
+        for (bytes, kind, what, remedy) in cases {
+            std::fs::write(&file, bytes).unwrap();
+            let e = StateDir::open_or_create(dir.path()).unwrap_err();
+            let text = e.to_string();
+            assert_eq!(e.kind(), kind, "{e}");
+            assert!(text.contains(&file.display().to_string()), "{e}");
+            assert!(text.contains(what) && text.contains(remedy), "{e}");
+        }
+    }
+
+    #[test]
     fn a_second_process_is_refused_and_a_stale_lock_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
@@ -501,7 +511,7 @@ mod tests {
         state.check().unwrap();
         std::fs::remove_file(path.join(CONTROL)).unwrap();
         state.check().unwrap();
-        assert_eq!(StateDir::load(&path.join(CONTROL)).unwrap(), Some(sample()));
+        assert_eq!(Control::decode(&std::fs::read(path.join(CONTROL)).unwrap()), Ok(sample()));
         for what in ["", "log", "catalog"] {
             let is = path.join(what);
             std::fs::rename(&is, &aside).unwrap();

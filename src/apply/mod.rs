@@ -46,11 +46,12 @@ mod tests;
 mod work;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::disk::Note;
 use crate::position::{Cut, Lsn, SystemId, TimelineId};
 
 pub(crate) use guard::gone;
@@ -128,13 +129,25 @@ pub struct ApplyPaths {
 
 impl ApplyPaths {
     /// Where a local edit that was refused is remembered: beside the others.
-    pub(crate) fn refusal(&self) -> PathBuf {
-        self.blocks.with_file_name("refused-edit")
+    pub(crate) fn refusal(&self) -> Note {
+        Self::refusal_in(self.state())
+    }
+
+    fn refusal_in(state: &Path) -> Note {
+        Note::new(state, "refused-edit", ["apply::refuse", "apply::after_refuse", "apply::forgive"])
     }
 
     /// Where the files are remembered whose content is in doubt.
-    pub(crate) fn doubts(&self) -> PathBuf {
-        self.blocks.with_file_name("doubtful-files")
+    pub(crate) fn doubts(&self) -> Note {
+        Self::doubts_in(self.state())
+    }
+
+    fn doubts_in(state: &Path) -> Note {
+        Note::new(state, "doubtful-files", ["apply::doubt", "apply::after_doubt", "apply::acquit"])
+    }
+
+    fn state(&self) -> &Path {
+        self.blocks.parent().unwrap_or(Path::new("."))
     }
 }
 

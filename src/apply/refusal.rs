@@ -2,18 +2,35 @@
 //!
 //! Recovery can't tell an edit from what an interrupted batch left, and would write over both. So what was
 //! refused once stays refused, over every restart, until somebody changed it again or took it away.
-
-use std::path::{Path, PathBuf};
+//!
+//! The file, little-endian:
+//!
+//! | offset | size | field |
+//! | --- | --- | --- |
+//! | 0 | 8 | magic `TWLEDIT1`; its last byte is the version |
+//! | 8 | 1 | whether the thing was there: 0, 1 |
+//! | 9 | 12 | its change time (i64 s, u32 ns); zero when it was not |
+//! | 21 | blob | its path beneath the data directory |
+//! | .. | blob | what was done to it, for the message |
+//! | end | 4 | CRC32C of everything before |
+//!
+//! A blob is a u32 length and bytes.
 
 use rustix::fs::OFlags;
 
-use crate::codec::{Put, Reader};
+use crate::codec::{DecodeError, Put, Reader, Seal};
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Time;
 use crate::sys::{self, Root};
 
-const MAGIC: [u8; 8] = *b"TWLEDIT1";
+const SEAL: Seal = Seal {
+    name: "note of a refused edit",
+    magic: b"TWLEDIT1",
+    version: None,
+    most: 70 << 10,
+    remedy: "it is dropped; look whether this follower holds edits of yours, for they are written over",
+};
 /// Most bytes of a path that are remembered.
 const PATH_MAX: usize = 64 << 10;
 /// Most bytes of the words about it.
@@ -22,7 +39,7 @@ const WHAT_MAX: usize = 1024;
 /// Where the refusal is remembered.
 #[derive(Debug)]
 pub(crate) struct Refusal {
-    file: PathBuf,
+    note: disk::Note,
 }
 
 /// What the thing was when it was refused: its change time, if it was there.
@@ -53,58 +70,45 @@ fn ctime(root: &Root, path: &[u8]) -> Option<Time> {
 
 impl Note {
     fn encode(&self) -> Vec<u8> {
-        let mut out = MAGIC.to_vec();
-        let time = self.ctime.unwrap_or_default();
-        out.put_u8(u8::from(self.ctime.is_some()));
-        out.put_i64(time.sec);
-        out.put_u32(time.nsec);
-        out.put_blob(&self.path);
-        out.put_blob(&self.what);
-        let crc = crc32c::crc32c(&out);
-        out.put_u32(crc);
-        out
+        SEAL.encode(|out| {
+            let time = self.ctime.unwrap_or_default();
+            out.put_u8(u8::from(self.ctime.is_some()));
+            out.put_i64(time.sec);
+            out.put_u32(time.nsec);
+            out.put_blob(&self.path);
+            out.put_blob(&self.what);
+        })
     }
 
-    /// `None`: not written to its end, or not by this.
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (body, crc) = bytes.split_last_chunk::<4>()?;
-        if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
-            return None;
-        }
-        let mut r = Reader::new(body);
-        if r.array::<8>("magic").ok()? != MAGIC {
-            return None;
-        }
-        let there = r.u8("presence").ok()? == 1;
-        let time = Time { sec: r.i64("change time").ok()?, nsec: r.u32("change time").ok()? };
-        let path = r.blob(PATH_MAX, "path").ok()?.to_vec();
-        let what = r.blob(WHAT_MAX, "words").ok()?.to_vec();
-        Some(Self { ctime: there.then_some(time), path, what })
+    fn take(mut r: Reader<'_>) -> std::result::Result<Self, DecodeError> {
+        let there = r.u8("presence")? == 1;
+        let time = Time { sec: r.i64("change time")?, nsec: r.u32("change time")? };
+        let path = r.blob(PATH_MAX, "path")?.to_vec();
+        let what = r.blob(WHAT_MAX, "words")?.to_vec();
+        Ok(Self { ctime: there.then_some(time), path, what })
     }
 }
 
 impl Refusal {
     /// Remembered in this file.
-    pub(crate) fn new(file: PathBuf) -> Self {
-        Self { file }
+    pub(crate) fn new(note: disk::Note) -> Self {
+        Self { note }
     }
 
     /// Remembers that the thing at `path` is refused as it is now.
     pub(crate) fn note(&self, root: &Root, path: &[u8], what: &str) -> Result<()> {
         let note = Note { ctime: ctime(root, path), path: path.to_vec(), what: what.as_bytes().to_vec() };
-        let (dir, name) = (self.file.parent(), self.file.file_name().and_then(|n| n.to_str()));
-        let (Some(dir), Some(name)) = (dir, name) else { return Ok(()) };
-        disk::write_atomic(dir, name, &note.encode())
+        self.note.write(&note.encode())
     }
 
     /// Forgets what was refused.
     pub(crate) fn clear(&self) -> Result<()> {
-        if self.file.exists() { disk::remove_durable(&self.file) } else { Ok(()) }
+        self.note.remove()
     }
 
     /// Fails as before while what was refused is still as it was; else forgets it.
     pub(crate) fn check(&self, root: &Root) -> Result<()> {
-        if let Some(note) = read(&self.file)?
+        if let Some(note) = self.read()?
             && ctime(root, &note.path) == note.ctime
         {
             let path = note.path.escape_ascii().to_string();
@@ -112,19 +116,23 @@ impl Refusal {
         }
         self.clear()
     }
-}
 
-fn read(file: &Path) -> Result<Option<Note>> {
-    match std::fs::read(file) {
-        Ok(bytes) => Ok(Note::decode(&bytes)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io("read", file, e)),
+    /// A damaged note says nothing: whether the edit is still there shows when its file is changed again.
+    fn read(&self) -> Result<Option<Note>> {
+        match disk::read_sealed(&self.note.path(), &SEAL, Note::take) {
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                tracing::warn!("{e}");
+                Ok(None)
+            }
+            other => other,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apply::ApplyPaths;
 
     #[test]
     fn what_was_refused_stays_refused_until_it_is_another() {
@@ -133,7 +141,8 @@ mod tests {
         std::fs::create_dir(&data).unwrap();
         std::fs::write(data.join("a"), "1").unwrap();
         let root = Root::open(&data).unwrap();
-        let refusal = Refusal::new(dir.path().join("refused"));
+        let refusal = Refusal::new(ApplyPaths::refusal_in(dir.path()));
+        let file = refusal.note.path();
         refusal.check(&root).unwrap();
         refusal.note(&root, b"a", "it was created here").unwrap();
         for _ in 0..2 {
@@ -147,11 +156,21 @@ mod tests {
         std::fs::write(data.join("a"), "2").unwrap();
         refusal.check(&root).unwrap();
         // Garbage is no note.
-        std::fs::write(dir.path().join("refused"), "garbage").unwrap();
-        refusal.check(&root).unwrap();
-        assert!(!dir.path().join("refused").exists());
         let note = Note { ctime: None, path: vec![b'x'; 300], what: b"y".to_vec() };
-        assert_eq!(Note::decode(&note.encode()).as_ref(), Some(&note));
-        assert!((0..note.encode().len()).all(|n| Note::decode(&note.encode()[..n]).is_none()));
+        let bytes = note.encode();
+        assert_eq!(SEAL.decode(&bytes).and_then(Note::take).as_ref(), Ok(&note));
+        for damaged in (0..bytes.len()).map(|n| &bytes[..n]).chain([&b"garbage"[..]]) {
+            std::fs::write(&file, damaged).unwrap();
+            refusal.check(&root).unwrap();
+            assert!(!file.exists());
+        }
+    }
+
+    #[test]
+    fn the_format_stays_what_it_is() {
+        let ctime = Some(Time { sec: 5, nsec: 6 });
+        let got = Note { ctime, path: b"d/f".to_vec(), what: b"it".to_vec() }.encode();
+        let wanted = b"TWLEDIT1\x01\x05\0\0\0\0\0\0\0\x06\0\0\0\x03\0\0\0d/f\x02\0\0\0it\x32\xe5\xa5\xc4";
+        assert_eq!(got, wanted, "{}", got.escape_ascii());
     }
 }

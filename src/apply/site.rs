@@ -143,7 +143,7 @@ impl Site {
         stats: Arc<Mutex<ApplyStats>>,
         local_edits: LocalEdits,
         refusal: Refusal,
-        mut doubts: Doubts,
+        doubts: Doubts,
     ) -> Result<Self> {
         match local_edits {
             LocalEdits::Refuse => refusal.check(&root)?,

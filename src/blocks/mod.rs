@@ -15,6 +15,11 @@
 //! of files whose hashes were forgotten. An id stays in `suspects`, with the number of the checkpoint that knows
 //! better, as long as an older one is kept: a recovery may have to begin from that.
 //!
+//! | size | field of `suspects`, little-endian |
+//! | --- | --- |
+//! | 8, 8 | for each file its id, and the number of the checkpoint that knows better (`u64::MAX`: none yet) |
+//! | 4 | CRC32C of everything before |
+//!
 //! A file that shrinks to one block keeps its hash file until two checkpoints later: a recovery that begins
 //! before, from either of the two that are kept, takes the hash of the block that is left from there.
 
@@ -25,8 +30,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::codec::{Put, Reader};
-use crate::disk;
+use crate::codec::{DecodeError, Put, Reader, Seal};
+use crate::disk::{self, Note};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::position::FileId;
@@ -44,9 +49,16 @@ const SYNC_EACH_MAX: usize = 64;
 const RUN_MAX: usize = 4096;
 /// Bytes of a hash.
 const WIDTH: u64 = 16;
-const SUSPECTS: &str = "suspects";
 /// Most ids in `suspects`; each stands for a file of many changed blocks.
 const SUSPECTS_MAX: usize = 1 << 20;
+const SUSPECTS: Seal = Seal {
+    name: "list of suspect files",
+    magic: b"",
+    version: None,
+    most: SUSPECTS_MAX as u64 * 16 + 4,
+    // Without hashes there is nothing to believe that should not be.
+    remedy: "stop the node, remove the directory that holds this file, and start it: contents are read again",
+};
 /// In place of the number of a checkpoint: none knows of it.
 const NOT_YET: u64 = u64::MAX;
 
@@ -78,6 +90,8 @@ impl Held {
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
+    /// Where `suspects` are kept.
+    note: Note,
     open: HashMap<u64, (File, u64)>,
     tick: u64,
     /// Files that have a hash file.
@@ -112,6 +126,7 @@ impl Blocks {
         disk::create_subdir_durable(dir)?;
         let mut inner = Inner {
             dir: dir.to_owned(),
+            note: Note::new(dir, "suspects", ["blocks::suspect", "blocks::after_suspect", "blocks::acquit"]),
             open: HashMap::new(),
             tick: 0,
             on_disk: HashSet::new(),
@@ -125,7 +140,8 @@ impl Blocks {
             small: Default::default(),
         };
         inner.list()?;
-        inner.load_suspects()?;
+        let suspects = disk::read_sealed(&inner.note.path(), &SUSPECTS, take_suspects)?;
+        inner.suspects = suspects.unwrap_or_default();
         Ok(Self { inner: Arc::new(Mutex::new(inner)) })
     }
 
@@ -334,49 +350,11 @@ impl Inner {
         Ok(())
     }
 
-    fn load_suspects(&mut self) -> Result<()> {
-        let path = self.dir.join(SUSPECTS);
-        let bytes = match fs::metadata(&path).and_then(|m| {
-            if m.len() > SUSPECTS_MAX as u64 * 16 + 4 {
-                return Err(io::ErrorKind::FileTooLarge.into());
-            }
-            fs::read(&path)
-        }) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(Error::io("read", &path, e)),
-        };
-        let damaged = || {
-            Error::new(
-                ErrorKind::Corrupt,
-                format!(
-                    "'{}' is damaged; remove the state directory's catalog and scan anew",
-                    path.display()
-                ),
-            )
-        };
-        let (body, crc) = bytes.split_last_chunk::<4>().ok_or_else(damaged)?;
-        if crc32c::crc32c(body) != u32::from_le_bytes(*crc) || body.len() % 16 != 0 {
-            return Err(damaged());
-        }
-        let mut r = Reader::new(body);
-        while !r.rest().is_empty() {
-            self.suspects.insert(r.u64("file id")?, r.u64("number of a checkpoint")?);
-        }
-        Ok(())
-    }
-
     fn save_suspects(&self) -> Result<()> {
         if self.suspects.is_empty() {
-            return disk::remove_durable(&self.dir.join(SUSPECTS));
+            return self.note.remove();
         }
-        let mut bytes = Vec::new();
-        for (&id, &known) in &self.suspects {
-            bytes.put_u64(id);
-            bytes.put_u64(known);
-        }
-        bytes.put_u32(crc32c::crc32c(&bytes));
-        disk::write_atomic(&self.dir, SUSPECTS, &bytes)
+        self.note.write(&put_suspects(&self.suspects))
     }
 
     /// The open hash file; `create` makes one that is not there.
@@ -546,7 +524,8 @@ impl Inner {
             return Err(Error::new(
                 ErrorKind::Refused,
                 format!(
-                    "more than {SUSPECTS_MAX} files changed since the last checkpoint; write one more often"
+                    "more than {SUSPECTS_MAX} large files changed since the last checkpoint; set a shorter \
+                     checkpoint_interval or smaller checkpoint_bytes"
                 ),
             ));
         }
@@ -582,6 +561,23 @@ impl Inner {
             _ => Ok(()),
         }
     }
+}
+
+fn put_suspects(suspects: &BTreeMap<u64, u64>) -> Vec<u8> {
+    SUSPECTS.encode(|out| {
+        for (&id, &known) in suspects {
+            out.put_u64(id);
+            out.put_u64(known);
+        }
+    })
+}
+
+fn take_suspects(mut r: Reader<'_>) -> std::result::Result<BTreeMap<u64, u64>, DecodeError> {
+    let mut suspects = BTreeMap::new();
+    while !r.rest().is_empty() {
+        suspects.insert(r.u64("file id")?, r.u64("number of a checkpoint")?);
+    }
+    Ok(suspects)
 }
 
 fn write_held(file: &File, held: &Held) -> io::Result<()> {

@@ -75,7 +75,7 @@ fn orphans_go_and_files_written_out_early_are_suspect_after_a_crash() {
     // New since the checkpoint: no note is needed.
     blocks.set(FileId(3), 0, &many).unwrap();
     blocks.set(FileId(3), LIMIT as u64, &[1]).unwrap();
-    assert!(!dir.path().join(SUSPECTS).exists());
+    assert!(!dir.path().join("suspects").exists());
     blocks.set(FileId(2), 0, &many).unwrap();
     blocks.set(FileId(2), LIMIT as u64, &[1]).unwrap();
     assert!(blocks.held() <= LIMIT);
@@ -97,7 +97,20 @@ fn orphans_go_and_files_written_out_early_are_suspect_after_a_crash() {
     assert_eq!((doubted(3), doubted(2)), (vec![], vec![FileId(1)]));
     crashed.checkpoint_begins(4, FileId(4));
     crashed.checkpoint_done(3).unwrap();
-    assert!(!dir.path().join(SUSPECTS).exists());
-    fs::write(dir.path().join(SUSPECTS), b"123456789012").unwrap();
-    assert_eq!(Blocks::open(dir.path()).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert!(!dir.path().join("suspects").exists());
+    let whole = put_suspects(&BTreeMap::from([(1, 2), (3, NOT_YET)]));
+    for damaged in (0..whole.len()).map(|n| &whole[..n]).chain([&b"123456789012"[..]]) {
+        fs::write(dir.path().join("suspects"), damaged).unwrap();
+        let e = Blocks::open(dir.path()).unwrap_err();
+        assert!(e.kind() == ErrorKind::Corrupt && e.to_string().contains("suspects' is damaged"), "{e}");
+    }
+}
+
+#[test]
+fn the_format_of_suspects_stays_what_it_is() {
+    let suspects = BTreeMap::from([(1, 2), (3, NOT_YET)]);
+    let bytes = put_suspects(&suspects);
+    let wanted = b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\x32\x8c\xf3\x11";
+    assert_eq!(bytes, wanted, "{}", bytes.escape_ascii());
+    assert_eq!(SUSPECTS.decode(&bytes).and_then(take_suspects), Ok(suspects));
 }

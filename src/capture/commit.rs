@@ -9,7 +9,7 @@ use super::engine::{Engine, read};
 use super::pass::Ended;
 use super::{lock, wall_clock};
 use crate::catalog::{Catalog, Seen};
-use crate::disk;
+use crate::disk::Note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::position::{Cut, FileId, Lsn};
@@ -30,19 +30,22 @@ pub(super) enum Repair {
 
 /// A delete is one delete when it happens within this time.
 const TIDE: Duration = Duration::from_secs(60);
+
 /// In the state directory while a mass delete is held: how many names there were, in decimal digits.
-const HOLD: &str = "hold";
+fn hold(state: &Path) -> Note {
+    Note::new(state, "hold", ["capture::hold", "capture::after_hold", "capture::release"])
+}
 
 /// How many names there were when a mass delete was held before a restart.
 ///
 /// # Errors
 /// When the note is there but can't be read.
 pub(super) fn held_before(state: &Path) -> Result<Option<u64>> {
-    let path = state.join(HOLD);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => match text.trim().parse() {
-            Ok(high) => Ok(Some(high)),
-            Err(_) => {
+    let path = hold(state).path();
+    match std::fs::read(&path) {
+        Ok(bytes) => match std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()) {
+            Some(high) => Ok(Some(high)),
+            None => {
                 let text = format!(
                     "'{}' is damaged; see that the data directory is complete, then remove the file",
                     path.display()
@@ -221,11 +224,11 @@ impl Engine {
         match (&text, self.held_high) {
             (Some(_), None) => {
                 let high = self.tide.1;
-                disk::write_atomic(&self.state, HOLD, high.to_string().as_bytes())?;
+                hold(&self.state).write(high.to_string().as_bytes())?;
                 self.held_high = Some(high);
             }
             (None, Some(_)) => {
-                disk::remove_durable(&self.state.join(HOLD))?;
+                hold(&self.state).remove()?;
                 self.held_high = None;
             }
             _ => {}
@@ -299,5 +302,25 @@ impl Engine {
             }
         }
         gone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_note_of_a_held_delete_stays_what_it_is_and_a_damaged_one_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(held_before(dir.path()).unwrap(), None);
+        for (bytes, high) in [("1500", 1500), ("7\n", 7)] {
+            std::fs::write(dir.path().join("hold"), bytes).unwrap();
+            assert_eq!(held_before(dir.path()).unwrap(), Some(high));
+        }
+        for damaged in [&b""[..], b"many", b"-1", b"\xff\xfe", b"99999999999999999999"] {
+            std::fs::write(dir.path().join("hold"), damaged).unwrap();
+            let e = held_before(dir.path()).unwrap_err();
+            assert!(e.kind() == ErrorKind::Corrupt && e.to_string().contains("remove the file"), "{e}");
+        }
     }
 }

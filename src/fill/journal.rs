@@ -20,17 +20,24 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use crate::catalog::{LocalId, Seen};
-use crate::codec::{DecodeError, Put, Reader};
+use crate::codec::{DecodeError, Put, Reader, Seal};
 use crate::disk::{self, SyncFile};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::position::{FileId, Lsn, SystemId};
 use crate::record::Time;
 
 /// Most entries of one frame.
 const FRAME_MAX: usize = 16 << 10;
-const MAGIC: [u8; 8] = *b"TWLNFILL";
-const VERSION: u32 = 1;
 const HEADER: usize = 32;
+const SEAL: Seal = Seal {
+    name: "journal of a first copy",
+    magic: b"TWLNFILL",
+    version: Some(1),
+    most: HEADER as u64,
+    remedy: REMEDY,
+};
+const REMEDY: &str =
+    "stop the node, empty its data and state directories, and start it: the copy begins anew";
 const ENTRY: usize = 65;
 /// Its name in the directory of the fill.
 const NAME: &str = "journal";
@@ -65,9 +72,13 @@ impl Journal {
     ) -> Result<(Self, HashMap<FileId, Finished>)> {
         let path = dir.join(NAME);
         let bytes = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-        if !bytes.starts_with(&header(system, snapshot)) {
-            let text = format!("'{}' is not the journal of this copy", path.display());
-            return Err(Error::new(crate::error::ErrorKind::Corrupt, text));
+        let of = take_header(&bytes).map_err(|why| Error::unusable(&SEAL, &path, why))?;
+        if of != (system, snapshot) {
+            let (path, (other, at)) = (path.display(), of);
+            let text = format!(
+                "'{path}' is the journal of a copy of system {other} at {at}, not of {system} at {snapshot}; {REMEDY}"
+            );
+            return Err(Error::new(ErrorKind::Corrupt, text));
         }
         let (done, end) = replay(&bytes[HEADER..]);
         let end = (HEADER + end) as u64;
@@ -95,13 +106,15 @@ impl Journal {
 }
 
 fn header(system: SystemId, snapshot: Lsn) -> Vec<u8> {
-    let mut out = MAGIC.to_vec();
-    out.put_u32(VERSION);
-    out.put_u64(system.0);
-    out.put_u64(snapshot.0);
-    let crc = crc32c::crc32c(&out);
-    out.put_u32(crc);
-    out
+    SEAL.encode(|out| {
+        out.put_u64(system.0);
+        out.put_u64(snapshot.0);
+    })
+}
+
+fn take_header(bytes: &[u8]) -> std::result::Result<(SystemId, Lsn), DecodeError> {
+    let mut r = SEAL.decode(bytes.get(..HEADER).ok_or(DecodeError::Short("its header"))?)?;
+    Ok((SystemId(r.u64("system id")?), Lsn(r.u64("LSN of the snapshot")?)))
 }
 
 fn put(f: &Finished, out: &mut Vec<u8>) {
@@ -181,8 +194,29 @@ mod tests {
         journal.add(&[file(70_000)]).unwrap();
         let (_, done) = Journal::open(dir.path(), system, lsn).unwrap();
         assert_eq!(done.len(), 3 + 2 * FRAME_MAX);
-        assert!(Journal::open(dir.path(), SystemId(6), lsn).is_err());
-        assert!(Journal::open(dir.path(), system, Lsn(10)).is_err());
+        for (system, lsn) in [(SystemId(6), lsn), (system, Lsn(10))] {
+            let e = Journal::open(dir.path(), system, lsn).unwrap_err();
+            assert!(e.to_string().contains("is the journal of a copy of system"), "{e}");
+        }
+        for (bytes, what) in [(&b"TWLNFILL"[..], "ends inside its header"), (&[0; 99], "not those of")] {
+            std::fs::write(&path, bytes).unwrap();
+            let e = Journal::open(dir.path(), system, lsn).unwrap_err();
+            assert!(e.kind() == ErrorKind::Corrupt && e.to_string().contains(what), "{e}");
+        }
+    }
+
+    #[test]
+    fn the_format_stays_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        Journal::create(dir.path(), SystemId(5), Lsn(9)).unwrap();
+        let (mut journal, _) = Journal::open(dir.path(), SystemId(5), Lsn(9)).unwrap();
+        journal.add(&[file(2)]).unwrap();
+        let mut wanted = b"TWLNFILL\x01\0\0\0\x05\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\xd9\x89\x98\xe0".to_vec();
+        wanted.extend(b"\x01\0\0\0\xc7\x7a\x61\x4c\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0");
+        wanted.extend(b"\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\xfb\xff\xff\xff\xff\xff\xff\xff\x06\0\0\0");
+        wanted.extend(b"\x07\0\0\0\0\0\0\0\x08\0\0\0\x01");
+        let got = std::fs::read(dir.path().join(NAME)).unwrap();
+        assert_eq!(got, wanted, "{}", got.escape_ascii());
     }
 
     #[test]

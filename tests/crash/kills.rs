@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use crate::places::{Place, of_any_work, of_work, places};
 use crate::support::bed::{Bed, nap, soak_or};
 use crate::support::{Load, Node, Pair, Spec, assert_equal_within, load, until, within};
 
@@ -17,7 +18,7 @@ fn busy(spec: Spec) -> Spec {
 }
 
 /// Arms a failpoint in a running node and waits a moment for its death.
-fn dies_at(node: &mut Node, point: &str, limit: Duration) -> bool {
+pub(crate) fn dies_at(node: &mut Node, point: &str, limit: Duration) -> bool {
     node.arm(&format!("{point}=kill"));
     let start = Instant::now();
     while start.elapsed() < limit {
@@ -51,16 +52,13 @@ fn kill_everywhere(on_leader: bool) -> BTreeMap<&'static str, u32> {
     let mut reached = BTreeMap::new();
     let mut lines = 0;
     for _ in 0..soak_or(8, 1) {
-        for &point in towline::failpoint::ALL {
-            if point.starts_with("fill::") || point == "capture::frozen" {
-                continue;
-            }
+        for point in of_any_work() {
             append_line(pair.data(), lines);
             lines += 1;
             nap(1, 60);
             let node = if on_leader { &mut pair.leader } else { &mut pair.follower };
             // What this side must reach gets its time; the rest may be the other side's.
-            let must = own(on_leader).contains(&point);
+            let must = of_work(on_leader).contains(&point);
             if !dies_at(node, point, if must { within(20) } else { Duration::from_millis(500) }) {
                 continue;
             }
@@ -108,28 +106,25 @@ fn converges(pair: &Pair, load: &Load) {
     });
 }
 
-/// The places that a side must reach.
-fn own(on_leader: bool) -> Vec<&'static str> {
-    let modules: &[&str] =
-        if on_leader { &["log::", "capture::", "disk::"] } else { &["apply::", "receive::", "disk::"] };
-    let all = towline::failpoint::ALL.iter().copied();
-    all.filter(|p| *p != "capture::frozen" && modules.iter().any(|m| p.starts_with(m))).collect()
+/// Kills wherever this side passes, and says where it never came.
+fn dies_everywhere(on_leader: bool) {
+    let reached = kill_everywhere(on_leader);
+    let left: Vec<&str> = of_work(on_leader).into_iter().filter(|p| !reached.contains_key(p)).collect();
+    assert!(
+        left.is_empty(),
+        "never reached on a {}: {left:?}",
+        if on_leader { "leader" } else { "follower" }
+    );
 }
 
 #[test]
 fn the_leader_dies_at_every_place() {
-    let mut left = own(true);
-    let reached = kill_everywhere(true);
-    left.retain(|p| !reached.contains_key(p));
-    assert!(left.is_empty(), "never reached on a leader: {left:?}");
+    dies_everywhere(true);
 }
 
 #[test]
 fn the_follower_dies_at_every_place() {
-    let mut left = own(false);
-    let reached = kill_everywhere(false);
-    left.retain(|p| !reached.contains_key(p));
-    assert!(left.is_empty(), "never reached on a follower: {left:?}");
+    dies_everywhere(false);
 }
 
 #[test]
@@ -140,7 +135,8 @@ fn either_side_dies_at_every_place_of_a_fill() {
     let mut leader = spec.start();
     let load = Load::start(&leader.data().join("app"), 6, Duration::from_millis(2));
     let mut reached = BTreeMap::new();
-    for (i, point) in towline::failpoint::ALL.iter().filter(|p| p.starts_with("fill::")).enumerate() {
+    let points = places(|p| p == Place::Fill);
+    for (i, point) in points.iter().enumerate() {
         for on_leader in [false, true] {
             let spec = busy(bed.follower(&format!("f{i}{on_leader}"), leader.spec.listen));
             if on_leader {
@@ -175,7 +171,7 @@ fn either_side_dies_at_every_place_of_a_fill() {
     }
     assert!(load.finish() > 300);
     println!("died during a fill: {reached:?}");
-    for point in towline::failpoint::ALL.iter().filter(|p| p.starts_with("fill::")) {
+    for point in &points {
         assert!(reached.contains_key(point), "never reached: {point}");
     }
     let last = bed.follower("last", leader.spec.listen).start();

@@ -8,4 +8,6 @@ mod support;
 
 mod faults;
 mod kills;
+mod notes;
+mod places;
 mod rounds;

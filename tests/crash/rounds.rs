@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::places::of_any_work;
 use crate::support::bed::{Bed, nap};
 use crate::support::{Load, Node, Proxy, Spec, assert_equal_within, until, within};
 
@@ -24,12 +25,9 @@ fn busy(spec: Spec) -> Spec {
 
 /// Lets a node die, or its disk fail for a while, at a random place.
 fn trouble(node: &mut Node, action: &str) {
-    let points = towline::failpoint::ALL;
-    // What holds the application still has tests of its own.
+    // What an application alone does not lead to has tests of its own.
+    let points = of_any_work();
     let point = points[fastrand::usize(..points.len())];
-    if point == "capture::frozen" {
-        return;
-    }
     node.arm(&format!("{point}={action}"));
     nap(50, 700);
     node.arm("");
