@@ -209,6 +209,31 @@ fn a_suspect_is_not_believed_after_a_death_at_each_step() {
 }
 
 #[test]
+fn a_damaged_list_of_suspects_is_named_and_what_it_says_to_do_helps() {
+    let mut pair = Pair::start("bad-suspects");
+    let file = pair.data().join("large");
+    fs::write(&file, vec![7; 1 << 20]).expect("write");
+    pair.equal(30);
+    for byte in [1, 2] {
+        let node = if byte == 1 { &mut pair.leader } else { &mut pair.follower };
+        node.stop();
+        fs::write(note(node, "blocks/suspects"), "nonsense").expect("write");
+        *node = node.spec.spawn();
+        let text = fails_with(node, "corrupt");
+        assert!(
+            text.contains("blocks/suspects' is damaged") && text.contains("remove the directory"),
+            "{text}"
+        );
+        node.stop();
+        fs::remove_dir_all(note(node, "blocks")).expect("rm");
+        node.restart();
+        overwrite(&file, byte);
+        pair.equal(30);
+    }
+    pair.finish();
+}
+
+#[test]
 fn what_was_refused_stays_refused_over_a_death_at_each_step() {
     let mut pair = Pair::with(Bed::new("kill-refusal"), |s| s, Spec::armed);
     let (theirs, ours) = (pair.data().join("f"), pair.follower.data().join("f"));
