@@ -22,7 +22,9 @@ use super::intake::{Batch, Frames, Intake, KEEP_BYTES, Source};
 use super::notes::Notes;
 use super::patience::{Inexact, Patience, Verdict};
 use super::patrol::Patrol;
+use super::recover::reconcile;
 use super::refusal::Refusal;
+use super::scan::Found;
 use super::site::Site;
 use super::work::Work;
 use super::{Applied, ApplyOptions, ApplyPaths, ApplyState};
@@ -280,12 +282,29 @@ impl Running {
         let mut kept = Vec::new();
         let notes = self.fold_batch(batch, &mut kept)?;
         failpoint::pass("apply::after_fold")?;
+        self.carry_out(None, notes, batch, &kept)?;
+        failpoint::pass("apply::after_batch")?;
+        Ok(())
+    }
+
+    /// Pass 2: makes the directory what the catalog says, from what the log changes and, after a scan, from what was
+    /// found there; notes how it looks then.
+    pub(super) fn carry_out(
+        &mut self,
+        found: Option<Found>,
+        notes: Notes,
+        batch: &Batch,
+        kept: &[Frame],
+    ) -> Result<()> {
         let catalog = Arc::clone(&self.site.catalog);
         let observed = {
             let catalog = catalog.read().unwrap_or_else(PoisonError::into_inner);
-            let mut work = Work::new(&mut self.site, notes, false);
+            let mut work = Work::new(&mut self.site, notes, found.is_some());
+            if let Some(found) = found {
+                reconcile(&mut work, &catalog, found)?;
+            }
             work.assign(&catalog);
-            perform(&mut work, &catalog, self.intake.source(), batch, &kept)?;
+            perform(&mut work, &catalog, self.intake.source(), batch, kept)?;
             work.observe(&catalog)?
         };
         let mut catalog = catalog.write().unwrap_or_else(PoisonError::into_inner);
@@ -294,7 +313,6 @@ impl Running {
         }
         drop(catalog);
         self.site.dirs.clear();
-        failpoint::pass("apply::after_batch")?;
         Ok(())
     }
 
@@ -348,8 +366,8 @@ impl Running {
     }
 }
 
-/// Pass 2: the directory follows the catalog.
-pub(super) fn perform(
+/// The directory follows the catalog.
+fn perform(
     work: &mut Work<'_>,
     catalog: &crate::catalog::Catalog,
     source: &Source,

@@ -17,14 +17,13 @@ use rustix::fs::{self as rfs, AtFlags, OFlags};
 use crate::catalog::{Catalog, block_hashes, blocks_of};
 use crate::error::{Error, Result};
 use crate::fold::Fold;
-use crate::log::Frame;
 use crate::position::{FileId, Lsn};
 use crate::record::{BLOCK, Kind};
 use crate::sys;
 
 use super::ApplyState;
 use super::attrs::timestamps;
-use super::engine::{Running, perform};
+use super::engine::Running;
 use super::intake::Batch;
 use super::notes::{Notes, is_unknown};
 use super::plan::{STAGE, Slot};
@@ -64,7 +63,7 @@ impl Running {
         let notes = if batch.spans.is_empty() { Notes::new() } else { self.fold_batch(&batch, &mut kept)? };
         self.fold.finish_loose()?;
         let changed = !batch.spans.is_empty() || filled.is_some();
-        self.correct(found, notes, &batch, &kept)?;
+        self.carry_out(Some(found), notes, &batch, &kept)?;
         drop(gate);
         let now: HashSet<FileId> = self.site.suspects.iter().copied().collect();
         self.site.later.retain(|(id, _)| !now.contains(id));
@@ -82,26 +81,6 @@ impl Running {
         Ok(true)
     }
 
-    /// Makes the directory what the catalog says, from what was found there and what the log changes.
-    fn correct(&mut self, found: Found, notes: Notes, batch: &Batch, kept: &[Frame]) -> Result<()> {
-        let catalog = Arc::clone(&self.site.catalog);
-        let observed = {
-            let catalog = catalog.read().unwrap_or_else(PoisonError::into_inner);
-            let mut work = Work::new(&mut self.site, notes, true);
-            reconcile(&mut work, &catalog, found)?;
-            work.assign(&catalog);
-            perform(&mut work, &catalog, self.intake.source(), batch, kept)?;
-            work.observe(&catalog)?
-        };
-        let mut catalog = catalog.write().unwrap_or_else(PoisonError::into_inner);
-        for (id, seen) in observed {
-            catalog.set_seen(id, Some(seen));
-        }
-        drop(catalog);
-        self.site.dirs.clear();
-        Ok(())
-    }
-
     /// Compares the whole directory with the catalog and undoes what somebody else did to it. False: contents
     /// are changed or gone, so nothing was done.
     pub(super) fn undo(&mut self) -> Result<bool> {
@@ -117,7 +96,7 @@ impl Running {
             }
             found
         };
-        self.correct(found, Notes::new(), &Batch::default(), &[])?;
+        self.carry_out(Some(found), Notes::new(), &Batch::default(), &[])?;
         drop(gate);
         self.settle_suspects()?;
         Ok(true)
@@ -144,7 +123,7 @@ impl Running {
 }
 
 /// Turns what the scan found into corrections of the notes, and reports what no interrupted apply explains.
-fn reconcile(work: &mut Work<'_>, catalog: &Catalog, mut found: Found) -> Result<()> {
+pub(super) fn reconcile(work: &mut Work<'_>, catalog: &Catalog, mut found: Found) -> Result<()> {
     for &id in &found.lost {
         let Some(inode) = catalog.get(id) else { continue };
         let device = matches!(inode.kind, Kind::CharDevice | Kind::BlockDevice);

@@ -18,21 +18,8 @@
 #include <time.h>
 #include <unistd.h>
 
-static void die(const char *what) {
-	fprintf(stderr, "lag: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static double now(void) {
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
-}
-
-static int order(const void *a, const void *b) {
-	double x = *(const double *)a, y = *(const double *)b;
-	return (x > y) - (x < y);
-}
+#define PROGRAM "lag"
+#include "clock.h"
 
 /* Whether the file ends with the line of operation i. */
 static int visible(const char *path, const char *line) {

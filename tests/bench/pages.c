@@ -15,6 +15,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#define PROGRAM "pages"
+#include "clock.h"
+
 #define PAGE 8192
 #define MARKS 1000000
 
@@ -22,22 +25,6 @@ static double when[MARKS], lag[MARKS];
 static unsigned long lags;
 static volatile unsigned long written, last;
 static const char *dest;
-
-static void die(const char *what) {
-	fprintf(stderr, "pages: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static double now(void) {
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
-}
-
-static int order(const void *a, const void *b) {
-	double x = *(const double *)a, y = *(const double *)b;
-	return (x > y) - (x < y);
-}
 
 static void *watch(void *unused) {
 	unsigned long seen = 0;

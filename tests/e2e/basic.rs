@@ -179,31 +179,6 @@ fn the_state_directory_may_not_lie_in_the_data_directory() {
 }
 
 #[test]
-fn a_follower_of_another_system_is_refused() {
-    let bed = Bed::new("system");
-    let one = bed.leader("one").start();
-    let two = bed.leader("two").start();
-    fs::write(one.data().join("one"), "1").expect("write");
-    let mut follower = bed.follower("follower", one.spec.listen).start();
-    assert_equal_within(within(15), one.data(), follower.data());
-    follower.stop();
-    follower.spec.upstream = Some(two.spec.listen);
-    follower = follower.spec.spawn();
-    until(within(15), "an error that names the refusal", || {
-        if follower.ended().is_some_and(|s| !s.success()) {
-            return Ok(());
-        }
-        let status = follower.status()?;
-        if status.error_kind().is_some() || status.0.to_string().contains("refused") {
-            Ok(())
-        } else {
-            Err(status.0.to_string())
-        }
-    });
-    assert_equal(one.data(), follower.data());
-}
-
-#[test]
 fn a_local_edit_on_a_follower_is_seen_and_not_silently_kept() {
     let pair = Pair::with(Bed::new("edit"), |s| s, |s| s.set("local_edits", "\"refuse\""));
     fs::write(pair.data().join("a"), "leader").expect("write");

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::support::bed::Bed;
 use crate::support::node::Node;
-use crate::support::{Pair, Spec, assert_equal_within, holds_for, load, until, within};
+use crate::support::{Pair, Spec, assert_equal, assert_equal_within, holds_for, load, until, within};
 
 /// Segments of their own for every moment, and no checkpoint that makes them unneeded.
 fn small_segments(spec: Spec) -> Spec {
@@ -200,6 +200,7 @@ fn a_follower_of_another_system_waits_for_help_and_knows_its_own_leader_again() 
     follower.spec.upstream = Some(two.spec.listen);
     follower = follower.spec.start();
     stands_still(&mut follower, "refused", "refused", "system");
+    assert_equal(one.data(), follower.data());
     follower.stop();
     follower.spec.upstream = Some(one.spec.listen);
     follower.restart();
