@@ -468,7 +468,8 @@ pub fn load_newest(dir: &Path, system: SystemId) -> Result<Option<Catalog>> {
             Ok(catalog) => {
                 let (path, other) = (path.display(), catalog.system());
                 let text = format!(
-                    "checkpoint '{path}' is of system {other}, not {system}: state directories were mixed up"
+                    "checkpoint '{path}' is of system {other}, not {system}: state directories were mixed up; put back the \
+                     one that is this node's"
                 );
                 return Err(Error::new(ErrorKind::Refused, text));
             }
@@ -483,7 +484,9 @@ pub fn load_newest(dir: &Path, system: SystemId) -> Result<Option<Catalog>> {
             Err(e) => return Err(e),
         }
     }
-    damaged.map_or(Ok(None), Err)
+    let none = "no checkpoint is sound; put the directory back from a backup, or begin with an empty state directory (a \
+                follower with an empty data directory, too)";
+    damaged.map_or(Ok(None), |e| Err(e.wrap(none)))
 }
 
 /// Reads one checkpoint file.
@@ -642,7 +645,8 @@ mod tests {
         assert_eq!(list(dir.path()).unwrap(), [3, 4]);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
         assert_eq!(load_newest(dir.path(), SYSTEM).unwrap().unwrap().lsn(), Lsn(4 << 24));
-        assert_eq!(load_newest(dir.path(), SystemId(4)).unwrap_err().kind(), ErrorKind::Refused);
+        let e = load_newest(dir.path(), SystemId(4)).unwrap_err();
+        assert!(e.kind() == ErrorKind::Refused && e.to_string().contains("put back the one"), "{e}");
         let damage = |n| {
             let path = dir.path().join(name(n));
             let mut bytes = fs::read(&path).unwrap();
@@ -657,6 +661,8 @@ mod tests {
         assert_eq!(list(dir.path()).unwrap(), [3, 4]);
         damage(3);
         damage(4);
-        assert_eq!(load_newest(dir.path(), SYSTEM).unwrap_err().kind(), ErrorKind::Corrupt);
+        let e = load_newest(dir.path(), SYSTEM).unwrap_err();
+        assert!(e.kind() == ErrorKind::Corrupt && e.to_string().contains("from a backup"), "{e}");
+        assert!(e.to_string().contains(dir.path().to_str().unwrap()), "{e}");
     }
 }

@@ -238,7 +238,7 @@ impl Config {
         let meta = fs::metadata(path)
             .map_err(|e| Error::io("read configuration", path, e).with_kind(ErrorKind::Config))?;
         if !meta.is_file() {
-            let text = format!("configuration '{}' is not a regular file", path.display());
+            let text = format!("configuration '{}' is not a regular file; name a TOML file", path.display());
             return Err(Error::new(ErrorKind::Config, text));
         }
         if meta.len() > FILE_MAX {
@@ -395,8 +395,9 @@ pub fn check_address(key: &str, text: &str, lowest: u16) -> Result<()> {
 
 /// A pattern that can match no path, because paths are relative and have no empty, `.` or `..` parts.
 fn check_exclude(pattern: &str) -> Result<()> {
-    globset::Glob::new(pattern)
-        .map_err(|e| Error::new(ErrorKind::Config, format!("exclude pattern '{pattern}': {e}")))?;
+    globset::Glob::new(pattern).map_err(|e| {
+        Error::new(ErrorKind::Config, format!("exclude pattern: {e}; write it like 'cache/*.tmp'"))
+    })?;
     let below = pattern.strip_prefix('/').unwrap_or(pattern);
     if below.split('/').all(|part| !matches!(part, "" | "." | "..")) {
         return Ok(());
@@ -480,7 +481,8 @@ mod tests {
             ("peer_timeout = \"5\"", "duration"),
             ("scrub_rate = \"5x\"", "size"),
             ("data = \"/a\"\nstate = \"/a/b\"", "within"),
-            ("exclude = [\"[\"]", "exclude"),
+            ("exclude = [\"[\"]", "pattern: error parsing glob '['"),
+            ("exclude = [\"a[\"]", "write it like"),
             ("exclude = [\"\"]", "matches nothing"),
             ("exclude = [\"/\"]", "matches nothing"),
             ("exclude = [\"a/../b\"]", "matches nothing"),

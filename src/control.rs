@@ -142,7 +142,10 @@ async fn converse(
         }
         let answer = match serde_json::from_str::<Request>(&line) {
             Ok(request) => handler(request).await,
-            Err(e) => Err(Error::new(ErrorKind::Usage, format!("request not understood: {e}"))),
+            Err(e) => Err(Error::new(
+                ErrorKind::Usage,
+                format!("request not understood: {e}; ask with the towline that runs"),
+            )),
         };
         let value = answer.unwrap_or_else(|e| json!({"error": e.to_string(), "kind": e.kind().word()}));
         let mut text = value.to_string();

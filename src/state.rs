@@ -341,6 +341,20 @@ impl StateDir {
         self.guard().clone()
     }
 
+    /// The control file's content.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Missing`] before the node was set up.
+    pub fn set_up(&self) -> Result<Control> {
+        self.control().ok_or_else(|| {
+            let text = format!(
+                "'{}' has no control file yet; start 'towline leader' or 'towline follower' on it first",
+                self.path.display()
+            );
+            Error::new(ErrorKind::Missing, text)
+        })
+    }
+
     /// Writes a new content durably; it is in force when this returns `Ok`.
     pub fn persist(&self, control: Control) -> Result<()> {
         self.check_self()?;
@@ -355,8 +369,7 @@ impl StateDir {
     /// # Errors
     /// [`ErrorKind::Missing`] before the node was set up, or why it can't be written.
     pub fn change(&self, edit: impl FnOnce(&mut Control)) -> Result<()> {
-        let mut control =
-            self.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
+        let mut control = self.set_up()?;
         edit(&mut control);
         self.persist(control)
     }
@@ -494,6 +507,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         let first = StateDir::open_or_create(&path).unwrap();
+        let e = first.change(|_| ()).unwrap_err();
+        assert!(e.kind() == ErrorKind::Missing && e.to_string().contains("start 'towline leader'"), "{e}");
         first.persist(sample()).unwrap();
         assert_eq!(StateDir::open_or_create(&path).unwrap_err().kind(), ErrorKind::Locked);
         drop(first);

@@ -92,7 +92,8 @@ impl Apply {
             return Err(Error::new(
                 ErrorKind::Missing,
                 format!(
-                    "there is no checkpoint in '{}': the follower must be filled first",
+                    "there is no checkpoint in '{}': put it back, or empty the data and state directories, and the \
+                     follower is filled anew",
                     paths.catalog.display()
                 ),
             ));

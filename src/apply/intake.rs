@@ -172,7 +172,8 @@ impl Intake {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
                     format!(
-                        "the frame at {} does not follow: a change set starts in another one",
+                        "the frame at {} does not follow: a change set starts in another one; run 'towline log \
+                         verify' here and on the upstream",
                         header.start
                     ),
                 ));
@@ -220,7 +221,10 @@ impl<'a> Frames<'a> {
             let Some(frame) = self.reader.next(end)? else {
                 return Err(Error::new(
                     ErrorKind::Missing,
-                    format!("the log ends before {end}, which was complete a moment ago"),
+                    format!(
+                        "the log ends before {end}, which was complete a moment ago: somebody removed segments; put \
+                         them back from another node"
+                    ),
                 ));
             };
             if frame.end < end {

@@ -141,7 +141,11 @@ impl<'s> Work<'s> {
             }
             let slot = self.dir_slot(catalog, at).filter(|_| chain.len() < 1 << 16);
             let Some(slot) = slot else {
-                return Err(Error::new(ErrorKind::Diverged, format!("the directory {at} stands nowhere")));
+                let text = format!(
+                    "directory {at} stands nowhere; stop the node and empty its data and state directories: it is \
+                     filled anew"
+                );
+                return Err(Error::new(ErrorKind::Diverged, text));
             };
             chain.push((at, slot.clone()));
             at = slot.dir;

@@ -155,7 +155,9 @@ fn encode_snapshot(source: &dyn CopySource, log: &Log) -> Result<(File, Lsn)> {
     let mut out = BufWriter::with_capacity(256 << 10, file);
     let lsn = encode_between_commits(source, &mut out)?;
     if !log.wait_durable(lsn, DURABLE)? {
-        return Err(Error::new(ErrorKind::Unavailable, "the log was not fsynced in time for a snapshot"));
+        let text = "the log was not fsynced in time for a snapshot: the disk of this node's state directory is slow or \
+                    fails; the follower asks again";
+        return Err(Error::new(ErrorKind::Unavailable, text));
     }
     let mut file = out.into_inner().map_err(|e| Error::io("write a snapshot in", scratch, e.into_error()))?;
     file.seek(SeekFrom::Start(0)).map_err(|e| Error::io("read a snapshot in", scratch, e))?;

@@ -146,8 +146,7 @@ async fn attempt(context: &Arc<FillContext>, token: Token) -> Ended<()> {
 
 /// Finds out what is there, and what to ask for. [`Want::Stream`]: the copy is complete already.
 fn stand(context: &FillContext) -> Result<(Hello, Option<Begun>)> {
-    let control = context.state.control();
-    let control = control.ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
+    let control = context.state.set_up()?;
     let mut hello = Hello {
         versions: (VERSION_MIN, VERSION_MAX),
         system: SystemId::NONE,

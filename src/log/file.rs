@@ -149,7 +149,11 @@ impl SegmentFile {
         self.sha.update(head);
         let sha: [u8; 32] = self.sha.finalize_reset().into();
         if expected.is_some_and(|e| e != sha) {
-            let message = format!("{}: {}; fetch a good copy", self.name(), segment::Fault::Sha);
+            let message = format!(
+                "{}: {}; fetch a good copy of it from another node",
+                self.name(),
+                segment::Fault::Sha
+            );
             return Err(Error::new(ErrorKind::Corrupt, message));
         }
         let trailer = [head, &sha].concat();

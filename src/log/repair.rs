@@ -73,12 +73,16 @@ pub fn install(
         && report.ending == Ending::Sealed;
     if !same {
         let why = report.problem.unwrap_or_else(|| "it is another segment".to_owned());
-        let text = format!("the copy of segment {:X} from the upstream is not good: {why}", segment.0);
+        let text = format!(
+            "the copy of segment {:X} from the upstream is not good: {why}; run 'towline log verify' there",
+            segment.0
+        );
         return Err(Error::new(ErrorKind::Corrupt, text));
     }
     let odd = |other: SegmentNo| {
         let text = format!(
-            "the upstream's segment {:X} does not fit to segment {:X} here: the two logs are not the same",
+            "the upstream's segment {:X} does not fit to segment {:X} here: the two logs are not the same; stop this \
+             node and empty its data and state directories: it is filled anew",
             segment.0, other.0
         );
         Error::new(ErrorKind::Diverged, text)

@@ -69,7 +69,10 @@ impl StoredReader {
             let mut bytes = vec![0; want];
             let n = sys::read_at(file, &mut bytes, self.offset).map_err(|e| Error::io("read", path, e))?;
             if n < want {
-                let message = format!("log file '{}' is shorter than it was", path.display());
+                let message = format!(
+                    "log file '{}' is shorter than it was; fetch a good copy of it from another node",
+                    path.display()
+                );
                 return Err(Error::new(ErrorKind::Corrupt, message));
             }
             let at = self.offset;
