@@ -105,6 +105,8 @@ fn a_held_delete_stays_held_over_a_death_at_each_step() {
         }
         for _ in 0..2 {
             held(&pair, true);
+            let text = fs::read_to_string(note(&pair.leader, "hold")).expect("a note");
+            assert!(text.parse::<u64>().is_ok_and(|n| n >= 300), "the names there were, in digits: {text}");
             assert!(pair.follower.data().join("200").exists(), "{point}: what is held was deleted");
             pair.leader.kill();
             pair.leader.restart();
@@ -209,6 +211,25 @@ fn a_suspect_is_not_believed_after_a_death_at_each_step() {
 }
 
 #[test]
+fn a_suspect_that_cannot_be_noted_stops_the_leader_until_it_can() {
+    let mut pair = Pair::with(Bed::new("fault-suspect"), Spec::armed, |s| s);
+    let file = pair.data().join("large");
+    for (byte, fault, kind) in [(1, "eio", "io"), (2, "enospc", "disk-full")] {
+        fs::write(&file, vec![byte; 1 << 20]).expect("write");
+        pair.equal(30);
+        pair.leader.stop();
+        harm_hashes(&pair.leader);
+        pair.leader.restart();
+        pair.leader.arm(&format!("blocks::suspect={fault}"));
+        overwrite(&file, byte + 7);
+        fails_with(&pair.leader, kind);
+        pair.leader.arm("");
+        pair.equal(30);
+    }
+    pair.finish();
+}
+
+#[test]
 fn a_damaged_list_of_suspects_is_named_and_what_it_says_to_do_helps() {
     let mut pair = Pair::start("bad-suspects");
     let file = pair.data().join("large");
@@ -266,6 +287,26 @@ fn what_was_refused_stays_refused_over_a_death_at_each_step() {
     pair.follower.restart();
     pair.equal(30);
     assert!(!note(&pair.follower, "refused-edit").exists());
+    pair.finish();
+}
+
+#[test]
+fn a_refusal_that_cannot_be_noted_is_one_all_the_same() {
+    let mut pair = Pair::with(Bed::new("fault-refusal"), |s| s, Spec::armed);
+    let (theirs, ours) = (pair.data().join("f"), pair.follower.data().join("f"));
+    fs::write(&theirs, "first").expect("write");
+    pair.equal(30);
+    pair.follower.arm("apply::refuse=enospc");
+    fs::write(&ours, "an edit of the copy").expect("write");
+    fs::write(&theirs, "second, of the leader").expect("write");
+    let text = fails_with(&pair.follower, "refused");
+    assert!(text.contains("'f' was changed on this follower"), "{text}");
+    assert!(pair.follower.log().contains("a refused change is not remembered"));
+    assert!(!note(&pair.follower, "refused-edit").exists());
+    pair.follower.kill();
+    pair.follower.arm("");
+    pair.follower.restart();
+    pair.equal(30);
     pair.finish();
 }
 
