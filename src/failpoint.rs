@@ -15,7 +15,8 @@
 
 use std::io;
 
-/// Every failpoint of the program. `kill` is exercised at each by the crash suite.
+/// Every failpoint of the program. A test dies at each: `tests/crash/places.rs` says which, and fails for a name
+/// that has none.
 pub const ALL: &[&str] = &[
     "disk::write_aside",
     "disk::before_rename",
