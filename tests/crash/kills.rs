@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use towline::failpoint::OF_A_HOLD;
+
 use crate::support::bed::{Bed, nap, soak_or};
 use crate::support::{Load, Node, Pair, Spec, assert_equal_within, load, until, within};
 
@@ -52,7 +54,7 @@ fn kill_everywhere(on_leader: bool) -> BTreeMap<&'static str, u32> {
     let mut lines = 0;
     for _ in 0..soak_or(8, 1) {
         for &point in towline::failpoint::ALL {
-            if point.starts_with("fill::") || point == "capture::frozen" {
+            if point.starts_with("fill::") || OF_A_HOLD.contains(&point) {
                 continue;
             }
             append_line(pair.data(), lines);
@@ -113,7 +115,7 @@ fn own(on_leader: bool) -> Vec<&'static str> {
     let modules: &[&str] =
         if on_leader { &["log::", "capture::", "disk::"] } else { &["apply::", "receive::", "disk::"] };
     let all = towline::failpoint::ALL.iter().copied();
-    all.filter(|p| *p != "capture::frozen" && modules.iter().any(|m| p.starts_with(m))).collect()
+    all.filter(|p| !OF_A_HOLD.contains(p) && modules.iter().any(|m| p.starts_with(m))).collect()
 }
 
 #[test]
