@@ -31,6 +31,8 @@ need mandoc mandoc
 need shellcheck shellcheck
 need ps procps
 need runuser util-linux
+need mkfs.xfs xfsprogs
+need mkfs.btrfs btrfs-progs
 header libaio.h libaio-dev
 header liburing.h liburing-dev
 header stdlib.h libc6-dev

@@ -33,6 +33,8 @@ pub const ALL: &[&str] = &[
     "capture::hold",
     "capture::after_hold",
     "capture::release",
+    "capture::clone",
+    "capture::thawed",
     "catalog::checkpoint",
     "catalog::after_checkpoint",
     "blocks::write",
@@ -61,6 +63,9 @@ pub const ALL: &[&str] = &[
     "fill::done",
     "fill::end",
 ];
+
+/// Those on the way of a hold of the application; without `freeze` none is passed.
+pub const OF_A_HOLD: &[&str] = &["capture::frozen", "capture::clone", "capture::thawed"];
 
 /// Passes the failpoint `name`; an `Err` is the injected fault.
 #[inline]

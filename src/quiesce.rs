@@ -219,6 +219,7 @@ pub struct Quiesce {
     after: Option<String>,
     marker: PathBuf,
     guard: Option<Guard>,
+    last: Duration,
 }
 
 /// The guard process; it thaws when its pipe closes or the time is over.
@@ -256,13 +257,28 @@ impl Quiesce {
             }
             fs::remove_file(&marker).map_err(|e| Error::io("remove", &marker, e))?;
         }
-        Ok(Self { spec: freeze.to_owned(), target, max, before, after, marker, guard: None })
+        Ok(Self {
+            spec: freeze.to_owned(),
+            target,
+            max,
+            before,
+            after,
+            marker,
+            guard: None,
+            last: Duration::ZERO,
+        })
     }
 
     /// Whether there is anything to hold the application with.
     #[must_use]
     pub fn configured(&self) -> bool {
         self.target != Target::Nothing || self.before.is_some() || self.after.is_some()
+    }
+
+    /// How long the application was held still the last time.
+    #[must_use]
+    pub fn last(&self) -> Duration {
+        self.last
     }
 
     /// Holds the application still until the result is dropped, for `max_freeze` at most.
@@ -322,8 +338,10 @@ impl Quiesce {
         self.guard.as_mut().ok_or_else(|| Error::new(ErrorKind::Io, "the thaw guard did not start"))
     }
 
-    fn release(&mut self) -> Result<()> {
+    fn release(&mut self, since: Instant) -> Result<()> {
         let thawed = self.target.thaw();
+        // No longer than that: the guard has thawed it.
+        self.last = since.elapsed().min(self.max);
         if thawed.is_ok() && self.target != Target::Nothing {
             if let Some(guard) = &mut self.guard {
                 let _ = guard.tell(b'T');
@@ -365,7 +383,7 @@ impl Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if let Err(e) = self.quiesce.release() {
+        if let Err(e) = self.quiesce.release(self.since) {
             tracing::error!("the application is not thawed by this process ({e}); the guard does it");
         }
     }

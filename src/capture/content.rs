@@ -115,7 +115,10 @@ impl Engine {
         let whole = slice.is_none();
         if attributes_only {
             self.hot.scrub_soon(id);
+        } else if let Some(cloned) = self.clone_content(at, id, &fd, &before) {
+            size = cloned;
         } else {
+            self.pass.clones.remove(&id);
             match self.compare(&fd, id, &before, known, slice.unwrap_or(0..u64::MAX))? {
                 Ok(read) => size = read,
                 Err(e) => return self.unread(at, e),
@@ -169,7 +172,7 @@ impl Engine {
     }
 
     /// Reads a file as long as `stat` says and records what differs. Returns the size taken.
-    fn compare(
+    pub(super) fn compare(
         &mut self,
         fd: &OwnedFd,
         id: FileId,
@@ -345,6 +348,9 @@ impl Engine {
                 Ok(got) => got,
                 Err(e) => return Ok(Err(e)),
             };
+            if self.pass.still {
+                self.notes.freeze_read_bytes += got as u64;
+            }
             // A file that ends early changes under our eyes: its whole blocks are taken, the pass looks at the rest again.
             let taken = if got < want { got / BLOCK_LEN * BLOCK_LEN } else { got };
             self.piece(r, at, &buffer[..taken])?;

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::background::{Background, Found, Order};
+use super::clones::Clones;
 use super::commit::{Repair, held_before};
 use super::guard::{self, Excluder, Fs, RootState};
 use super::hints::{Batch, Hints, Paths, flag};
@@ -64,6 +65,7 @@ pub(super) struct Engine {
     pub(super) marks: Marks,
     pub(super) quiesce: Option<Quiesce>,
     pub(super) next_hold: Instant,
+    pub(super) clones: Clones,
     pub(super) pass: Pass,
     pub(super) hot: Hot,
     look: Look,
@@ -155,6 +157,7 @@ impl Engine {
             marks,
             quiesce: Some(quiesce),
             next_hold: now,
+            clones: Clones::new(state),
             pass: Pass::new(Journal::new(shared.log.clone(), state), next_id),
             hot: Hot::default(),
             look: Look { root: Arc::clone(&root), device: home.local.dev, catalog: Arc::clone(&catalog) },

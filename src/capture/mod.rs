@@ -12,6 +12,7 @@
 //! | `pass` | rounds of looking, and whether a cut is exact |
 //! | `examine` | what a name is now, against what is known of it |
 //! | `content` | reading files, comparing block hashes |
+//! | `clones` | clones of files, read when the application runs on, so that a freeze is short |
 //! | `stage` | what a pass has found, laid over the catalog |
 //! | `journal` | records on their way into the log, and the work of folding them at the commit |
 //! | `commit` | differences to records, the mass-delete guard, the commit |
@@ -22,6 +23,7 @@
 //! | `guard` | file systems, the identity of the root, excludes |
 
 mod background;
+mod clones;
 mod commit;
 mod content;
 mod engine;
@@ -116,6 +118,13 @@ pub struct CaptureStats {
     pub files: u64,
     pub freezes: u64,
     pub freeze_failures: u64,
+    /// How long the last freeze, and the longest since the start, lasted, in milliseconds, rounded up.
+    pub freeze_last_ms: u64,
+    pub freeze_longest_ms: u64,
+    /// Files that were cloned during freezes, to be read after them.
+    pub freeze_clones: u64,
+    /// Bytes of content that were read during freezes.
+    pub freeze_read_bytes: u64,
     pub unreadable: Option<String>,
     pub refused: Option<String>,
     pub hold: Option<String>,

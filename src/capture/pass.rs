@@ -17,6 +17,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use super::clones::ClonedFiles;
 use super::engine::{Engine, read};
 use super::hints::{Batch, HALF_AGE, HALF_SURE, Paths, flag};
 use super::journal::Journal;
@@ -51,6 +52,10 @@ pub(super) struct Pass {
     pub(super) mark: Mark,
     /// The application is held still.
     pub(super) still: bool,
+    /// Files to be read when it runs on.
+    pub(super) clones: ClonedFiles,
+    /// What was known, while it was still, of the files that this pass takes away.
+    loss: Option<Loss>,
     next_id: u64,
     /// All hints so far.
     hints: Paths,
@@ -94,6 +99,8 @@ impl Pass {
             journal,
             mark: Mark::NONE,
             still: false,
+            clones: ClonedFiles::new(),
+            loss: None,
             next_id: next_id.0,
             hints: Paths::new(),
             walks: Vec::new(),
@@ -121,6 +128,7 @@ impl Pass {
         self.dirty.clear();
         self.forced_done.clear();
         (self.scanned, self.reading, self.waiting) = (0, Duration::ZERO, None);
+        (self.clones, self.loss) = (ClonedFiles::new(), None);
         self.walks.clear();
         self.with_missing = false;
         self.others.clear();
@@ -287,7 +295,7 @@ impl Engine {
         })
     }
 
-    /// The last round, while the application is held still.
+    /// The last round, while the application is held still; large files are cloned in it, and read after.
     fn held_round(&mut self, left: Paths, fresh: Batch) -> Result<(Cut, Batch)> {
         let mut quiesce = std::mem::take(&mut self.quiesce);
         let result = self.round_in_hold(quiesce.as_mut(), left, fresh);
@@ -302,10 +310,27 @@ impl Engine {
         fresh: Batch,
     ) -> Result<(Cut, Batch)> {
         let Some(quiesce) = quiesce else { return Ok((Cut::File, fresh)) };
+        self.write_back(&left, &fresh.paths)?;
+        let result = self.look_in_hold(quiesce, left, fresh);
+        self.notes.froze(quiesce.last());
+        let result = result?;
+        failpoint::pass("capture::thawed")?;
+        self.read_clones()?;
+        Ok(result)
+    }
+
+    /// Looks while the application is held, and lets it go.
+    fn look_in_hold(
+        &mut self,
+        quiesce: &mut crate::quiesce::Quiesce,
+        left: Paths,
+        fresh: Batch,
+    ) -> Result<(Cut, Batch)> {
         let began = Instant::now();
         let held = match quiesce.hold() {
             Ok(held) => held,
             Err(e) => {
+                self.clones.end(false);
                 self.notes.freeze_failures += 1;
                 if self.notes.freeze_failures == 1 {
                     tracing::error!("the application can't be held still for a cut: {e}");
@@ -318,6 +343,9 @@ impl Engine {
         self.pass.still = true;
         let result = self.still_rounds(&held, left, fresh);
         self.pass.still = false;
+        // Renames that come later say nothing of the instant of this cut.
+        self.pass.loss = Some(self.worst_loss());
+        self.clones.end(held.left().is_zero());
         drop(held);
         // The application has its time back before it is held again.
         self.next_hold = Instant::now() + self.options.max_cut_delay.max(began.elapsed() * 4);
@@ -476,7 +504,7 @@ impl Engine {
     /// [`TORN_MAX`], or [`MOVES_MAX`] where they are known to move about in the tree.
     fn torn(&mut self) -> bool {
         let now = Instant::now();
-        let loss = self.worst_loss();
+        let loss = self.pass.loss.unwrap_or_else(|| self.worst_loss());
         if loss != Loss::Sure {
             let since = self.torn.map_or(now, |(since, _)| since);
             self.torn = Some((since, now + HALF_SURE));

@@ -25,6 +25,10 @@ pub(super) struct Notes {
     pub(super) unstable: u64,
     pub(super) freezes: u64,
     pub(super) freeze_failures: u64,
+    /// The last freeze, and the longest.
+    frozen: (Duration, Duration),
+    pub(super) freeze_clones: u64,
+    pub(super) freeze_read_bytes: u64,
     pub(super) gaps: u64,
     pub(super) cuts: (u64, u64),
     pub(super) last_exact: (Lsn, i64),
@@ -50,6 +54,11 @@ impl Notes {
         if self.unreadable.len() < UNREADABLE_MAX {
             self.unreadable.insert(path.to_owned(), text);
         }
+    }
+
+    /// A freeze is over.
+    pub(super) fn froze(&mut self, time: Duration) {
+        self.frozen = (time, self.frozen.1.max(time));
     }
 
     /// A path is about to be looked at again.
@@ -141,6 +150,8 @@ impl Engine {
         stats.hidden_processes = self.hot.hidden;
         stats.other_file_systems = notes.boundaries.len() as u64;
         (stats.freezes, stats.freeze_failures) = (notes.freezes, notes.freeze_failures);
+        (stats.freeze_last_ms, stats.freeze_longest_ms) = (millis(notes.frozen.0), millis(notes.frozen.1));
+        (stats.freeze_clones, stats.freeze_read_bytes) = (notes.freeze_clones, notes.freeze_read_bytes);
         stats.unreadable = notes.unreadable();
         stats.refused.clone_from(&notes.refused);
         let hold = lock(&self.shared.hold).clone();
@@ -151,6 +162,11 @@ impl Engine {
         };
         stats.hold = hold;
     }
+}
+
+/// Milliseconds, rounded up.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
 }
 
 /// Without a base the tree becomes it (true); with one, what differs becomes hints.

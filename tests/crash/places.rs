@@ -25,7 +25,7 @@ pub(crate) fn place(point: &str) -> Option<Place> {
         return Some(Place::Note);
     }
     match module {
-        _ if point == "capture::frozen" => Some(Place::Frozen),
+        _ if towline::failpoint::OF_A_HOLD.contains(&point) => Some(Place::Frozen),
         "fill" => Some(Place::Fill),
         "capture" => work(true, false),
         "apply" | "receive" => work(false, true),
@@ -81,7 +81,7 @@ fn every_place_is_listed_passed_and_has_a_test_that_dies_there() {
         assert!(listed.contains(*point), "a test waits for {point}, which is no place");
     }
     let frozen = places(|p| p == Place::Frozen);
-    let elsewhere = include_str!("../e2e/order.rs");
+    let elsewhere = concat!(include_str!("../e2e/order.rs"), include_str!("../e2e/clones.rs"));
     for point in frozen {
         assert!(elsewhere.contains(&format!("{point}=kill")), "no end-to-end test dies at {point}");
     }

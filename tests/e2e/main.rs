@@ -9,6 +9,7 @@ mod support;
 
 mod apps;
 mod basic;
+mod clones;
 mod excludes;
 mod full;
 mod garbage;

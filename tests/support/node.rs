@@ -416,6 +416,18 @@ impl Status {
         (self.number("/capture/cuts_exact"), self.number("/capture/cuts_file"))
     }
 
+    /// What holding the application still took.
+    pub(crate) fn holds(&self) -> Holds {
+        Holds {
+            freezes: self.number("/capture/freezes"),
+            failures: self.number("/capture/freeze_failures"),
+            last_ms: self.number("/capture/freeze_last_ms"),
+            longest_ms: self.number("/capture/freeze_longest_ms"),
+            clones: self.number("/capture/freeze_clones"),
+            read_bytes: self.number("/capture/freeze_read_bytes"),
+        }
+    }
+
     pub(crate) fn gaps(&self) -> u64 {
         self.number("/capture/gaps")
     }
@@ -451,6 +463,19 @@ impl Status {
         let word = |v: &Value, key: &str| v[key].as_str().unwrap_or_default().to_owned();
         list.iter().map(|f| (word(f, "name"), word(f, "state"))).collect()
     }
+}
+
+/// What a leader says of its freezes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Holds {
+    pub(crate) freezes: u64,
+    pub(crate) failures: u64,
+    pub(crate) last_ms: u64,
+    pub(crate) longest_ms: u64,
+    /// Files cloned meanwhile.
+    pub(crate) clones: u64,
+    /// Bytes of content read meanwhile.
+    pub(crate) read_bytes: u64,
 }
 
 /// A position as a number.
