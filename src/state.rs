@@ -17,7 +17,7 @@
 //! | offset | size | field |
 //! | --- | --- | --- |
 //! | 0 | 8 | magic `TWLNCTRL` |
-//! | 8 | 4 | format version, 1 |
+//! | 8 | 4 | format version, 2; a file of version 1 has no node id and is read |
 //! | 12 | 8 | system id |
 //! | 20 | 1 | role: 1 leader, 2 follower |
 //! | 21 | 4 | timeline |
@@ -28,7 +28,8 @@
 //! | 78 | 1 | clean stop |
 //! | 79 | 8 | created, ns since 1970 |
 //! | 87 | 8 | version of the exclude patterns in force |
-//! | 95 | blob | name, at most 63 bytes |
+//! | 95 | 8 | node id: random, made once |
+//! | 103 | blob | name, at most 63 bytes |
 //! | .. | blob | data directory's path, at most 4095 bytes |
 //! | end | 4 | CRC32C of everything before |
 
@@ -41,14 +42,16 @@ use crate::catalog::LocalId;
 use crate::codec::{DecodeError, Put, Reader};
 use crate::disk;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::position::{Lsn, SystemId, TimelineId};
+use crate::position::{Lsn, NodeId, SystemId, TimelineId};
 use crate::record::Time;
 
 /// File name of the control socket.
 pub const SOCKET: &str = "control.sock";
 const CONTROL: &str = "control";
 const MAGIC: [u8; 8] = *b"TWLNCTRL";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The first version with a node id.
+const VERSION_NODE: u32 = 2;
 /// Most bytes of a control file.
 const CONTROL_MAX: u64 = 8 << 10;
 const NAME_MAX: usize = 63;
@@ -116,6 +119,8 @@ pub struct Control {
     pub created: i64,
     /// Version of the exclude patterns that the log last carried; 0 before there were any.
     pub excludes: u64,
+    /// Made once with the state directory; see [`StateDir::node`]. None in a file of version 1.
+    pub node: NodeId,
     /// The node's name.
     pub name: String,
     /// The data directory.
@@ -137,6 +142,7 @@ impl Control {
             clean: false,
             created: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
             excludes: 0,
+            node: NodeId(fastrand::u64(1..)),
             name: name.to_owned(),
             data_path: data.to_owned(),
         }
@@ -171,6 +177,7 @@ impl Control {
         out.put_u8(u8::from(self.clean));
         out.put_i64(self.created);
         out.put_u64(self.excludes);
+        out.put_u64(self.node.0);
         out.put_blob(self.name.as_bytes());
         out.put_blob(self.data_path.as_os_str().as_bytes());
         let crc = crc32c::crc32c(&out);
@@ -193,7 +200,7 @@ impl Control {
             return Err(DecodeError::Invalid { what: "control file magic", value: 0 });
         }
         let version = r.u32("version")?;
-        if version != VERSION {
+        if version == 0 || version > VERSION {
             return Err(DecodeError::Invalid { what: "control file version", value: u64::from(version) });
         }
         let system = SystemId(r.u64("system id")?);
@@ -230,6 +237,7 @@ impl Control {
             },
             created: r.i64("created")?,
             excludes: r.u64("version of patterns")?,
+            node: if version < VERSION_NODE { NodeId::NONE } else { NodeId(r.u64("node id")?) },
             name: String::from_utf8_lossy(r.blob(NAME_MAX, "name")?).into_owned(),
             data_path: PathBuf::from(std::ffi::OsString::from_vec(r.blob(PATH_MAX, "data path")?.to_vec())),
         };
@@ -390,6 +398,24 @@ impl StateDir {
         self.persist(control)
     }
 
+    /// Who this node is among all others, whatever they are called. A copy of the state directory is another node:
+    /// the id in the control file counts together with the identity of the directory.
+    ///
+    /// # Errors
+    /// When the directory can't be looked at, or the id of an older version's control file can't be made up for.
+    pub fn node(&self) -> Result<NodeId> {
+        if self.control().is_some_and(|c| c.node == NodeId::NONE) {
+            self.change(|c| c.node = NodeId(fastrand::u64(1..)))?;
+        }
+        let meta = std::fs::metadata(&self.path).map_err(|e| Error::io("stat", &self.path, e))?;
+        let born = meta.created().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+        let mut place = Vec::with_capacity(32);
+        place.put_u64(self.control().map_or(0, |c| c.node.0));
+        place.put_u64(meta.ino());
+        place.put_u128(born.unwrap_or_default().as_nanos());
+        Ok(NodeId(xxhash_rust::xxh3::xxh3_64(&place).max(1)))
+    }
+
     /// The directory itself.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -462,6 +488,7 @@ mod tests {
     fn sample() -> Control {
         let mut c = Control::new(SystemId(7), Role::Follower, "f1", Path::new("/srv/\u{e9}"));
         c.created = 1_700_000_000;
+        c.node = NodeId(0x0102_0304_0506_0708);
         c.fill = FillState::Filled { start: Lsn(5), end: Lsn(9) };
         c.data_local = Some(LocalId { dev: 1, ino: 2, btime: Time { sec: 3, nsec: 4 } });
         c
@@ -477,6 +504,36 @@ mod tests {
             assert!(Control::decode(&bad).is_err(), "byte {i}");
             assert!(Control::decode(&bytes[..i]).is_err(), "cut at {i}");
         }
+    }
+
+    #[test]
+    fn the_control_files_of_both_versions_are_read() {
+        let v2 = include_bytes!("../tests/fixtures/v2/control");
+        assert_eq!(Control::decode(v2), Ok(sample()));
+        assert_eq!(sample().encode(), v2);
+        let v1 = Control::decode(include_bytes!("../tests/fixtures/v1/control"));
+        assert_eq!(v1, Ok(Control { node: NodeId::NONE, ..sample() }));
+        let mut later = v2[..v2.len() - 4].to_vec();
+        later[8] = 3;
+        later.put_u32(crc32c::crc32c(&later.clone()));
+        assert!(Control::decode(&later).unwrap_err().to_string().contains("version"));
+    }
+
+    #[test]
+    fn a_node_keeps_its_id_and_a_copy_of_its_directory_is_another_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, copy) = (dir.path().join("state"), dir.path().join("copy"));
+        let state = StateDir::open_or_create(&path).unwrap();
+        state.persist(Control { node: NodeId::NONE, ..sample() }).unwrap();
+        let id = state.node().unwrap();
+        assert_ne!(state.control().unwrap().node, NodeId::NONE, "made up for");
+        drop(state);
+        std::fs::rename(&path, dir.path().join("moved")).unwrap();
+        let moved = StateDir::open_or_create(&dir.path().join("moved")).unwrap();
+        assert_eq!(moved.node().unwrap(), id);
+        let copied = StateDir::open_or_create(&copy).unwrap();
+        copied.persist(moved.control().unwrap()).unwrap();
+        assert_ne!(copied.node().unwrap(), id);
     }
 
     #[test]

@@ -126,6 +126,7 @@ async fn attempt(context: &Arc<FillContext>, token: Token) -> Ended<()> {
     let traffic = Arc::new(Traffic::default());
     let (mut reader, mut writer) = net::over_tcp(stream, context.peer_timeout, &traffic)?;
     let welcome = net::greet(&mut reader, &mut writer, hello).await?;
+    context.status.welcomed(&welcome)?;
     let begun = match (&welcome.decision, begun) {
         (Decision::Refuse { code, reason }, _) => return Err(End::Refused(*code, reason.clone())),
         (Decision::Resync { reason }, _) => return Err(End::Refused(Code::Resync, reason.clone())),
@@ -158,6 +159,7 @@ fn stand(context: &FillContext) -> Result<(Hello, Option<Begun>)> {
         prefix: SHA256_EMPTY,
         want: Want::Fill,
         name: context.name.clone(),
+        node: context.status.node(),
     };
     match control.fill {
         FillState::None => {
@@ -236,7 +238,7 @@ async fn receive_snapshot<R: AsyncRead + Unpin>(
                 }
                 break lsn;
             }
-            Some(Message::Keepalive(k)) => context.status.keepalive(&k),
+            Some(Message::Keepalive(k)) => context.status.keepalive(&k)?,
             Some(Message::Goodbye { code, reason }) => return Err(End::Refused(code, reason)),
             Some(other) => return Err(End::Lost(net::unexpected(&other))),
             None => return Err(End::Lost(lost())),
@@ -386,7 +388,7 @@ async fn hear<R: AsyncRead + Unpin>(
         let batch = match &message {
             Message::FillData { batch, .. } | Message::BatchEnd { batch } => *batch as usize,
             Message::Keepalive(k) => {
-                status.keepalive(k);
+                status.keepalive(k)?;
                 continue;
             }
             Message::FillEnd { end } => return Ok(*end),
