@@ -18,6 +18,7 @@ use crate::log::{Log, LogOptions};
 use crate::net::Ancestry;
 use crate::position::Lsn;
 use crate::send;
+use crate::state::Control;
 use crate::status::Status;
 use crate::sys::Root;
 
@@ -37,10 +38,16 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     node.port.open(&config, Ancestry::leader(node.id)).await?;
     let control =
         node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
-    let starter = Arc::clone(node);
-    let (root, log, fold) = blocking(move || recovered(&starter)).await?;
-    // What is in the log is good, whatever becomes of the directory.
     let at = (control.system, control.timeline);
+    let starter = Arc::clone(node);
+    let (root, log, fold) = match blocking(move || recovered(&starter)).await {
+        Ok(recovered) => recovered,
+        Err(e) => {
+            serve_failed(node, &control, &e).await;
+            return Err(e);
+        }
+    };
+    // What is in the log is good, whatever becomes of the directory.
     let desk = node.port.serve(node, &log, at, Source::new(Arc::clone(&root))).await;
     let (starter, recorded) = (Arc::clone(node), log.clone());
     let capture = blocking(move || {
@@ -112,20 +119,45 @@ async fn drain(log: &Log, peers: &send::Peers) {
     }
 }
 
-/// The directory, the log, and the catalog that the log leads to.
-fn recovered(node: &Arc<Node>) -> Result<(Arc<Root>, Log, Fold)> {
-    let config = node.config();
+/// Sends what there is of a log that can't be opened for writing, if nothing is served yet.
+async fn serve_failed(node: &Arc<Node>, control: &Control, why: &Error) {
+    if !why.kind().retries() || node.port.serves() {
+        return;
+    }
+    let (opener, why, reached) = (Arc::clone(node), why.clone(), control.applied);
+    let opened = blocking(move || {
+        let root = Root::open(&opener.data).map_err(|e| Error::io("open data directory", &opener.data, e))?;
+        let log = Log::open_failed(log_options(&opener, &opener.config())?, &why)?;
+        Ok((Source::new(Arc::new(root)), log))
+    });
+    match opened.await {
+        Ok((source, log)) if log.tail().end >= reached.max(Lsn::FIRST) => {
+            node.port.serve(node, &log, (control.system, control.timeline), source).await;
+        }
+        Ok(_) => {}
+        Err(e) => tracing::warn!("nor can the log be read for followers: {e}"),
+    }
+}
+
+fn log_options(node: &Node, config: &Config) -> Result<LogOptions> {
     let control =
         node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
-    let root = Arc::new(Root::open(&node.data).map_err(|e| Error::io("open data directory", &node.data, e))?);
-    let log = Log::open_leader(LogOptions {
+    Ok(LogOptions {
         dir: node.state.log(),
         system: control.system,
         timeline: control.timeline,
         segment_timeout: config.segment_timeout.0,
         level: config.compression,
-    })?;
-    let fold = recover::leader_fold(&node.state, control.system, control.timeline, &log)?;
+    })
+}
+
+/// The directory, the log, and the catalog that the log leads to.
+fn recovered(node: &Arc<Node>) -> Result<(Arc<Root>, Log, Fold)> {
+    let root = Arc::new(Root::open(&node.data).map_err(|e| Error::io("open data directory", &node.data, e))?);
+    let options = log_options(node, &node.config())?;
+    let (system, timeline) = (options.system, options.timeline);
+    let log = Log::open_leader(options)?;
+    let fold = recover::leader_fold(&node.state, system, timeline, &log)?;
     Ok((root, log, fold))
 }
 

@@ -84,6 +84,11 @@ impl Port {
         Ok(())
     }
 
+    /// Whether log is sent.
+    pub(crate) fn serves(&self) -> bool {
+        lock(&self.clerk).as_ref().is_some_and(|c| c.desk.is_some())
+    }
+
     /// Ends what answers there now.
     async fn clear(&self) {
         let clerk = lock(&self.clerk).take();

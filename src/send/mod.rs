@@ -299,6 +299,11 @@ async fn decision(context: &Arc<ServeContext>, hello: &Hello) -> Result<Decision
                 (Decision::Fill | Decision::ResumeFill, Some(reason)) => {
                     Decision::Refuse { code: Code::NotReady, reason: waits(&reason) }
                 }
+                // It may have taken log from here that this node can't vouch for while it stands still.
+                (Decision::Refuse { code: Code::Diverged, .. }, Some(reason)) if hello.flush > here.end => {
+                    let reason = format!("the follower is ahead of what is certain here: {reason}");
+                    Decision::Refuse { code: Code::NotReady, reason }
+                }
                 (decision, _) => decision,
             }),
             // A damaged log of ours says nothing about the follower's.

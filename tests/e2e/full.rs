@@ -103,10 +103,13 @@ fn a_leader_with_a_full_disk_sends_what_is_durable() {
     let mut leader = spec.start();
     let data = leader.data().to_owned();
     let mut late = bed.follower("late", leader.spec.listen).start();
+    let mut later = bed.follower("later", leader.spec.listen).start();
     let here = bed.follower("here", leader.spec.listen).start();
     fs::write(data.join("old"), noise(100_000)).expect("write");
     assert_equal_within(within(30), &data, late.data());
+    assert_equal_within(within(30), &data, later.data());
     late.stop();
+    later.stop();
     fs::write(data.join("before"), noise(200_000)).expect("write");
     assert_equal_within(within(30), &data, here.data());
     let outside = bed.path("big");
@@ -135,11 +138,21 @@ fn a_leader_with_a_full_disk_sends_what_is_durable() {
         if said && status.health() == "cut-off" { Ok(()) } else { Err(text) }
     });
     until(within(10), "it is still full", || stalls(&leader));
+    // Nor does it take more than reading to begin.
+    leader.kill();
+    leader = leader.spec.start();
+    until(within(20), "the full disk is said again", || stalls(&leader));
+    later.restart();
+    until(within(20), "what is durable arrives after a restart too", || {
+        let came = fs::read(later.data().join("before")).is_ok_and(|b| b == noise(200_000));
+        if came { Ok(()) } else { Err(later.status()?.0.to_string()) }
+    });
+    until(within(10), "it is still full", || stalls(&leader));
     disk.resize("200m");
-    for node in [&here, &late, &fresh] {
+    for node in [&here, &late, &later, &fresh] {
         assert_equal_within(within(60), &data, node.data());
     }
-    for node in [&leader, &here, &late, &fresh] {
+    for node in [&leader, &here, &late, &later, &fresh] {
         until(within(30), "nothing is wrong any more", || {
             let status = node.status()?;
             if status.health() == "ok" { Ok(()) } else { Err(status.0.to_string()) }
