@@ -13,6 +13,9 @@
 //!     +----- pause, reload, or damaged log fetched again -----/
 //! ```
 //!
+//! The port is served over all of them: between two, and while nothing runs, followers still get the log that is
+//! durable.
+//!
 //! A wrong command, a wrong configuration, a state directory that another process holds, and, before there
 //! ever was a copy, a data directory that belongs to somebody else end the process at its start. Whatever
 //! else goes wrong keeps it up, so that `towline status` can say what it is.
@@ -283,7 +286,9 @@ async fn generations(node: &Arc<Node>) -> Result<()> {
         let start = std::mem::take(&mut first);
         // Without an error it was told to end: to stop, or to go on with other options.
         let Err(e) = result else {
-            node.port.halt(node, "this node is starting").await;
+            if !node.stop.is_cancelled() {
+                node.port.halt(node, "this node is starting").await;
+            }
             continue;
         };
         // Whatever failed for want of the state directory, that is the reason.

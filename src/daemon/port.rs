@@ -167,6 +167,9 @@ impl Port {
     pub(crate) async fn close(&self) {
         let clerk = lock(&self.clerk).take();
         if let Some(clerk) = clerk {
+            if let Some(desk) = &clerk.desk {
+                desk.halt.set(None);
+            }
             clerk.cancel.cancel();
             let _ = clerk.task.await;
         }
