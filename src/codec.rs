@@ -37,7 +37,7 @@ pub enum DecodeError {
     Version {
         /// What it said.
         found: u32,
-        /// The only one known.
+        /// The newest one known.
         known: u32,
     },
     /// The bytes are not those that were written.
@@ -91,6 +91,18 @@ impl Seal {
     /// # Errors
     /// In this order: too short, another magic, a wrong checksum, another version.
     pub fn decode<'a>(&self, bytes: &'a [u8]) -> Result<Reader<'a>, DecodeError> {
+        let (found, body) = self.decode_old(bytes)?;
+        match self.version {
+            Some(known) if found != known => Err(DecodeError::Version { found, known }),
+            _ => Ok(body),
+        }
+    }
+
+    /// The same for a format of which older versions are read too: the version, and what reads the body.
+    ///
+    /// # Errors
+    /// Those of [`decode`](Self::decode).
+    pub fn decode_old<'a>(&self, bytes: &'a [u8]) -> Result<(u32, Reader<'a>), DecodeError> {
         let magic = bytes.get(..self.magic.len()).ok_or(DecodeError::Short("magic"))?;
         if magic != self.magic {
             return Err(DecodeError::Magic(self.name));
@@ -102,13 +114,12 @@ impl Seal {
             return Err(DecodeError::Checksum { stored, computed });
         }
         let mut body = Reader::new(body);
-        if let Some(known) = self.version {
-            let found = body.u32("version")?;
-            if found != known {
-                return Err(DecodeError::Version { found, known });
-            }
+        let Some(known) = self.version else { return Ok((0, body)) };
+        let found = body.u32("version")?;
+        if found == 0 || found > known {
+            return Err(DecodeError::Version { found, known });
         }
-        Ok(body)
+        Ok((found, body))
     }
 }
 

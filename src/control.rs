@@ -3,11 +3,13 @@
 //! an object with either the answer's fields or `error` and `kind`.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::future::Future;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,14 +19,18 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::Quiet;
 
 /// Most bytes of one request or answer.
 const LINE_MAX: u64 = 4 << 20;
 /// Most callers at once; a further one takes the place of the one that has been silent for longest, or waits.
 const CALLERS_MAX: usize = 32;
+/// Between looks whether the socket's file is still there. Each wakes a node that is otherwise idle.
+const LOOK: Duration = Duration::from_secs(1);
 /// A caller that says nothing for this long is dropped.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -53,24 +59,88 @@ pub type Answer = Pin<Box<dyn Future<Output = Result<Value>> + Send>>;
 /// What answers requests.
 pub type Handler = Arc<dyn Fn(Request) -> Answer + Send + Sync>;
 
-/// Serves the socket at `path` until cancelled. A socket file left by a dead process is replaced; the
-/// lock of the state directory has already shown that no other process lives.
-pub async fn serve(path: &Path, handler: Handler, cancel: CancellationToken) -> Result<()> {
-    match std::fs::remove_file(path) {
+/// The socket in the state directory. The directory is held open: whatever is moved into its place, and whoever
+/// works there, is left alone.
+struct Socket {
+    dir: File,
+    name: PathBuf,
+    path: PathBuf,
+    listener: UnixListener,
+    /// Device and inode of its file.
+    identity: (u64, u64),
+}
+
+impl Socket {
+    /// Binds the socket. A file left there is replaced: the lock of the directory is held, so no process lives
+    /// that it could belong to.
+    fn bind(path: &Path) -> Result<Self> {
+        let (parent, name) = path
+            .parent()
+            .zip(path.file_name())
+            .ok_or_else(|| Error::new(ErrorKind::Usage, format!("'{}' can't be a socket", path.display())))?;
+        let dir = File::open(parent).map_err(|e| Error::io("open", parent, e))?;
+        let (listener, identity) = listen(path, path)?;
+        Ok(Self { dir, name: name.into(), path: path.to_owned(), listener, identity })
+    }
+
+    /// Binds it again if its file is not there any more, or is another one.
+    fn keep(&mut self) -> Result<()> {
+        let at = PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd())).join(&self.name);
+        if identity(&at).is_ok_and(|now| now == self.identity) {
+            return Ok(());
+        }
+        let held = self.dir.metadata().map_err(|e| Error::io("stat the directory of", &self.path, e))?;
+        if held.nlink() == 0 {
+            // The directory itself was removed; the node says so elsewhere.
+            return Ok(());
+        }
+        (self.listener, self.identity) = listen(&at, &self.path)?;
+        tracing::warn!("control socket '{}' was removed; it is there again", self.path.display());
+        Ok(())
+    }
+}
+
+/// Device and inode of what is at `path`.
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()))
+}
+
+/// Listens `at` a path; errors name it as `shown`.
+fn listen(at: &Path, shown: &Path) -> Result<(UnixListener, (u64, u64))> {
+    match std::fs::remove_file(at) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::io("remove old socket", path, e));
+            return Err(Error::io("remove old socket", shown, e));
         }
         _ => {}
     }
-    let listener = UnixListener::bind(path).map_err(|e| Error::io("listen on", path, e))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .map_err(|e| Error::io("restrict", path, e))?;
+    let listener = UnixListener::bind(at).map_err(|e| Error::io("listen on", shown, e))?;
+    std::fs::set_permissions(at, std::fs::Permissions::from_mode(0o600))
+        .map_err(|e| Error::io("restrict", shown, e))?;
+    let identity = identity(at).map_err(|e| Error::io("stat", shown, e))?;
+    Ok((listener, identity))
+}
+
+/// Serves the socket at `path` until cancelled. A socket file left by a dead process is replaced; the
+/// lock of the state directory has already shown that no other process lives. One that is removed is bound again.
+pub async fn serve(path: &Path, handler: Handler, cancel: CancellationToken) -> Result<()> {
+    let mut socket = Socket::bind(path)?;
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let quiet = Quiet::new(Duration::from_secs(60));
     let places = Arc::new(Semaphore::new(CALLERS_MAX));
     let silent = Arc::new(Silent::default());
     for number in 0.. {
         let stream = tokio::select! {
             () = cancel.cancelled() => break,
-            accepted = listener.accept() => match accepted {
+            _ = look.tick() => {
+                if let Err(e) = socket.keep()
+                    && let Some(n) = quiet.line()
+                {
+                    tracing::warn!("the control socket is not there and can't be bound again: {e}{n}");
+                }
+                continue;
+            }
+            accepted = socket.listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(e) => {
                     tracing::warn!("cannot accept on the control socket: {e}");
@@ -241,6 +311,33 @@ mod tests {
         let mut line = String::new();
         BufReader::new(raw).read_line(&mut line).unwrap();
         assert!(line.contains("not understood"), "{line}");
+        // Whoever removed it, or put something else there: it is bound again.
+        for round in 0..2 {
+            std::fs::remove_file(&path).unwrap();
+            if round == 1 {
+                std::fs::write(&path, "x").unwrap();
+            }
+            let deadline = std::time::Instant::now() + Duration::from_secs(10);
+            while call(&path, &Request::Status, t).is_err() {
+                assert!(std::time::Instant::now() < deadline, "round {round}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        // Not in a directory that only took the place of its own.
+        let (own, aside) = (path.parent().unwrap().to_owned(), dir.path().with_extension("aside"));
+        std::fs::rename(&own, &aside).unwrap();
+        std::fs::create_dir(&own).unwrap();
+        std::fs::write(&path, "another's").unwrap();
+        std::fs::remove_file(aside.join("s")).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while call(&aside.join("s"), &Request::Status, t).is_err() {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"another's");
+        std::fs::remove_dir_all(&own).unwrap();
+        std::fs::rename(&aside, &own).unwrap();
         // Who holds connections open without a word holds nobody up.
         let idle: Vec<_> = (0..10 * CALLERS_MAX).map(|_| StdStream::connect(&path).unwrap()).collect();
         assert_eq!(call(&path, &Request::Status, Duration::from_secs(10)).unwrap()["state"], "running");

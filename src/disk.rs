@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use crate::codec::{DecodeError, Reader, Seal};
+use crate::codec::{DecodeError, Seal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::{failpoint, sys};
 
@@ -81,14 +81,14 @@ pub fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
-/// Reads a sealed file. `None`: it is not there.
+/// Reads a sealed file; `decode` checks the seal too. `None`: it is not there.
 ///
 /// # Errors
 /// What is wrong with it and what to do, by [`Error::unusable`]; or why it can't be read.
 pub fn read_sealed<T>(
     path: &Path,
     seal: &Seal,
-    decode: impl FnOnce(Reader<'_>) -> std::result::Result<T, DecodeError>,
+    decode: impl FnOnce(&[u8]) -> std::result::Result<T, DecodeError>,
 ) -> Result<Option<T>> {
     let failed = |e| Error::io("read", path, e);
     let file = match File::open(path) {
@@ -102,7 +102,7 @@ pub fn read_sealed<T>(
         Err(DecodeError::TooLarge { what: "its size", value: size, limit: seal.most })
     } else {
         file.take(seal.most).read_to_end(&mut bytes).map_err(failed)?;
-        seal.decode(&bytes).and_then(decode)
+        decode(&bytes)
     };
     got.map(Some).map_err(|why| Error::unusable(seal, path, why))
 }

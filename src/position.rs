@@ -127,6 +127,22 @@ impl fmt::Display for SystemId {
     }
 }
 
+/// The identity of a node, made once with its state directory; a name can be given twice. Zero: not known, as
+/// of nodes of older versions.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// Nobody is known to be this.
+    pub const NONE: Self = Self(0);
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 /// The replicated identity of a file: assigned by the leader, never reused. The root is 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct FileId(pub u64);

@@ -266,6 +266,7 @@ impl Lag {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::position::NodeId;
 
     const HASH: [u8; 32] = [3; 32];
 
@@ -284,6 +285,7 @@ mod tests {
             prefix: HASH,
             want: Want::Stream,
             name: "f1".to_owned(),
+            node: NodeId(9),
         }
     }
 
@@ -347,7 +349,7 @@ mod tests {
                 same,
                 "WrongTimeline",
             ),
-            ("too new", Hello { versions: (2, 9), ..base() }, same, "Version"),
+            ("too new", Hello { versions: (3, 9), ..base() }, same, "Version"),
             ("too old", Hello { versions: (0, 0), ..base() }, same, "Version"),
             ("inverted", Hello { versions: (2, 0), ..base() }, same, "Version"),
             ("newer, but speaks ours", Hello { versions: (1, 9), ..base() }, same, "stream 3 77"),

@@ -18,7 +18,7 @@
 //! | offset | size | field |
 //! | --- | --- | --- |
 //! | 0 | 8 | magic `TWLNCTRL` |
-//! | 8 | 4 | format version, 1 |
+//! | 8 | 4 | format version, 2; a file of version 1 has no node id and is read |
 //! | 12 | 8 | system id |
 //! | 20 | 1 | role: 1 leader, 2 follower |
 //! | 21 | 4 | timeline |
@@ -29,7 +29,8 @@
 //! | 78 | 1 | clean stop |
 //! | 79 | 8 | created, ns since 1970 |
 //! | 87 | 8 | version of the exclude patterns in force |
-//! | 95 | blob | name, at most 63 bytes |
+//! | 95 | 8 | node id: random, made once |
+//! | 103 | blob | name, at most 63 bytes |
 //! | .. | blob | data directory's path, at most 4095 bytes |
 //! | end | 4 | CRC32C of everything before |
 
@@ -42,7 +43,7 @@ use crate::catalog::LocalId;
 use crate::codec::{DecodeError, Put, Reader, Seal};
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::position::{Lsn, SystemId, TimelineId};
+use crate::position::{Lsn, NodeId, SystemId, TimelineId};
 use crate::record::Time;
 
 /// File name of the control socket.
@@ -51,10 +52,12 @@ const CONTROL: &str = "control";
 const SEAL: Seal = Seal {
     name: "control file",
     magic: b"TWLNCTRL",
-    version: Some(1),
+    version: Some(2),
     most: 8 << 10,
     remedy: "put it back from a backup, or begin with an empty state directory",
 };
+/// The first version with a node id.
+const VERSION_NODE: u32 = 2;
 const NAME_MAX: usize = 63;
 const PATH_MAX: usize = 4095;
 
@@ -120,6 +123,8 @@ pub struct Control {
     pub created: i64,
     /// Version of the exclude patterns that the log last carried; 0 before there were any.
     pub excludes: u64,
+    /// Made once with the state directory; see [`StateDir::node`]. None in a file of version 1.
+    pub node: NodeId,
     /// The node's name.
     pub name: String,
     /// The data directory.
@@ -141,6 +146,7 @@ impl Control {
             clean: false,
             created: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
             excludes: 0,
+            node: NodeId(fastrand::u64(1..)),
             name: name.to_owned(),
             data_path: data.to_owned(),
         }
@@ -177,6 +183,7 @@ impl Control {
         out.put_u8(u8::from(self.clean));
         out.put_i64(self.created);
         out.put_u64(self.excludes);
+        out.put_u64(self.node.0);
         out.put_blob(self.name.as_bytes());
         out.put_blob(self.data_path.as_os_str().as_bytes());
     }
@@ -186,10 +193,10 @@ impl Control {
     /// # Errors
     /// Names the field that breaks the table of the module.
     pub fn decode(bytes: &[u8]) -> std::result::Result<Self, DecodeError> {
-        SEAL.decode(bytes).and_then(Self::take)
+        SEAL.decode_old(bytes).and_then(|(version, body)| Self::take(version, body))
     }
 
-    fn take(mut r: Reader<'_>) -> std::result::Result<Self, DecodeError> {
+    fn take(version: u32, mut r: Reader<'_>) -> std::result::Result<Self, DecodeError> {
         let system = SystemId(r.u64("system id")?);
         let role = match r.u8("role")? {
             1 => Role::Leader,
@@ -224,6 +231,7 @@ impl Control {
             },
             created: r.i64("created")?,
             excludes: r.u64("version of patterns")?,
+            node: if version < VERSION_NODE { NodeId::NONE } else { NodeId(r.u64("node id")?) },
             name: String::from_utf8_lossy(r.blob(NAME_MAX, "name")?).into_owned(),
             data_path: PathBuf::from(std::ffi::OsString::from_vec(r.blob(PATH_MAX, "data path")?.to_vec())),
         };
@@ -262,7 +270,7 @@ impl StateDir {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))
             .map_err(|e| Error::io("restrict", &path, e))?;
         let lock = disk::lock_dir(&path)?;
-        let control = disk::read_sealed(&path.join(CONTROL), &SEAL, Control::take)?;
+        let control = disk::read_sealed(&path.join(CONTROL), &SEAL, Control::decode)?;
         // Later an empty one in its place would look like a log that nobody has seen yet.
         let young =
             control.as_ref().is_none_or(|c| matches!(c.fill, FillState::None | FillState::Copying { .. }));
@@ -374,6 +382,24 @@ impl StateDir {
         self.persist(control)
     }
 
+    /// Who this node is among all others, whatever they are called. A copy of the state directory is another node:
+    /// the id in the control file counts together with the identity of the directory.
+    ///
+    /// # Errors
+    /// When the directory can't be looked at, or the id of an older version's control file can't be made up for.
+    pub fn node(&self) -> Result<NodeId> {
+        if self.control().is_some_and(|c| c.node == NodeId::NONE) {
+            self.change(|c| c.node = NodeId(fastrand::u64(1..)))?;
+        }
+        let meta = std::fs::metadata(&self.path).map_err(|e| Error::io("stat", &self.path, e))?;
+        let born = meta.created().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+        let mut place = Vec::with_capacity(32);
+        place.put_u64(self.control().map_or(0, |c| c.node.0));
+        place.put_u64(meta.ino());
+        place.put_u128(born.unwrap_or_default().as_nanos());
+        Ok(NodeId(xxhash_rust::xxh3::xxh3_64(&place).max(1)))
+    }
+
     /// The directory itself.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -446,6 +472,7 @@ mod tests {
     fn sample() -> Control {
         let mut c = Control::new(SystemId(7), Role::Follower, "f1", Path::new("/srv/\u{e9}"));
         c.created = 1_700_000_000;
+        c.node = NodeId(0x0102_0304_0506_0708);
         c.fill = FillState::Filled { start: Lsn(5), end: Lsn(9) };
         c.data_local = Some(LocalId { dev: 1, ino: 2, btime: Time { sec: 3, nsec: 4 } });
         c
@@ -461,18 +488,6 @@ mod tests {
             assert!(Control::decode(&bad).is_err(), "byte {i}");
             assert!(Control::decode(&bytes[..i]).is_err(), "cut at {i}");
         }
-    }
-
-    #[test]
-    fn the_format_stays_what_it_is() {
-        let mut wanted = b"TWLNCTRL\x01\0\0\0\x07\0\0\0\0\0\0\0\x02\x01\0\0\0\x02".to_vec();
-        // Fill; device, inode and birth time; applied, clean, created, excludes.
-        wanted.extend(b"\x05\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0");
-        wanted.extend(b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04\0\0\0");
-        wanted.extend(b"\0\0\0\0\0\0\0\0\0\0\xf1\x53\x65\0\0\0\0\0\0\0\0\0\0\0\0");
-        wanted.extend(b"\x02\0\0\0f1\x07\0\0\0/srv/\xc3\xa9\xaf\x0f\x14\x73");
-        let got = sample().encode();
-        assert_eq!(got, wanted, "{}", got.escape_ascii());
     }
 
     #[test]
@@ -500,6 +515,36 @@ mod tests {
             assert!(text.contains(&file.display().to_string()), "{e}");
             assert!(text.contains(what) && text.contains(remedy), "{e}");
         }
+    }
+
+    #[test]
+    fn the_control_files_of_both_versions_are_read() {
+        let v2 = include_bytes!("../tests/fixtures/v2/control");
+        assert_eq!(Control::decode(v2), Ok(sample()));
+        assert_eq!(sample().encode(), v2);
+        let v1 = Control::decode(include_bytes!("../tests/fixtures/v1/control"));
+        assert_eq!(v1, Ok(Control { node: NodeId::NONE, ..sample() }));
+        let mut later = v2[..v2.len() - 4].to_vec();
+        later[8] = 3;
+        later.put_u32(crc32c::crc32c(&later.clone()));
+        assert!(Control::decode(&later).unwrap_err().to_string().contains("version"));
+    }
+
+    #[test]
+    fn a_node_keeps_its_id_and_a_copy_of_its_directory_is_another_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, copy) = (dir.path().join("state"), dir.path().join("copy"));
+        let state = StateDir::open_or_create(&path).unwrap();
+        state.persist(Control { node: NodeId::NONE, ..sample() }).unwrap();
+        let id = state.node().unwrap();
+        assert_ne!(state.control().unwrap().node, NodeId::NONE, "made up for");
+        drop(state);
+        std::fs::rename(&path, dir.path().join("moved")).unwrap();
+        let moved = StateDir::open_or_create(&dir.path().join("moved")).unwrap();
+        assert_eq!(moved.node().unwrap(), id);
+        let copied = StateDir::open_or_create(&copy).unwrap();
+        copied.persist(moved.control().unwrap()).unwrap();
+        assert_ne!(copied.node().unwrap(), id);
     }
 
     #[test]

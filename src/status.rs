@@ -5,14 +5,14 @@
 //! | `role`, `name`, `version`, `data` | who this is |
 //! | `system`, `timeline` | what it replicates |
 //! | `state` | `starting`, `filling`, `recovering`, `running`, `stopping`; `healing`: damaged log is fetched again; `stalled`: failed, tried again by itself; `corrupt`, `missing`, `diverged`, `refused`, `config`: failed, and needs help; `held`: a guard waits for `towline confirm` |
-//! | `health` | `ok`; `starting`; `behind`; `cut-off`: a follower without its upstream; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator |
+//! | `health` | `ok`; `starting`; `behind`; `cut-off`: a follower without its upstream, or whose upstream has had no news of the leader for too long; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator |
 //! | `error` | `null`, or what keeps the node from `running`: `kind`, `message`, `remedy`, `needs_help`, `since` and `next_retry` in ns since 1970 (`null`: it is not tried by time), `attempts` |
 //! | `log` | `written`, `end`, `commit`, `exact`: positions; `segment`; `commit_time` in ns since 1970 |
 //! | `capture` | leader only: cuts, gaps, holds, watches, what only a scan found |
 //! | `apply` | follower only: `lsn`, `cut`, `state`, `paused`, local edits, skipped for lack of privilege |
-//! | `upstream` | follower only: the node it follows, state of the connection, progress of a fill |
+//! | `upstream` | follower only: the node it follows, state of the connection, progress of a fill; `leader_silent`: seconds since that node had news of the leader, if it has none |
 //! | `followers` | who is connected here: `name`, `state`, `sent`, `write`, `flush`, `apply` |
-//! | `lag` | follower only: `bytes`, and `seconds`: age of the oldest commit not yet applied, `null` when all that is known are applied and the upstream has not been heard for longer than `peer_timeout` |
+//! | `lag` | follower only: `bytes`, and `seconds`: age of the oldest commit not yet applied, `null` when all that is known are applied and there has been no news of the leader for longer than `peer_timeout`, directly or through the upstream |
 //! | `guarantee` | one sentence: what holds right now |
 
 use std::fmt::Write;
@@ -87,6 +87,9 @@ pub fn health(s: &Status) -> &'static str {
         (Some(_), _) => "retrying",
         (None, Some("connecting" | "refused")) => "cut-off",
         _ if s.state != "running" => "starting",
+        _ if s.upstream.as_ref().and_then(|u| u.get("leader_silent")).is_some_and(|v| !v.is_null()) => {
+            "cut-off"
+        }
         _ if s.lag.and_then(|l| l.seconds).is_some_and(|s| s >= BEHIND_SECONDS) => "behind",
         _ => "ok",
     }

@@ -51,7 +51,8 @@ impl Doubts {
     /// # Errors
     /// [`ErrorKind::Corrupt`](crate::error::ErrorKind::Corrupt) when that can't be told.
     pub(crate) fn load(&self) -> Result<Lists> {
-        Ok(disk::read_sealed(&self.note.path(), &SEAL, take)?.unwrap_or_default())
+        Ok(disk::read_sealed(&self.note.path(), &SEAL, |bytes| SEAL.decode(bytes).and_then(take))?
+            .unwrap_or_default())
     }
 
     /// Makes the doubts durable. Without any, what was remembered is forgotten.

@@ -119,7 +119,7 @@ impl Refusal {
 
     /// A damaged note says nothing: whether the edit is still there shows when its file is changed again.
     fn read(&self) -> Result<Option<Note>> {
-        match disk::read_sealed(&self.note.path(), &SEAL, Note::take) {
+        match disk::read_sealed(&self.note.path(), &SEAL, |bytes| SEAL.decode(bytes).and_then(Note::take)) {
             Err(e) if e.kind() == ErrorKind::Corrupt => {
                 tracing::warn!("{e}");
                 Ok(None)

@@ -140,7 +140,8 @@ impl Blocks {
             small: Default::default(),
         };
         inner.list()?;
-        let suspects = disk::read_sealed(&inner.note.path(), &SUSPECTS, take_suspects)?;
+        let decode = |bytes: &[u8]| SUSPECTS.decode(bytes).and_then(take_suspects);
+        let suspects = disk::read_sealed(&inner.note.path(), &SUSPECTS, decode)?;
         inner.suspects = suspects.unwrap_or_default();
         Ok(Self { inner: Arc::new(Mutex::new(inner)) })
     }

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::source::{FollowerSource, Source};
 use super::{Engine, Node, blocking, bounded_stop, lag, log_part, until_failure};
 use crate::apply::{
     self, Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Inexact, LocalEdits,
@@ -19,7 +19,6 @@ use crate::log::{Log, LogOptions};
 use crate::net::{Upstream, UpstreamStatus};
 use crate::position::Lsn;
 use crate::receive::{self, Progress};
-use crate::send;
 use crate::state::{Control, FillState};
 use crate::status::{Failure, Status};
 use crate::sys::{self, Root};
@@ -31,7 +30,6 @@ pub(crate) struct Follower {
     apply: Option<ApplyHandle>,
     log: Option<Log>,
     upstream: Arc<Upstream>,
-    peers: Arc<send::Peers>,
     peer_timeout: Duration,
 }
 
@@ -48,6 +46,18 @@ fn control(node: &Node) -> Result<Control> {
     node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))
 }
 
+/// Checks the address of the upstream before anything is tried there.
+fn check_upstream(config: &Config, leader: &str) -> Result<()> {
+    let upstream = config::loopback_only(config::address(leader)?)?;
+    let own = config.listen.as_deref().map(config::address).transpose()?;
+    if own == Some(upstream) {
+        let text =
+            format!("this node would follow itself: {leader} is where it listens; name its leader instead");
+        return Err(Error::new(ErrorKind::Config, text));
+    }
+    Ok(())
+}
+
 pub(super) fn no_leader() -> Error {
     Error::new(ErrorKind::Usage, "no leader is given; use --leader HOST:PORT or the key 'leader'")
 }
@@ -56,15 +66,15 @@ pub(super) fn no_leader() -> Error {
 pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
     let config = node.config();
     let leader = config.leader.clone().ok_or_else(no_leader)?;
-    config::loopback_only(config::address(&leader)?)?;
+    check_upstream(&config, &leader)?;
     let root = Arc::new(Root::open(&node.data).map_err(|e| apply::gone(&node.data, &e))?);
-    let upstream = Arc::new(Upstream::new(&leader));
-    let peers = Arc::new(send::Peers::default());
-    let mut follower =
-        Follower { apply: None, log: None, upstream, peers, peer_timeout: config.peer_timeout.0 };
+    let upstream = Arc::new(Upstream::new(&leader, node.id));
+    node.port.open(&config, upstream.ancestry()).await?;
+    let mut follower = Follower { apply: None, log: None, upstream, peer_timeout: config.peer_timeout.0 };
     node.set_engine(Some(Engine::Follower(follower.clone())));
     if matches!(control(node)?.fill, FillState::None | FillState::Copying { .. }) {
         node.phase("filling");
+        node.port.halt(node, "this node takes its own first copy; it is tried again").await;
         let context = fill::FillContext {
             upstream: leader.clone(),
             name: node.name.clone(),
@@ -84,6 +94,11 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     (follower.apply, follower.log) = (Some(apply.clone()), Some(log.clone()));
     node.set_engine(Some(Engine::Follower(follower.clone())));
     node.phase("recovering");
+    let control = control(node)?;
+    let at = (control.system, control.timeline);
+    if let Some(desk) = node.port.serve(node, &log, at, Source::new(root)).await {
+        desk.supply(FollowerSource(apply.clone()));
+    }
     let cancel = stop.child_token();
     let result = follow(node, &config, &leader, &follower, &apply, &log, start, cancel.clone()).await;
     cancel.cancel();
@@ -141,7 +156,7 @@ fn options(config: &Config) -> ApplyOptions {
     }
 }
 
-/// Receives, serves onward, and watches the engines.
+/// Receives, and watches the engines.
 #[allow(clippy::too_many_arguments, reason = "one call site; they are the parts of one generation")]
 async fn follow(
     node: &Arc<Node>,
@@ -166,12 +181,10 @@ async fn follow(
         status: Arc::clone(&follower.upstream),
     };
     let receiving = receive::run(context, cancel.clone());
-    let serving = serve(node, config, &control, follower, apply, log, cancel.clone());
     let failed = until_failure(node, &cancel, || apply.failure().or_else(|| log.failure()));
     let usable = note_usable(node, apply, &control);
     tokio::select! {
         r = receiving => r,
-        r = serving => r,
         e = failed => e.map_or(Ok(()), Err),
         r = usable => r,
     }
@@ -190,34 +203,6 @@ async fn note_usable(node: &Arc<Node>, apply: &ApplyHandle, control: &Control) -
     }
     node.phase("running");
     std::future::pending().await
-}
-
-async fn serve(
-    node: &Arc<Node>,
-    config: &Config,
-    control: &Control,
-    follower: &Follower,
-    apply: &ApplyHandle,
-    log: &Log,
-    cancel: CancellationToken,
-) -> Result<()> {
-    let Some(listen) = &config.listen else { return std::future::pending().await };
-    let addr = config::loopback_only(config::address(listen)?)?;
-    let listener = TcpListener::bind(addr)
-        .await
-        .map_err(|e| Error::from(e).with_kind(ErrorKind::Config).wrap(&format!("cannot listen on {addr}")))?;
-    let context = send::ServeContext {
-        log: log.clone(),
-        source: Arc::new(super::source::FollowerSource(apply.clone())),
-        system: control.system,
-        timeline: control.timeline,
-        name: node.name.clone(),
-        peer_timeout: config.peer_timeout.0,
-        max_followers: config.max_followers,
-        peers: Arc::clone(&follower.peers),
-        clock: follower.upstream.clock(),
-    };
-    send::serve(listener, context, cancel).await
 }
 
 impl Follower {
@@ -247,8 +232,6 @@ impl Follower {
             state.clone_into(&mut status.state);
             status.error = Some(failure);
         }
-        status.followers =
-            self.peers.list().iter().map(|p| serde_json::to_value(p).unwrap_or_default()).collect();
         let (Some(apply), Some(log)) = (&self.apply, &self.log) else {
             "the directory is being filled and is not usable".clone_into(&mut status.guarantee);
             return;
@@ -286,7 +269,14 @@ fn refusal(upstream: &UpstreamStatus) -> Option<(&'static str, Failure)> {
         message: format!("{}: {}", upstream.address, upstream.error.as_deref().unwrap_or("refused")),
         remedy: match code {
             Code::Version => "update the older of the two nodes; the node goes on by itself",
-            Code::Name => "give this node another name and start it again",
+            Code::Name => {
+                "give this node another name and start it again; or stop the other node of that name, and it goes on by \
+                 itself"
+            }
+            Code::Circle => {
+                "point one node of the circle at the leader (key 'leader', then `towline reload`); the others go on by \
+                 themselves"
+            }
             Code::WrongSystem | Code::Protocol => {
                 "point the node at its own leader (key 'leader', then `towline reload`); or stop it, empty its data \
                  and state directories, and start it: it is filled from this one"

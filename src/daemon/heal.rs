@@ -36,8 +36,8 @@ pub(super) async fn log_of(node: &Arc<Node>) -> Result<usize> {
     let config = node.config();
     let Some(upstream) = config.leader else { return Ok(0) };
     config::loopback_only(config::address(&upstream)?)?;
-    let from =
-        Fetch { upstream, name: node.name.clone(), system, timeline, peer_timeout: config.peer_timeout.0 };
+    let (name, peer_timeout) = (node.name.clone(), config.peer_timeout.0);
+    let from = Fetch { upstream, name, node: node.id, system, timeline, peer_timeout };
     for &segment in &bad {
         let bytes = fetch::segment(&from, segment).await?;
         let (state, next_is_good) = (Arc::clone(&node.state), !bad.contains(&segment.next()));

@@ -2,19 +2,20 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::source::{LeaderSource, Source};
 use super::{Engine, Node, blocking, bounded_stop, log_part, recover, until_failure};
 use crate::capture::{Capture, CaptureHandle, CaptureOptions};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::control::Request;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fold::Fold;
 use crate::log::{Log, LogOptions};
+use crate::net::Ancestry;
 use crate::position::Lsn;
 use crate::send;
 use crate::state::Control;
@@ -29,39 +30,49 @@ const BARRIER_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct Leader {
     capture: CaptureHandle,
     log: Log,
-    peers: Arc<send::Peers>,
 }
 
 /// Runs until the stop is asked for (`Ok`) or something fails.
 pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
     let config = node.config();
-    let starter = Arc::clone(node);
-    let (capture, log) = blocking(move || start(&starter)).await?;
+    node.port.open(&config, Ancestry::leader(node.id)).await?;
     let control =
         node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
-    let peers = Arc::new(send::Peers::default());
-    node.set_engine(Some(Engine::Leader(Leader {
-        capture: capture.clone(),
-        log: log.clone(),
-        peers: Arc::clone(&peers),
-    })));
-    let cancel = stop.child_token();
-    let result = {
-        let serving = serve(node, &config, &control, &capture, &log, &peers, cancel.clone());
-        let served_out = AtomicBool::new(false);
-        tokio::select! {
-            r = async { let r = serving.await; served_out.store(true, Ordering::Relaxed); r } => r,
-            failed = until_failure(node, stop, || capture.failure().or_else(|| log.failure())) => failed.map_or(Ok(()), Err),
-            never = note_segments(node, &log) => match never {},
+    let at = (control.system, control.timeline);
+    let starter = Arc::clone(node);
+    let (root, log, fold) = match blocking(move || recovered(&starter)).await {
+        Ok(recovered) => recovered,
+        Err(e) => {
+            serve_failed(node, &control, &e).await;
+            return Err(e);
         }
+    };
+    // What is in the log is good, whatever becomes of the directory.
+    let desk = node.port.serve(node, &log, at, Source::new(Arc::clone(&root))).await;
+    let (starter, recorded) = (Arc::clone(node), log.clone());
+    let capture = blocking(move || {
+        Capture::start(root, fold, recorded, starter.state.path(), options(&starter.config()))
+    })
+    .await?;
+    node.set_engine(Some(Engine::Leader(Leader { capture: capture.clone(), log: log.clone() })));
+    if let Some(desk) = desk {
+        desk.supply(LeaderSource(capture.clone()));
+    }
+    node.phase("running");
+    if let Some(listen) = &config.listen {
+        tracing::info!("leader of system {} serves followers on {listen}", control.system);
+    }
+    let result = tokio::select! {
+        failed = until_failure(node, stop, || capture.failure().or_else(|| log.failure())) => failed.map_or(Ok(()), Err),
+        never = note_segments(node, &log) => match never {},
     };
     // The last pass is committed while followers are still connected, then they get a moment to take it.
     let ending = capture.clone();
     bounded_stop("stop capture", move || ending.stop()).await;
     if result.is_ok() {
-        drain(&log, &peers).await;
+        drain(&log, node.port.peers()).await;
+        node.port.close().await;
     }
-    cancel.cancel();
     let end = log.tail().end;
     bounded_stop("close the log", move || log.close()).await;
     let noted = note_reached(node, end).await;
@@ -108,55 +119,46 @@ async fn drain(log: &Log, peers: &send::Peers) {
     }
 }
 
-fn start(node: &Arc<Node>) -> Result<(CaptureHandle, Log)> {
-    let config = node.config();
+/// Sends what there is of a log that can't be opened for writing, if nothing is served yet.
+async fn serve_failed(node: &Arc<Node>, control: &Control, why: &Error) {
+    if !why.kind().retries() || node.port.serves() {
+        return;
+    }
+    let (opener, why, reached) = (Arc::clone(node), why.clone(), control.applied);
+    let opened = blocking(move || {
+        let root = Root::open(&opener.data).map_err(|e| Error::io("open data directory", &opener.data, e))?;
+        let log = Log::open_failed(log_options(&opener, &opener.config())?, &why)?;
+        Ok((Source::new(Arc::new(root)), log))
+    });
+    match opened.await {
+        Ok((source, log)) if log.tail().end >= reached.max(Lsn::FIRST) => {
+            node.port.serve(node, &log, (control.system, control.timeline), source).await;
+        }
+        Ok(_) => {}
+        Err(e) => tracing::warn!("nor can the log be read for followers: {e}"),
+    }
+}
+
+fn log_options(node: &Node, config: &Config) -> Result<LogOptions> {
     let control =
         node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
-    let root = Arc::new(Root::open(&node.data).map_err(|e| Error::io("open data directory", &node.data, e))?);
-    let log = Log::open_leader(LogOptions {
+    Ok(LogOptions {
         dir: node.state.log(),
         system: control.system,
         timeline: control.timeline,
         segment_timeout: config.segment_timeout.0,
         level: config.compression,
-    })?;
-    let fold = recover::leader_fold(&node.state, control.system, control.timeline, &log)?;
-    let capture = Capture::start(root, fold, log.clone(), node.state.path(), options(&config))?;
-    Ok((capture, log))
+    })
 }
 
-async fn serve(
-    node: &Arc<Node>,
-    config: &Config,
-    control: &Control,
-    capture: &CaptureHandle,
-    log: &Log,
-    peers: &Arc<send::Peers>,
-    cancel: CancellationToken,
-) -> Result<()> {
-    let Some(listen) = &config.listen else {
-        node.phase("running");
-        cancel.cancelled().await;
-        return Ok(());
-    };
-    let addr = config::loopback_only(config::address(listen)?)?;
-    let listener = TcpListener::bind(addr)
-        .await
-        .map_err(|e| Error::from(e).with_kind(ErrorKind::Config).wrap(&format!("cannot listen on {addr}")))?;
-    node.phase("running");
-    tracing::info!("leader of system {} serves followers on {addr}", control.system);
-    let context = send::ServeContext {
-        log: log.clone(),
-        source: Arc::new(super::source::LeaderSource(capture.clone())),
-        system: control.system,
-        timeline: control.timeline,
-        name: node.name.clone(),
-        peer_timeout: config.peer_timeout.0,
-        max_followers: config.max_followers,
-        peers: Arc::clone(peers),
-        clock: crate::net::LeaderClock::default(),
-    };
-    send::serve(listener, context, cancel).await
+/// The directory, the log, and the catalog that the log leads to.
+fn recovered(node: &Arc<Node>) -> Result<(Arc<Root>, Log, Fold)> {
+    let root = Arc::new(Root::open(&node.data).map_err(|e| Error::io("open data directory", &node.data, e))?);
+    let options = log_options(node, &node.config())?;
+    let (system, timeline) = (options.system, options.timeline);
+    let log = Log::open_leader(options)?;
+    let fold = recover::leader_fold(&node.state, system, timeline, &log)?;
+    Ok((root, log, fold))
 }
 
 /// The options of capture, from the configuration.
@@ -214,8 +216,6 @@ impl Leader {
         }
         status.capture = Some(value);
         status.log = Some(log_part(&self.log));
-        status.followers =
-            self.peers.list().iter().map(|p| serde_json::to_value(p).unwrap_or_default()).collect();
         status.guarantee =
             "watching: each commit is an exact or a file cut of the directory; followers apply exact cuts; \
                             replication is asynchronous"

@@ -13,6 +13,9 @@
 //!     +----- pause, reload, or damaged log fetched again -----/
 //! ```
 //!
+//! The port is served over all of them: between two, and while nothing runs, followers still get the log that is
+//! durable.
+//!
 //! A wrong command, a wrong configuration, a state directory that another process holds, and, before there
 //! ever was a copy, a data directory that belongs to somebody else end the process at its start. Whatever
 //! else goes wrong keeps it up, so that `towline status` can say what it is.
@@ -21,6 +24,7 @@ mod follower;
 mod heal;
 mod leader;
 mod options;
+mod port;
 mod recover;
 mod source;
 mod trouble;
@@ -38,7 +42,7 @@ use crate::config::{self, Config};
 use crate::control::{self, Answer, Request};
 use crate::disk;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::position::SystemId;
+use crate::position::{NodeId, SystemId};
 use crate::state::{Control, FillState, Role, StateDir};
 use crate::status::{Lag, LogPart, Status, health};
 
@@ -72,6 +76,8 @@ pub(crate) struct Node {
     pub(crate) config: Mutex<Config>,
     pub(crate) state: Arc<StateDir>,
     pub(crate) name: String,
+    pub(crate) id: NodeId,
+    pub(crate) port: port::Port,
     pub(crate) data: PathBuf,
     pub(crate) paused: std::sync::atomic::AtomicBool,
     file: Option<PathBuf>,
@@ -171,10 +177,13 @@ fn open(start: Start) -> Result<Node> {
     }
     // Now both are there, and what their names lead to is certain.
     config::check_apart(&data, state.path())?;
+    let id = state.node()?;
     Ok(Node {
         config: Mutex::new(config),
         state,
         name,
+        id,
+        port: port::Port::default(),
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),
         file: start.file,
@@ -220,6 +229,7 @@ async fn live(node: Arc<Node>) -> Result<()> {
         tokio::spawn(async move { control::serve(&path, handler, cancel).await })
     };
     let result = generations(&node).await;
+    node.port.close().await;
     socket_cancel.cancel();
     let _ = socket.await;
     signals.abort();
@@ -275,12 +285,18 @@ async fn generations(node: &Arc<Node>) -> Result<()> {
         node.set_engine(None);
         let start = std::mem::take(&mut first);
         // Without an error it was told to end: to stop, or to go on with other options.
-        let Err(e) = result else { continue };
+        let Err(e) = result else {
+            if !node.stop.is_cancelled() {
+                node.port.halt(node, "this node is starting").await;
+            }
+            continue;
+        };
         // Whatever failed for want of the state directory, that is the reason.
         let e = node.state.check().err().unwrap_or(e);
         if start && ends_process(node, e.kind()) {
             return Err(e);
         }
+        node.port.fail(node, &e).await;
         let e = match heal(node, role, e).await {
             Ok(()) => continue,
             Err(e) => e,
@@ -446,7 +462,7 @@ fn status(node: &Arc<Node>) -> Result<Value> {
         capture: None,
         apply: None,
         upstream: None,
-        followers: Vec::new(),
+        followers: node.port.followers(),
         lag: None,
         guarantee: String::new(),
     };

@@ -45,6 +45,9 @@ const MESSAGES: usize = 16;
 const OUTSTANDING: usize = 3;
 /// Content expected of one batch, unless a single file is larger.
 const BATCH_BYTES: u64 = 8 << 20;
+/// Content expected of the first batch after a break; it doubles from batch to batch. A line that damages what passes
+/// over it once in a while then still lets whole batches through.
+const BATCH_CAREFUL: u64 = 64 << 10;
 /// Finished files on their way to the journal.
 const NOTES: usize = 4096;
 /// File name of the snapshot in the directory of the fill.
@@ -126,6 +129,7 @@ async fn attempt(context: &Arc<FillContext>, token: Token) -> Ended<()> {
     let traffic = Arc::new(Traffic::default());
     let (mut reader, mut writer) = net::over_tcp(stream, context.peer_timeout, &traffic)?;
     let welcome = net::greet(&mut reader, &mut writer, hello).await?;
+    context.status.welcomed(&welcome)?;
     let begun = match (&welcome.decision, begun) {
         (Decision::Refuse { code, reason }, _) => return Err(End::Refused(*code, reason.clone())),
         (Decision::Resync { reason }, _) => return Err(End::Refused(Code::Resync, reason.clone())),
@@ -140,8 +144,10 @@ async fn attempt(context: &Arc<FillContext>, token: Token) -> Ended<()> {
             return Err(End::Lost(Error::new(ErrorKind::Corrupt, text)));
         }
     };
+    let broke = context.status.status().attempts > 0;
     context.status.connected(&welcome.name, UpstreamState::Filling);
-    copy(reader, writer, context, begun, &traffic, token).await
+    let pace = if broke { BATCH_CAREFUL } else { BATCH_BYTES };
+    copy((reader, writer), context, begun, &traffic, token, pace).await
 }
 
 /// Finds out what is there, and what to ask for. [`Want::Stream`]: the copy is complete already.
@@ -157,6 +163,7 @@ fn stand(context: &FillContext) -> Result<(Hello, Option<Begun>)> {
         prefix: SHA256_EMPTY,
         want: Want::Fill,
         name: context.name.clone(),
+        node: context.status.node(),
     };
     match control.fill {
         FillState::None => {
@@ -235,7 +242,7 @@ async fn receive_snapshot<R: AsyncRead + Unpin>(
                 }
                 break lsn;
             }
-            Some(Message::Keepalive(k)) => context.status.keepalive(&k),
+            Some(Message::Keepalive(k)) => context.status.keepalive(&k)?,
             Some(Message::Goodbye { code, reason }) => return Err(End::Refused(code, reason)),
             Some(other) => return Err(End::Lost(net::unexpected(&other))),
             None => return Err(End::Lost(lost())),
@@ -272,12 +279,12 @@ fn lost() -> Error {
 
 /// Asks for contents, writes them, and completes the copy.
 async fn copy<R, W>(
-    mut reader: MessageReader<R>,
-    mut writer: MessageWriter<W>,
+    (mut reader, mut writer): (MessageReader<R>, MessageWriter<W>),
     context: &Arc<FillContext>,
     begun: Begun,
     traffic: &Traffic,
     token: Token,
+    pace: u64,
 ) -> Ended<()>
 where
     R: AsyncRead + Unpin,
@@ -287,7 +294,7 @@ where
     let (job, wanted) = local(&token, move || prepare(&making, begun)).await?;
     let job = job.start(context, token.clone());
     let hearing = hear(&mut reader, &context.status, job.lanes.clone());
-    let (end, catalog) = tokio::try_join!(hearing, ask(&mut writer, context, traffic, job, wanted))?;
+    let (end, catalog) = tokio::try_join!(hearing, ask(&mut writer, context, traffic, job, (wanted, pace)))?;
     let closing = Arc::clone(context);
     local(&token, move || close(&closing, &catalog, end)).await
 }
@@ -385,7 +392,7 @@ async fn hear<R: AsyncRead + Unpin>(
         let batch = match &message {
             Message::FillData { batch, .. } | Message::BatchEnd { batch } => *batch as usize,
             Message::Keepalive(k) => {
-                status.keepalive(k);
+                status.keepalive(k)?;
                 continue;
             }
             Message::FillEnd { end } => return Ok(*end),
@@ -401,13 +408,14 @@ async fn hear<R: AsyncRead + Unpin>(
     }
 }
 
-/// Asks for all that is wanted, then completes the tree. Shows signs of life all the while.
+/// Asks for all that is wanted, at first so many bytes at once, then completes the tree. Shows signs of life all
+/// the while.
 async fn ask<W: AsyncWrite + Unpin>(
     writer: &mut MessageWriter<W>,
     context: &Arc<FillContext>,
     traffic: &Traffic,
     mut job: Running,
-    mut wanted: VecDeque<FileId>,
+    (mut wanted, mut pace): (VecDeque<FileId>, u64),
 ) -> Ended<Catalog> {
     let half = context.peer_timeout / 2;
     let (mut next, mut outstanding) = (0_u32, 0_usize);
@@ -415,7 +423,8 @@ async fn ask<W: AsyncWrite + Unpin>(
     let mut due = Instant::now() + half;
     loop {
         while outstanding < OUTSTANDING && !wanted.is_empty() {
-            let ids = batch(&job.work.catalog, &mut wanted);
+            let ids = batch(&job.work.catalog, &mut wanted, pace);
+            pace = (pace * 2).min(BATCH_BYTES);
             let starved = hunger.since_last(traffic);
             writer.send(&Message::FillRequest { batch: next, starved, ids }).await?;
             next = next.wrapping_add(1);
@@ -468,10 +477,10 @@ impl Hunger {
     }
 }
 
-/// The next files to ask for together.
-fn batch(catalog: &Catalog, wanted: &mut VecDeque<FileId>) -> Vec<FileId> {
+/// The next files to ask for together, `limit` bytes of content unless a single file is larger.
+fn batch(catalog: &Catalog, wanted: &mut VecDeque<FileId>, limit: u64) -> Vec<FileId> {
     let (mut ids, mut bytes) = (Vec::new(), 0_u64);
-    while ids.len() < BATCH_IDS && bytes < BATCH_BYTES {
+    while ids.len() < BATCH_IDS && bytes < limit {
         let Some(id) = wanted.pop_front() else { break };
         bytes += catalog.get(id).map_or(0, |i| i.size);
         ids.push(id);

@@ -2,7 +2,7 @@ use super::*;
 use crate::catalog::block_hash;
 use crate::checkpoint;
 use crate::log::{Log, LogOptions};
-use crate::net::{LeaderClock, Upstream};
+use crate::net::{Ancestry, Upstream};
 use crate::position::{Cut, SystemId, TimelineId};
 use crate::record::{BLOCK, Record};
 use crate::send::{self, Peers, ServeContext};
@@ -224,7 +224,8 @@ async fn lead(source: Arc<dyn CopySource>) -> Leader {
         peer_timeout: Duration::from_secs(2),
         max_followers: 4,
         peers: Arc::clone(&peers),
-        clock: LeaderClock::default(),
+        ancestry: Ancestry::default(),
+        halt: send::Halt::default(),
     };
     tokio::spawn(send::serve(listener, context, cancel.clone()));
     Leader { address, cancel, peers, _log: dir }

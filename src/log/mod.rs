@@ -34,6 +34,7 @@ mod queue;
 mod reader;
 mod recover;
 pub mod repair;
+mod shelf;
 mod stored;
 mod writer;
 
@@ -119,6 +120,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    fn new(options: LogOptions, found: &recover::Recovered, leader: bool) -> Self {
+        let tail = found.tail;
+        Self {
+            leader,
+            queue: Mutex::new(Queue::new(&options, found, leader)),
+            work: Condvar::new(),
+            room: Condvar::new(),
+            intake: Mutex::new(Intake::new(&options, found)),
+            progress: Mutex::new(Progress { tail, failed: None }),
+            moved: Condvar::new(),
+            published: watch::Sender::new(tail),
+            written: AtomicU64::new(tail.end.0),
+            options,
+        }
+    }
+
     fn fail(&self, error: &Error) {
         let mut queue = lock(&self.queue);
         queue.fail(error);
@@ -229,25 +246,26 @@ impl Log {
 
     fn open(options: LogOptions, leader: bool) -> Result<Self> {
         let found = recover::recover(&options, leader)?;
-        let tail = found.tail;
-        let shared = Arc::new(Shared {
-            leader,
-            queue: Mutex::new(Queue::new(&options, &found, leader)),
-            work: Condvar::new(),
-            room: Condvar::new(),
-            intake: Mutex::new(Intake::new(&options, &found)),
-            progress: Mutex::new(Progress { tail, failed: None }),
-            moved: Condvar::new(),
-            published: watch::Sender::new(tail),
-            written: AtomicU64::new(tail.end.0),
-            options,
-        });
+        let shared = Arc::new(Shared::new(options, &found, leader));
         let writer = writer::Writer::new(Arc::clone(&shared), found)?;
         let thread = std::thread::Builder::new()
             .name("log-writer".to_owned())
             .spawn(move || writer.run())
             .map_err(|e| Error::from(e).wrap("cannot start the thread that writes the log"))?;
         let writer = WriterHandle { shared: Arc::clone(&shared), thread: Mutex::new(Some(thread)) };
+        Ok(Self { shared, writer: Arc::new(writer) })
+    }
+
+    /// A log that can't be opened for writing, as it lies there; it has failed by `why` from the beginning.
+    /// It may end before what readers have seen of it: only what is certainly durable counts.
+    ///
+    /// # Errors
+    /// `Corrupt` or the operating system's, when it can't be read either.
+    pub fn open_failed(options: LogOptions, why: &Error) -> Result<Self> {
+        let found = shelf::find(&options)?;
+        let shared = Arc::new(Shared::new(options, &found, true));
+        shared.fail(why);
+        let writer = WriterHandle { shared: Arc::clone(&shared), thread: Mutex::new(None) };
         Ok(Self { shared, writer: Arc::new(writer) })
     }
 

@@ -50,7 +50,7 @@ pub(super) fn list(dir: &Path, timeline: TimelineId) -> Result<BTreeMap<SegmentN
     Ok(found)
 }
 
-fn path_of(o: &LogOptions, segment: SegmentNo, partial: bool) -> PathBuf {
+pub(super) fn path_of(o: &LogOptions, segment: SegmentNo, partial: bool) -> PathBuf {
     o.dir.join(segment::file_name(o.timeline, segment, partial))
 }
 
@@ -89,7 +89,8 @@ pub(super) fn recover(o: &LogOptions, leader: bool) -> Result<Recovered> {
     }
     let (marks, prev_sha, tail) = match base {
         Some(b) => {
-            (b.trailer.marks, b.trailer.sha, tail_at(b.segment, b.len, b.trailer.end, &b.trailer.marks))
+            let (tail, marks) = end_of(&b);
+            (marks, b.trailer.sha, tail)
         }
         None if leader => {
             let tail = Tail { end: Lsn::FIRST, segment: Lsn::FIRST.segment(), ..Tail::default() };
@@ -110,6 +111,12 @@ pub(super) fn tail_at(segment: SegmentNo, offset: u64, end: Lsn, marks: &Marks) 
         commit_time: marks.commit_time,
         exact_time: marks.exact_time,
     }
+}
+
+/// The durable end of a log whose newest segment is sealed.
+pub(super) fn end_of(sealed: &Sealed) -> (Tail, Marks) {
+    let marks = sealed.trailer.marks;
+    (tail_at(sealed.segment, sealed.len, sealed.trailer.end, &marks), marks)
 }
 
 /// Removes copies that were never renamed, and a `.partial` beside its sealed self.

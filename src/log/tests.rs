@@ -230,6 +230,45 @@ fn whatever_length_was_written_the_log_ends_after_the_last_whole_frame() {
 }
 
 #[test]
+fn a_log_that_can_not_be_written_is_read_as_far_as_it_says_it_was_synced() {
+    let dir = scratch();
+    let log = leader(dir.path());
+    let why = Error::new(ErrorKind::DiskFull, "no room");
+    let open = || {
+        let names = || fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+        let before = names();
+        let failed = Log::open_failed(options(dir.path()), &why).unwrap();
+        assert_eq!(names(), before, "nothing is written");
+        assert!(failed.failure().is_some_and(|e| e.kind() == ErrorKind::DiskFull));
+        assert_eq!(
+            failed.append(Vec::new(), flags::STARTS | flags::ENDS).unwrap_err().kind(),
+            ErrorKind::Corrupt
+        );
+        failed
+    };
+    assert_eq!(open().tail().end, Lsn::ZERO);
+    let mut ends = Vec::new();
+    for seed in 0..80 {
+        ends.push(add(&log, set(seed, 250_000, Cut::Exact)));
+        assert!(log.wait_durable(ends[ends.len() - 1], SOON).unwrap());
+        // What the last frame holds is certain only once another one says so.
+        let Some(sure) = usize::try_from(seed).unwrap().checked_sub(1) else { continue };
+        let tail = open().tail();
+        assert_eq!((tail.end, tail.commit), (ends[sure], ends[sure]), "{seed}");
+        let mut reader = StoredReader::open(dir.path(), TimelineId::FIRST, SegmentNo(1), 0).unwrap();
+        let mut bytes = 0;
+        while let Some((_, _, piece)) = reader.read(&tail, 1 << 20).unwrap() {
+            bytes += piece.len();
+        }
+        assert!(bytes > sure * 250_000);
+    }
+    assert!(log.tail().segment > SegmentNo(1));
+    log.close().unwrap();
+    // The open segment's own end is not vouched for even after a clean stop.
+    assert_eq!(open().tail().end, ends[78]);
+}
+
+#[test]
 fn a_leader_ends_an_open_change_set_by_an_abort() {
     let s = stopped();
     let log = leader(s.dir.path());

@@ -19,9 +19,11 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::wire::{Code, HEADER, Head, Hello, Message, TRAILER, Welcome};
 
+mod ancestry;
 mod retry;
 mod upstream;
 
+pub use ancestry::Ancestry;
 pub use retry::{End, Ended, Retry};
 pub use upstream::{FillProgress, Upstream, UpstreamState, UpstreamStatus};
 
@@ -39,26 +41,6 @@ const READ_BUFFER: usize = 32 << 10;
 pub fn wall_clock() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// The clock that stamps commits, as far as this node knows it. A leader's is its own; a follower
-/// learns it from keepalives, and passes it on to those that follow it.
-#[derive(Clone, Debug, Default)]
-pub struct LeaderClock {
-    offset: Arc<AtomicI64>,
-}
-
-impl LeaderClock {
-    /// The leader's clock shows `now`.
-    pub fn learn(&self, now: i64) {
-        self.offset.store(now.saturating_sub(wall_clock()), Ordering::Relaxed);
-    }
-
-    /// What the leader's clock shows.
-    #[must_use]
-    pub fn now(&self) -> i64 {
-        wall_clock().saturating_add(self.offset.load(Ordering::Relaxed))
-    }
 }
 
 /// What passed over a connection.
@@ -375,13 +357,5 @@ mod tests {
         assert_eq!((quiet.line(), quiet.line()), (None, None));
         std::thread::sleep(Duration::from_millis(40));
         assert_eq!(quiet.line().as_deref(), Some(" (2 more like this since the last line)"));
-    }
-
-    #[test]
-    fn a_followers_idea_of_the_leaders_clock_follows_keepalives() {
-        let clock = LeaderClock::default();
-        assert!((clock.now() - wall_clock()).abs() < 1_000_000_000);
-        clock.learn(wall_clock() - 3_600_000_000_000);
-        assert!((clock.now() - wall_clock() + 3_600_000_000_000).abs() < 1_000_000_000);
     }
 }

@@ -80,6 +80,7 @@ impl<'a> Retry<'a> {
                 format!("refused: {}", one_line(&reason))
             }
             End::Lost(e) => {
+                self.status.lost();
                 self.status.update(|s| (s.state, s.code) = (UpstreamState::Connecting, None));
                 e.to_string()
             }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{LeaderClock, wall_clock};
-use crate::position::Lsn;
+use super::{Ancestry, Ended, wall_clock};
+use crate::position::{Lsn, NodeId};
 use crate::session::Lag;
-use crate::wire::{Code, Keepalive};
+use crate::wire::{Code, Keepalive, Welcome};
 
 /// State of the connection to the upstream node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
@@ -70,6 +70,8 @@ pub struct UpstreamStatus {
     pub exact: Lsn,
     /// When it was last heard, ns since 1970.
     pub heard: i64,
+    /// Seconds since the upstream itself had news of the leader, when that is too long ago.
+    pub leader_silent: Option<f64>,
     /// The first copy.
     pub fill: Option<FillProgress>,
 }
@@ -79,18 +81,24 @@ fn text<S: serde::Serializer>(lsn: &Lsn, s: S) -> Result<S::Ok, S::Error> {
 }
 
 /// The shared cell that holds the status; engines write it, `status` reads it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Upstream {
     inner: Mutex<(UpstreamStatus, Lag)>,
-    clock: LeaderClock,
+    ancestry: Ancestry,
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self::new("", NodeId::NONE)
+    }
 }
 
 impl Upstream {
-    /// Nothing known yet.
+    /// Nothing known yet of the node at `address`, which `node` follows.
     #[must_use]
-    pub fn new(address: &str) -> Self {
+    pub fn new(address: &str, node: NodeId) -> Self {
         let status = UpstreamStatus { address: address.to_owned(), ..UpstreamStatus::default() };
-        Self { inner: Mutex::new((status, Lag::default())), clock: LeaderClock::default() }
+        Self { inner: Mutex::new((status, Lag::default())), ancestry: Ancestry::follower(node) }
     }
 
     fn lock(&self) -> MutexGuard<'_, (UpstreamStatus, Lag)> {
@@ -100,30 +108,53 @@ impl Upstream {
     /// What is known now.
     #[must_use]
     pub fn status(&self) -> UpstreamStatus {
-        self.lock().0.clone()
+        let mut status = self.lock().0.clone();
+        if self.ancestry.is_cut_off_above() {
+            status.leader_silent = Some(self.ancestry.silence(Duration::ZERO).as_secs_f64());
+        }
+        status
     }
 
-    /// The leader's clock as learned here; to be passed on to those that follow this node.
+    /// What is known of where the log comes from; to be passed on to those that follow this node.
     #[must_use]
-    pub fn clock(&self) -> LeaderClock {
-        self.clock.clone()
+    pub fn ancestry(&self) -> Ancestry {
+        self.ancestry.clone()
     }
 
-    /// Bytes and seconds that the directory is behind the leader. Without any word for longer than `patience`
-    /// nobody knows of newer commits: seconds are `None`, unless there are older ones that are not applied.
+    /// The node that follows.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.ancestry.node()
+    }
+
+    /// Bytes and seconds that the directory is behind the leader. Without any news of it for longer than `patience`,
+    /// directly or through other nodes, nobody knows of newer commits: seconds are `None`, unless there are older ones that are not applied.
     #[must_use]
     pub fn lag(&self, patience: Duration) -> (u64, Option<f64>) {
-        let now = self.clock.now();
+        let now = self.ancestry.now();
+        let silent = !self.ancestry.silence(patience).is_zero();
         let inner = self.lock();
-        let silence = wall_clock().saturating_sub(inner.0.heard);
-        let silence = Duration::from_nanos(u64::try_from(silence).unwrap_or(0));
         let seconds = inner.1.seconds(now);
-        (inner.1.bytes(), (seconds > 0.0 || silence <= patience).then_some(seconds))
+        (inner.1.bytes(), (seconds > 0.0 || !silent && inner.0.heard > 0).then_some(seconds))
     }
 
     /// Something came from the upstream.
     pub fn heard(&self) {
+        self.ancestry.heard();
         self.lock().0.heard = wall_clock();
+    }
+
+    /// The upstream answered a hello.
+    ///
+    /// # Errors
+    /// This node's log would come from itself.
+    pub fn welcomed(&self, welcome: &Welcome) -> Ended<()> {
+        welcome.lineage.as_ref().map_or(Ok(()), |lineage| self.ancestry.descends(lineage))
+    }
+
+    /// The connection broke, or there is none.
+    pub(super) fn lost(&self) {
+        self.ancestry.lost();
     }
 
     /// A connection went well: nothing of what failed before counts any more.
@@ -141,13 +172,18 @@ impl Upstream {
     }
 
     /// A keepalive came.
-    pub fn keepalive(&self, k: &Keepalive) {
-        self.clock.learn(k.now);
+    ///
+    /// # Errors
+    /// As [`Self::welcomed`].
+    pub fn keepalive(&self, k: &Keepalive) -> Ended<()> {
+        self.ancestry.learn(k.now);
+        self.ancestry.told(k.origin.as_ref().map_or(0, |o| o.silent));
         let (status, lag) = &mut *self.lock();
         (status.end, status.commit, status.exact) = (k.end, k.commit, k.exact);
         status.heard = wall_clock();
         lag.saw_end(k.end);
         lag.saw_commit(k.commit, k.commit_time);
+        k.origin.as_ref().map_or(Ok(()), |o| self.ancestry.descends(&o.lineage))
     }
 
     /// The own log holds a commit, and the directory shows everything up to `applied`.
@@ -164,10 +200,11 @@ impl Upstream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Origin;
 
     #[test]
     fn lag_uses_the_leaders_clock_only() {
-        let up = Upstream::new("x");
+        let up = Upstream::new("x", NodeId(1));
         let hour = 3_600_000_000_000;
         // The leader's clock is an hour slow, its last commit two seconds old.
         let now = wall_clock() - hour;
@@ -178,7 +215,7 @@ mod tests {
             now,
             ..Keepalive::default()
         };
-        up.keepalive(&k);
+        up.keepalive(&k).unwrap();
         up.positions(Lsn(80), (Lsn(0), 0), Lsn(40));
         let (minute, any) = (Duration::from_secs(60), Duration::MAX);
         let (bytes, seconds) = up.lag(minute);
@@ -188,15 +225,22 @@ mod tests {
         up.positions(Lsn(100), (Lsn(90), k.commit_time), Lsn(100));
         assert_eq!(up.lag(minute), (0, Some(0.0)));
         // Nobody knows what the leader did since; what it did before, and is not applied, has an age all the same.
-        up.update(|s| s.heard -= 61_000_000_000);
-        assert_eq!((up.lag(minute), up.lag(any)), ((0, None), (0, Some(0.0))));
+        let none = Duration::ZERO;
+        assert_eq!((up.lag(none), up.lag(any)), ((0, None), (0, Some(0.0))));
         up.positions(Lsn(120), (Lsn(110), now), Lsn(100));
-        assert!(up.lag(minute).1.is_some_and(|s| s > 0.0));
+        assert!(up.lag(none).1.is_some_and(|s| s > 0.0));
         up.positions(Lsn(120), (Lsn(110), now), Lsn(120));
-        assert_eq!(up.lag(minute).1, None);
-        up.heard();
-        assert_eq!(up.lag(minute).1, Some(0.0));
-        assert_eq!(Upstream::new("x").lag(minute).1, None, "never heard");
+        assert_eq!((up.lag(none).1, up.lag(minute).1), (None, Some(0.0)));
         assert_eq!(up.status().end, Lsn(120));
+        // Nor does an upstream that is there, but has lost the leader.
+        let mut k = Keepalive { origin: Some(Origin { silent: 5_000_000_000, ..Origin::default() }), ..k };
+        up.keepalive(&k).unwrap();
+        up.heard();
+        assert_eq!(up.lag(any).1, None);
+        assert!(up.status().leader_silent.is_some_and(|s| s >= 5.0));
+        k.origin = Some(Origin::default());
+        up.keepalive(&k).unwrap();
+        assert_eq!((up.lag(minute).1, up.status().leader_silent), (Some(0.0), None));
+        assert_eq!(Upstream::new("x", NodeId(1)).lag(minute).1, None, "never heard");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Traffic};
-use crate::position::{SegmentNo, SystemId, TimelineId};
+use crate::position::{NodeId, SegmentNo, SystemId, TimelineId};
 use crate::segment::{FILE_MAX, TRAILER_LEN, Trailer};
 use crate::wire::{Code, Decision, Hello, Message, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want};
 
@@ -21,6 +21,8 @@ pub struct Fetch {
     pub upstream: String,
     /// This node's name.
     pub name: String,
+    /// Its identity beyond the name.
+    pub node: NodeId,
     /// The system it holds.
     pub system: SystemId,
     /// Its timeline.
@@ -54,6 +56,7 @@ async fn take(from: &Fetch, segment: SegmentNo) -> Result<Vec<u8>> {
         prefix: SHA256_EMPTY,
         want: Want::Stream,
         name: from.name.clone(),
+        node: from.node,
     };
     match net::greet(&mut reader, &mut writer, hello).await?.decision {
         Decision::StreamFrom { segment: s, offset: 0 } if s == segment => {}

@@ -91,6 +91,7 @@ async fn open<P: Progress>(context: &ReceiveContext<P>) -> Ended<TcpHalves> {
     let traffic = Arc::new(Traffic::default());
     let (mut reader, mut writer) = net::over_tcp(stream, context.peer_timeout, &traffic)?;
     let (flush, welcome) = (hello.flush, net::greet(&mut reader, &mut writer, hello).await?);
+    context.status.welcomed(&welcome)?;
     match welcome.decision {
         Decision::StreamFrom { segment, offset } if (segment, offset) == from => {}
         Decision::StreamFrom { segment, offset } => {
@@ -177,7 +178,7 @@ async fn hear<R: AsyncRead + Unpin>(
                     return Ok(());
                 }
             }
-            Some(Message::Keepalive(k)) => status.keepalive(&k),
+            Some(Message::Keepalive(k)) => status.keepalive(&k)?,
             Some(Message::Goodbye { code, reason }) => return Err(End::Refused(code, reason)),
             Some(other) => return Err(End::Lost(net::unexpected(&other))),
             None => {
@@ -244,6 +245,7 @@ async fn hello<P: Progress>(context: &ReceiveContext<P>) -> Ended<(Hello, (Segme
         prefix,
         want: Want::Stream,
         name: context.name.clone(),
+        node: context.status.node(),
     };
     Ok((hello, from))
 }

@@ -2,6 +2,7 @@ use super::*;
 use crate::catalog::{Catalog, Seen};
 use crate::fill::CopySource;
 use crate::log::LogOptions;
+use crate::position::NodeId;
 use crate::position::{Cut, FileId};
 use crate::record::{Attrs, Commit, Kind, Record};
 use crate::segment::flags;
@@ -96,7 +97,8 @@ async fn serve(log: &Log, peers: &Arc<Peers>, cancel: &CancellationToken) -> Str
         peer_timeout: Duration::from_secs(1),
         max_followers: 2,
         peers: Arc::clone(peers),
-        clock: net::LeaderClock::default(),
+        ancestry: net::Ancestry::default(),
+        halt: send::Halt::default(),
     };
     tokio::spawn(send::serve(listener, context, cancel.clone()));
     address
@@ -120,9 +122,13 @@ struct Follower {
 }
 
 fn follow_with(name: &str, dir: tempfile::TempDir, upstream: &str) -> Follower {
+    follow_as(name, NodeId(1), dir, upstream)
+}
+
+fn follow_as(name: &str, node: NodeId, dir: tempfile::TempDir, upstream: &str) -> Follower {
     let log = Log::open_follower(options(dir.path())).unwrap();
     let (applied, at) = watch::channel(At::default());
-    let status = Arc::new(Upstream::new(upstream));
+    let status = Arc::new(Upstream::new(upstream, node));
     let cancel = CancellationToken::new();
     let context = ReceiveContext {
         upstream: upstream.to_owned(),
@@ -328,8 +334,13 @@ async fn the_newest_connection_of_a_name_counts_and_places_are_limited() {
     let again = follow("a", &leader.address);
     again.reaches(end).await;
     until("the old one was told", || a.status.status().code == Some(Code::Replaced)).await;
-    again.stop().await;
     a.stop().await;
+    let other = follow_as("a", NodeId(2), tempfile::tempdir().unwrap(), &leader.address);
+    until("another node is refused", || other.status.status().code == Some(Code::Name)).await;
+    assert_eq!(leader.peers.list().iter().filter(|p| p.state == PeerState::Streaming).count(), 1);
+    again.stop().await;
+    other.reaches(end).await;
+    other.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -404,7 +415,7 @@ async fn a_keepalive_alone_gives_lag_in_bytes_and_seconds() {
     );
     let decision = Decision::StreamFrom { segment: hello.segment, offset: 0 };
     let (system, timeline) = (SYSTEM, TimelineId::FIRST);
-    let welcome = Welcome { version: 1, system, timeline, name: "x".to_owned(), decision };
+    let welcome = Welcome { version: 1, system, timeline, name: "x".to_owned(), decision, lineage: None };
     writer.send(&Message::Welcome(welcome)).await.unwrap();
     let Some(Message::Ack(ack)) = reader.next().await.unwrap() else { panic!() };
     assert_eq!(ack.flush, Lsn::FIRST);
@@ -434,7 +445,7 @@ async fn a_keepalive_alone_gives_lag_in_bytes_and_seconds() {
     let (mut reader, mut writer) = net::over_tcp(stream, Duration::from_secs(5), &Arc::default()).unwrap();
     reader.next().await.unwrap();
     let decision = Decision::StreamFrom { segment: SegmentNo(9), offset: 3 };
-    let welcome = Welcome { version: 1, system, timeline, name: "x".to_owned(), decision };
+    let welcome = Welcome { version: 1, system, timeline, name: "x".to_owned(), decision, lineage: None };
     writer.send(&Message::Welcome(welcome)).await.unwrap();
     until("it leaves", || f.status.status().error.is_some_and(|e| e.contains("not what was asked"))).await;
     f.stop().await;

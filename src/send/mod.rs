@@ -4,37 +4,35 @@
 //! Each connection is two loops: one sends, one hears. A follower that does not read holds up only
 //! its own sender, which keeps one piece of log in memory.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::fill::{self, CopySource};
 use crate::log::{Log, StoredReader, Tail};
-use crate::net::{self, HANDSHAKE, LeaderClock, MessageReader, MessageWriter, Quiet, Traffic};
+use crate::net::{self, Ancestry, HANDSHAKE, MessageReader, MessageWriter, Quiet, Traffic};
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::session::{self, Here, Proof};
-use crate::wire::{Code, Decision, Hello, Keepalive, Message, SHA256_EMPTY, Welcome};
+use crate::wire::{Code, Decision, Hello, Keepalive, Message, SHA256_EMPTY, VERSION_ORIGIN};
 
+mod door;
 mod peers;
 
+pub use door::{Card, Halt, decline};
 use peers::Session;
 pub use peers::{FollowerStatus, PeerState, Peers};
 
-/// Connections in hello or being refused, beyond those of followers.
-const LOBBY: usize = 16;
 /// Stored bytes read and sent at once: little is lost when a line breaks, and both ends work side by side.
 const PIECE: usize = 256 << 10;
 /// Reads of at most this much, from what was just written, are made without leaving the task.
 const SMALL_READ: u64 = 256 << 10;
-/// Longest wait for connections to end when serving stops.
-const ENDING: Duration = Duration::from_secs(3);
 
 /// What serving works from.
 #[derive(Clone)]
@@ -55,63 +53,55 @@ pub struct ServeContext {
     pub max_followers: usize,
     /// Who is connected.
     pub peers: Arc<Peers>,
-    /// The clock that stamps commits: a leader's default, or what a follower learns.
-    pub clock: LeaderClock,
+    /// Where the log comes from: a leader, or what a follower learns of it.
+    pub ancestry: Ancestry,
+    /// Whether first copies have to wait.
+    pub halt: Halt,
 }
 
-/// Serves until cancelled.
-///
-/// # Errors
-/// The log's failure: nothing can be served from a log that is not known to be durable.
-pub async fn serve(listener: TcpListener, context: ServeContext, cancel: CancellationToken) -> Result<()> {
+impl ServeContext {
+    fn card(&self) -> Card {
+        Card {
+            system: self.system,
+            timeline: self.timeline,
+            name: self.name.clone(),
+            ancestry: self.ancestry.clone(),
+            peer_timeout: self.peer_timeout,
+        }
+    }
+
+    /// Why all connections end.
+    fn ending(&self) -> (Code, &'static str) {
+        match self.halt.reason() {
+            Some(_) => (Code::NotReady, "the log is opened anew; connect again"),
+            None => (Code::Shutdown, "the node stops"),
+        }
+    }
+}
+
+/// Serves until cancelled. A log that can't be written any more is served as far as it is durable.
+pub async fn serve(listener: impl Borrow<TcpListener>, context: ServeContext, cancel: CancellationToken) {
     let context = Arc::new(context);
     let places = Arc::new(Semaphore::new(context.max_followers));
-    let lobby = Arc::new(Semaphore::new(context.max_followers + LOBBY));
-    let mut tasks = JoinSet::new();
-    let quiet = Quiet::new(Duration::from_secs(10));
-    let mut tail = context.log.subscribe();
-    loop {
-        let accepted = tokio::select! {
-            () = cancel.cancelled() => break,
-            changed = tail.changed() => {
-                if changed.is_err() { break; }
-                if let Some(e) = context.log.failure() { return Err(e); }
-                continue;
-            }
-            Some(_) = tasks.join_next() => continue,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, address) = match accepted {
-            Ok(accepted) => accepted,
-            Err(e) => {
-                if let Some(n) = quiet.line() {
-                    tracing::warn!("cannot accept a connection: {e}{n}");
+    let token = cancel.clone();
+    door::reception(
+        listener.borrow(),
+        context.max_followers + door::LOBBY,
+        &cancel,
+        move |stream, address| {
+            let (context, cancel, places) = (Arc::clone(&context), token.clone(), Arc::clone(&places));
+            async move {
+                let traffic = Arc::new(Traffic::default());
+                match net::over_tcp(stream, context.peer_timeout, &traffic) {
+                    Ok(halves) => {
+                        attend(halves, &address.to_string(), &traffic, &places, &context, &cancel).await;
+                    }
+                    Err(e) => tracing::debug!("{address}: {e}"),
                 }
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
             }
-        };
-        let Ok(guest) = Arc::clone(&lobby).try_acquire_owned() else {
-            if let Some(n) = quiet.line() {
-                tracing::warn!("{address} was turned away: too many connections{n}");
-            }
-            continue;
-        };
-        let (context, cancel, places) = (Arc::clone(&context), cancel.clone(), Arc::clone(&places));
-        tasks.spawn(async move {
-            let _guest = guest;
-            let traffic = Arc::new(Traffic::default());
-            match net::over_tcp(stream, context.peer_timeout, &traffic) {
-                Ok(halves) => {
-                    attend(halves, &address.to_string(), &traffic, &places, &context, &cancel).await
-                }
-                Err(e) => tracing::debug!("{address}: {e}"),
-            }
-        });
-    }
-    // Each task says goodbye and ends by the same token.
-    let _ = tokio::time::timeout(ENDING, async { while tasks.join_next().await.is_some() {} }).await;
-    Ok(())
+        },
+    )
+    .await;
 }
 
 /// One line per ten seconds about connections that never got as far as a name.
@@ -131,11 +121,14 @@ pub async fn attend<R, W>(
 {
     let mut link = Link { reader, writer };
     let greeted = tokio::select! {
-        () = cancel.cancelled() => return link.writer.goodbye(Code::Shutdown, "the node stops").await,
-        greeted = tokio::time::timeout(HANDSHAKE, link.greet(context, places)) => greeted,
+        () = cancel.cancelled() => {
+            let (code, reason) = context.ending();
+            return link.writer.goodbye(code, reason).await;
+        }
+        greeted = tokio::time::timeout(HANDSHAKE, link.greet(context, places, address, traffic)) => greeted,
     };
     let late = || Error::new(ErrorKind::Unavailable, "no hello within the time allowed");
-    let (hello, decision, place) = match greeted.unwrap_or_else(|_| Err(late())) {
+    let guest = match greeted.unwrap_or_else(|_| Err(late())) {
         Ok(greeted) => greeted,
         Err(e) => {
             if let Some(n) = STRANGERS.line() {
@@ -145,14 +138,16 @@ pub async fn attend<R, W>(
             return;
         }
     };
-    let Some(_place) = place else { return };
-    let session = context.peers.join(&hello.name, address, traffic);
+    let Some(Guest { hello, decision, session, place: _place }) = guest else { return };
     let result = tokio::select! {
-        () = cancel.cancelled() => Err(Leave::Said(Code::Shutdown, "the node stops".to_owned())),
-        () = session.cancel.cancelled() => {
-            Err(Leave::Said(Code::Replaced, "another connection of the same name came".to_owned()))
+        () = cancel.cancelled() => {
+            let (code, reason) = context.ending();
+            Err(Leave::Said(code, reason.to_owned()))
         }
-        result = link.follow(context, &session, &decision) => result,
+        () = session.cancel.cancelled() => {
+            Err(Leave::Said(Code::Replaced, "another connection of the same node came".to_owned()))
+        }
+        result = link.follow(context, &session, &hello, &decision) => result,
     };
     let name = &hello.name;
     let reason = match result {
@@ -194,6 +189,14 @@ impl<E: Into<Error>> From<E> for Leave {
 
 type Place = tokio::sync::OwnedSemaphorePermit;
 
+/// A follower that was let in.
+struct Guest {
+    hello: Hello,
+    decision: Decision,
+    session: Session,
+    place: Place,
+}
+
 struct Link<R, W> {
     reader: MessageReader<R>,
     writer: MessageWriter<W>,
@@ -204,52 +207,51 @@ where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    /// Hello and welcome. No place: the follower was refused.
+    /// Hello and welcome. `None`: the follower was refused.
     async fn greet(
         &mut self,
         context: &Arc<ServeContext>,
         places: &Arc<Semaphore>,
-    ) -> Result<(Hello, Decision, Option<Place>)> {
+        address: &str,
+        traffic: &Arc<Traffic>,
+    ) -> Result<Option<Guest>> {
         let hello = match self.reader.next().await? {
             Some(Message::Hello(hello)) => hello,
             Some(other) => return Err(net::unexpected(&other)),
             None => return Err(Error::new(ErrorKind::Unavailable, "the peer left without a hello")),
         };
         let place = Arc::clone(places).try_acquire_owned().ok();
-        let decision = if place.is_some() {
+        let mut decision = if place.is_some() {
             decision(context, &hello).await?
         } else {
             let reason = format!("{} followers are connected, as many as allowed", context.max_followers);
             Decision::Refuse { code: Code::Busy, reason }
         };
-        let refused = match &decision {
-            Decision::Refuse { reason, .. } | Decision::Resync { reason } => Some(reason.clone()),
-            _ => None,
-        };
-        let welcome = Welcome {
-            version: session::common_version(hello.versions).unwrap_or(0),
-            system: context.system,
-            timeline: context.timeline,
-            name: context.name.clone(),
-            decision: decision.clone(),
-        };
-        self.writer.send(&Message::Welcome(welcome)).await?;
-        if let Some(reason) = refused {
-            if let Some(n) = STRANGERS.line() {
-                let name = hello.name.escape_debug();
-                tracing::warn!("follower '{name}' was refused: {reason}{n}");
+        let mut session = None;
+        if !matches!(decision, Decision::Refuse { .. } | Decision::Resync { .. }) {
+            match context.peers.join(&hello.name, hello.node, address, traffic) {
+                Ok(joined) => session = Some(joined),
+                Err(reason) => decision = Decision::Refuse { code: Code::Name, reason },
             }
-            return Ok((hello, decision, None));
         }
-        Ok((hello, decision, place))
+        let welcome = context.card().welcome(&hello, decision.clone());
+        self.writer.send(&Message::Welcome(welcome)).await?;
+        if let Decision::Refuse { reason, .. } | Decision::Resync { reason } = &decision
+            && let Some(n) = STRANGERS.line()
+        {
+            tracing::warn!("follower '{}' at {address} was refused: {reason}{n}", hello.name.escape_debug());
+        }
+        Ok(session.zip(place).map(|(session, place)| Guest { hello, decision, session, place }))
     }
 
     async fn follow(
         &mut self,
         context: &Arc<ServeContext>,
         session: &Session,
+        hello: &Hello,
         decision: &Decision,
     ) -> std::result::Result<(), Leave> {
+        let told = session::common_version(hello.versions).is_some_and(|v| v >= VERSION_ORIGIN);
         let Decision::StreamFrom { segment, offset } = decision else {
             session.state(PeerState::Filling);
             let progress = |files, bytes| {
@@ -264,15 +266,19 @@ where
                 keepalive: context.peer_timeout / 2,
                 resume: *decision == Decision::ResumeFill,
             };
-            let alive = || Message::Keepalive(keepalive(context, &context.log.tail()));
-            fill::serve(&mut self.reader, &mut self.writer, serving, &alive, &progress).await?;
-            return Ok(());
+            let alive = || Message::Keepalive(keepalive(context, &context.log.tail(), told));
+            return tokio::select! {
+                reason = context.halt.halted() => Err(Leave::Said(Code::NotReady, waits(&reason))),
+                filled = fill::serve(&mut self.reader, &mut self.writer, serving, &alive, &progress) => {
+                    filled.map_err(Leave::Failed)
+                }
+            };
         };
         session.state(PeerState::Catchup);
         let Self { reader, writer } = self;
         tokio::select! {
             heard = hear(reader, session) => heard.map_err(Leave::Failed),
-            sent = stream(writer, context, session, *segment, *offset) => sent,
+            sent = stream(writer, context, session, (*segment, *offset), told) => sent,
         }
     }
 }
@@ -289,7 +295,17 @@ async fn decision(context: &Arc<ServeContext>, hello: &Hello) -> Result<Decision
             oldest: if tail.end == Lsn::ZERO { Lsn::FIRST } else { oldest },
         };
         match proof(&context.log, &hello, &here) {
-            Ok(proof) => Ok(session::decide(&hello, &here, proof)),
+            Ok(proof) => Ok(match (session::decide(&hello, &here, proof), context.halt.reason()) {
+                (Decision::Fill | Decision::ResumeFill, Some(reason)) => {
+                    Decision::Refuse { code: Code::NotReady, reason: waits(&reason) }
+                }
+                // It may have taken log from here that this node can't vouch for while it stands still.
+                (Decision::Refuse { code: Code::Diverged, .. }, Some(reason)) if hello.flush > here.end => {
+                    let reason = format!("the follower is ahead of what is certain here: {reason}");
+                    Decision::Refuse { code: Code::NotReady, reason }
+                }
+                (decision, _) => decision,
+            }),
             // A damaged log of ours says nothing about the follower's.
             Err(e) if e.kind() == ErrorKind::Corrupt => {
                 tracing::error!("a follower can't be served: {e}");
@@ -300,6 +316,11 @@ async fn decision(context: &Arc<ServeContext>, hello: &Hello) -> Result<Decision
         }
     });
     judge.await.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?
+}
+
+/// What a follower without data is told while the engines stand still.
+fn waits(reason: &str) -> String {
+    format!("log is sent, but a first copy has to wait: {reason}")
 }
 
 fn proof(log: &Log, hello: &Hello, here: &Here) -> Result<Proof> {
@@ -317,14 +338,15 @@ fn proof(log: &Log, hello: &Hello, here: &Here) -> Result<Proof> {
     Ok(log.prefix_hash(hello.segment, hello.offset)?.map_or(Proof::Short, Proof::Hash))
 }
 
-fn keepalive(context: &ServeContext, tail: &Tail) -> Keepalive {
+fn keepalive(context: &ServeContext, tail: &Tail, told: bool) -> Keepalive {
     Keepalive {
         end: tail.end,
         commit: tail.commit,
         exact: tail.exact,
         commit_time: tail.commit_time,
         exact_time: tail.exact_time,
-        now: context.clock.now(),
+        now: context.ancestry.now(),
+        origin: told.then(|| context.ancestry.origin(context.peer_timeout)),
     }
 }
 
@@ -343,13 +365,13 @@ async fn hear<R: AsyncRead + Unpin>(reader: &mut MessageReader<R>, session: &Ses
     }
 }
 
-/// Sends durable log from `offset` of `segment` on, for ever.
+/// Sends durable log from a stored byte of a segment on, for ever. `told`: the follower knows what an origin is.
 async fn stream<W: AsyncWrite + Unpin>(
     writer: &mut MessageWriter<W>,
     context: &ServeContext,
     session: &Session,
-    segment: SegmentNo,
-    offset: u64,
+    (segment, offset): (SegmentNo, u64),
+    told: bool,
 ) -> std::result::Result<(), Leave> {
     let mut tail_of = context.log.subscribe();
     let half = context.peer_timeout / 2;
@@ -357,12 +379,9 @@ async fn stream<W: AsyncWrite + Unpin>(
     let mut last = None::<Instant>;
     loop {
         let tail = *tail_of.borrow_and_update();
-        if let Some(e) = context.log.failure() {
-            return Err(Leave::Said(Code::NotReady, format!("the sender's log failed: {e}")));
-        }
         loop {
             if last.is_none_or(|t| t.elapsed() >= half) {
-                writer.send(&Message::Keepalive(keepalive(context, &tail))).await?;
+                writer.send(&Message::Keepalive(keepalive(context, &tail, told))).await?;
                 last = Some(Instant::now());
             }
             let Some((segment, offset, bytes)) = pieces.next(context, &tail).await? else { break };

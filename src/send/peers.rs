@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::net::{Traffic, wall_clock};
-use crate::position::Lsn;
+use crate::position::{Lsn, NodeId};
 use crate::wire::Ack;
 
 /// Most names remembered; of those that are away, the one longest away is forgotten first.
@@ -76,6 +76,7 @@ fn text<S: serde::Serializer>(lsn: &Lsn, s: S) -> Result<S::Ok, S::Error> {
 #[derive(Debug)]
 struct Peer {
     status: FollowerStatus,
+    node: NodeId,
     connection: u64,
     cancel: CancellationToken,
     traffic: Arc<Traffic>,
@@ -118,9 +119,27 @@ impl Peers {
         self.lock().peers.values().all(|p| !takes_log(p.status.state) || p.status.flush >= lsn)
     }
 
-    /// Registers a connection of `name`. One of the same name that is still there is cancelled.
-    pub(super) fn join(self: &Arc<Self>, name: &str, address: &str, traffic: &Arc<Traffic>) -> Session {
+    /// Registers a connection of `name`. One of the same node that is still there, perhaps half dead, is
+    /// cancelled. Nodes of older versions can't be told apart: one of them always counts as the same.
+    ///
+    /// # Errors
+    /// In words: another node of that name is connected. It counts as connected until its silence is too long.
+    pub(super) fn join(
+        self: &Arc<Self>,
+        name: &str,
+        node: NodeId,
+        address: &str,
+        traffic: &Arc<Traffic>,
+    ) -> Result<Session, String> {
         let mut inner = self.lock();
+        let other = |p: &&Peer| p.node != node && p.node != NodeId::NONE && node != NodeId::NONE;
+        let here = inner.peers.get(name).filter(|p| p.status.state != PeerState::Away);
+        if let Some(peer) = here.filter(other) {
+            return Err(format!(
+                "a follower named '{name}' is attached from {}; give this one another name",
+                peer.status.address
+            ));
+        }
         inner.connections += 1;
         let connection = inner.connections;
         let cancel = CancellationToken::new();
@@ -141,7 +160,7 @@ impl Peers {
             filled_bytes: 0,
             reason: None,
         };
-        let peer = Peer { status, connection, cancel: cancel.clone(), traffic: Arc::clone(traffic) };
+        let peer = Peer { status, node, connection, cancel: cancel.clone(), traffic: Arc::clone(traffic) };
         match inner.peers.entry(name.to_owned()) {
             Slot::Vacant(slot) => {
                 slot.insert(peer);
@@ -158,7 +177,7 @@ impl Peers {
             }
         }
         forget(&mut inner);
-        Session { peers: Arc::clone(self), name: name.to_owned(), connection, cancel }
+        Ok(Session { peers: Arc::clone(self), name: name.to_owned(), connection, cancel })
     }
 }
 
@@ -176,7 +195,7 @@ pub(super) struct Session {
     peers: Arc<Peers>,
     name: String,
     connection: u64,
-    /// Cancelled when a newer connection takes the name.
+    /// Cancelled when a newer connection of the same node comes.
     pub(super) cancel: CancellationToken,
 }
 
@@ -212,14 +231,17 @@ impl Drop for Session {
 mod tests {
     use super::*;
 
+    fn join(peers: &Arc<Peers>, name: &str, address: &str) -> Session {
+        peers.join(name, NodeId(1), address, &Arc::default()).unwrap()
+    }
+
     #[test]
-    fn a_newcomer_of_the_same_name_replaces_the_old_connection() {
+    fn a_node_that_comes_again_replaces_its_old_connection() {
         let peers = Arc::new(Peers::default());
-        let traffic = Arc::default();
-        let first = peers.join("a", "1", &traffic);
-        let other = peers.join("b", "2", &traffic);
+        let first = join(&peers, "a", "1");
+        let other = join(&peers, "b", "2");
         first.state(PeerState::Streaming);
-        let second = peers.join("a", "3", &traffic);
+        let second = join(&peers, "a", "3");
         assert!(first.cancel.is_cancelled() && !second.cancel.is_cancelled() && !other.cancel.is_cancelled());
         first.ack(&Ack { flush: Lsn(9), ..Ack::default() });
         drop(first);
@@ -232,9 +254,29 @@ mod tests {
     }
 
     #[test]
+    fn another_node_of_the_same_name_waits_until_the_first_is_gone() {
+        let peers = Arc::new(Peers::default());
+        let traffic = Arc::default();
+        let first = peers.join("a", NodeId(1), "1:1", &traffic).unwrap();
+        let refused = peers.join("a", NodeId(2), "2:2", &traffic).unwrap_err();
+        assert_eq!(refused, "a follower named 'a' is attached from 1:1; give this one another name");
+        assert!(!first.cancel.is_cancelled() && peers.list()[0].address == "1:1");
+        let again = peers.join("a", NodeId(1), "1:2", &traffic).unwrap();
+        assert!(first.cancel.is_cancelled());
+        drop(first);
+        assert!(peers.join("a", NodeId(2), "2:2", &traffic).is_err(), "the newer connection holds the name");
+        drop(again);
+        let second = peers.join("a", NodeId(2), "2:2", &traffic).unwrap();
+        assert!(peers.join("a", NodeId(1), "1:1", &traffic).is_err());
+        // One that can't say who it is was never locked out, and is not now.
+        peers.join("a", NodeId::NONE, "3:3", &traffic).unwrap();
+        assert!(second.cancel.is_cancelled());
+    }
+
+    #[test]
     fn a_drain_waits_for_those_that_take_log() {
         let peers = Arc::new(Peers::default());
-        let s = peers.join("a", "1", &Arc::default());
+        let s = join(&peers, "a", "1");
         assert!(peers.all_flushed(Lsn(5)));
         s.state(PeerState::Catchup);
         assert!(!peers.all_flushed(Lsn(5)));
@@ -245,9 +287,9 @@ mod tests {
     #[test]
     fn names_are_forgotten_only_when_away() {
         let peers = Arc::new(Peers::default());
-        let kept: Vec<_> = (0..10).map(|i| peers.join(&format!("live{i}"), "", &Arc::default())).collect();
+        let kept: Vec<_> = (0..10).map(|i| join(&peers, &format!("live{i}"), "")).collect();
         for i in 0..2 * NAMES {
-            drop(peers.join(&format!("x{i}"), "", &Arc::default()));
+            drop(join(&peers, &format!("x{i}"), ""));
         }
         let list = peers.list();
         assert!(list.len() <= NAMES);
@@ -257,7 +299,7 @@ mod tests {
     #[test]
     fn positions_are_printed_as_status_prints_them() {
         let peers = Arc::new(Peers::default());
-        let s = peers.join("a", "1", &Arc::default());
+        let s = join(&peers, "a", "1");
         s.ack(&Ack { flush: Lsn(0x1_0000_0002), ..Ack::default() });
         let json = serde_json::to_value(&peers.list()[0]).unwrap();
         assert_eq!(json["flush"], "1/00000002");

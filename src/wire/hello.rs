@@ -1,8 +1,8 @@
 //! Who the two sides are and what is agreed between them: hello, welcome, reasons.
 
-use super::{HELLO_MAX, MAGIC, NAME_MAX, REASON_MAX};
+use super::{HELLO_MAX, Lineage, MAGIC, NAME_MAX, REASON_MAX};
 use crate::codec::{DecodeError, Put, Reader};
-use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
+use crate::position::{Lsn, NodeId, SegmentNo, SystemId, TimelineId};
 
 /// What a receiver asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +36,8 @@ pub struct Hello {
     pub want: Want,
     /// Its name.
     pub name: String,
+    /// Its identity beyond the name; none when it is of an older version.
+    pub node: NodeId,
 }
 
 /// What a sender does for a receiver.
@@ -79,7 +81,7 @@ pub enum Code {
     WrongTimeline = 3,
     /// The receiver's log is not a prefix of the sender's.
     Diverged = 4,
-    /// The name is not allowed.
+    /// The name is not allowed, or another node has it.
     Name = 5,
     /// Too many connections.
     Busy = 6,
@@ -95,10 +97,12 @@ pub enum Code {
     Resync = 11,
     /// The sender failed to read its own files.
     Failed = 12,
+    /// The receiver's log would come from itself.
+    Circle = 13,
 }
 
 impl Code {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Version,
         Self::WrongSystem,
         Self::WrongTimeline,
@@ -111,6 +115,7 @@ impl Code {
         Self::Protocol,
         Self::Resync,
         Self::Failed,
+        Self::Circle,
     ];
 
     pub(super) fn from_u8(v: u8) -> Result<Self, DecodeError> {
@@ -140,6 +145,8 @@ pub struct Welcome {
     pub name: String,
     /// What happens next.
     pub decision: Decision,
+    /// The nodes that the sender's log comes through, itself first; `None` for a receiver that does not know it.
+    pub lineage: Option<Lineage>,
 }
 
 /// The longest prefix of `text` that has at most `limit` bytes and ends between characters.
@@ -156,7 +163,7 @@ pub(super) fn put_hello(h: &Hello, out: &mut Vec<u8>) {
     out.put_u16(h.versions.0);
     out.put_u16(h.versions.1);
     let name = clip(&h.name, NAME_MAX);
-    out.put_u32(81 + u32::try_from(name.len()).unwrap_or(0));
+    out.put_u32(89 + u32::try_from(name.len()).unwrap_or(0));
     out.put_u64(h.system.0);
     out.put_u32(h.timeline.0);
     out.put_u64(h.flush.0);
@@ -171,6 +178,7 @@ pub(super) fn put_hello(h: &Hello, out: &mut Vec<u8>) {
     out.put_u8(want);
     out.put_u64(snapshot.0);
     out.put_blob(name);
+    out.put_u64(h.node.0);
 }
 
 pub(super) fn put_welcome(w: &Welcome, out: &mut Vec<u8>) {
@@ -190,6 +198,9 @@ pub(super) fn put_welcome(w: &Welcome, out: &mut Vec<u8>) {
     out.put_u8(code);
     out.put_blob(clip(&w.name, NAME_MAX));
     out.put_blob(clip(reason, REASON_MAX));
+    if let Some(lineage) = &w.lineage {
+        lineage.put(out);
+    }
 }
 
 pub(super) fn text(bytes: &[u8], what: &'static str) -> Result<String, DecodeError> {
@@ -219,7 +230,8 @@ pub(super) fn take_hello(body: &[u8]) -> Result<Hello, DecodeError> {
     };
     // Fields of later versions may follow; they are not ours to judge.
     let name = text(r.blob(NAME_MAX, "name")?, "name")?;
-    Ok(Hello { versions, system, timeline, flush, segment, offset, prefix, want, name })
+    let node = if r.rest().is_empty() { NodeId::NONE } else { NodeId(r.u64("node id")?) };
+    Ok(Hello { versions, system, timeline, flush, segment, offset, prefix, want, name, node })
 }
 
 pub(super) fn take_welcome(r: &mut Reader<'_>) -> Result<Welcome, DecodeError> {
@@ -237,5 +249,6 @@ pub(super) fn take_welcome(r: &mut Reader<'_>) -> Result<Welcome, DecodeError> {
         4 => Decision::Refuse { code: Code::from_u8(code)?, reason },
         v => return Err(DecodeError::Invalid { what: "decision", value: u64::from(v) }),
     };
-    Ok(Welcome { version, system, timeline, name, decision })
+    let lineage = if r.rest().is_empty() { None } else { Some(Lineage::take(r)?) };
+    Ok(Welcome { version, system, timeline, name, decision, lineage })
 }

@@ -14,9 +14,9 @@
 //! | kind | name | from | payload |
 //! | --- | --- | --- | --- |
 //! | 1 | hello | receiver | see below |
-//! | 2 | welcome | sender | version u16, system id u64, timeline u32, decision u8, segment u64, offset u64, code u8, name blob, reason blob |
+//! | 2 | welcome | sender | version u16, system id u64, timeline u32, decision u8, segment u64, offset u64, code u8, name blob, reason blob, from version 2 on lineage |
 //! | 3 | log | sender | segment u64, offset u64, stored bytes of that segment's file to the end |
-//! | 4 | keepalive | sender | end u64, commit u64, exact u64, commit time i64, exact time i64, sender's clock i64 |
+//! | 4 | keepalive | sender | end u64, commit u64, exact u64, commit time i64, exact time i64, sender's clock i64, from version 2 on silent u64, lineage |
 //! | 5 | ack | receiver | write u64, flush u64, apply u64, commit time at apply i64 |
 //! | 6 | snapshot data | sender | offset u64, bytes of the catalog checkpoint to the end |
 //! | 7 | snapshot end | sender | commit LSN u64, length u64, SHA-256 32 bytes |
@@ -45,6 +45,10 @@
 //! | 84 | 1 | want: 0 stream, 1 fill, 2 resume a fill |
 //! | 85 | 8 | LSN of the snapshot to resume, or 0 |
 //! | 93 | 4+n | name, at most [`NAME_MAX`] bytes |
+//! | 97+n | 8 | node id; not there in hellos of programs that speak version 1 only |
+//!
+//! A lineage is the nodes that the sender's log comes through: count u8, at most [`LINEAGE_MAX`], count x node id u64,
+//! the sender first.
 //!
 //! Items of fill data, after decompression:
 //!
@@ -61,15 +65,20 @@ use crate::position::{FileId, Lsn, SegmentNo};
 
 mod hello;
 mod items;
+mod lineage;
 
 pub use hello::{Code, Decision, Hello, Want, Welcome};
 use hello::{clip, put_hello, put_welcome, take_hello, take_welcome, text};
 pub use items::{ITEM_HEAD, Item, Items, Outcome, put_item_end, put_item_head};
+use lineage::LINEAGE_BYTES;
+pub use lineage::{LINEAGE_MAX, Lineage};
 
 /// The lowest protocol version this program speaks.
 pub const VERSION_MIN: u16 = 1;
 /// The highest protocol version this program speaks.
-pub const VERSION_MAX: u16 = 1;
+pub const VERSION_MAX: u16 = 2;
+/// From this version on, welcome and keepalive tell where the sender's log comes from.
+pub const VERSION_ORIGIN: u16 = 2;
 /// First bytes of every hello.
 pub const MAGIC: [u8; 8] = *b"towline\0";
 /// Bytes before the payload.
@@ -149,9 +158,9 @@ impl Kind {
     pub fn limit(self) -> usize {
         match self {
             Self::Hello => HELLO_MAX,
-            Self::Welcome => 40 + 4 + NAME_MAX + 4 + REASON_MAX,
+            Self::Welcome => 40 + 4 + NAME_MAX + 4 + REASON_MAX + LINEAGE_BYTES,
             Self::Log => 16 + LOG_MAX,
-            Self::Keepalive => 48,
+            Self::Keepalive => 56 + LINEAGE_BYTES,
             Self::Ack => 32,
             Self::SnapshotData => 8 + SNAPSHOT_PIECE,
             Self::SnapshotEnd => 48,
@@ -192,7 +201,7 @@ impl fmt::Debug for Body {
 }
 
 /// Where a sender's log stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Keepalive {
     /// End of its durable log.
     pub end: Lsn,
@@ -206,6 +215,17 @@ pub struct Keepalive {
     pub exact_time: i64,
     /// The leader's clock now.
     pub now: i64,
+    /// Where the log comes from; `None` for, and from, a node that does not know it.
+    pub origin: Option<Origin>,
+}
+
+/// What a sender knows of where its log comes from.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Origin {
+    /// Nanoseconds without news of the leader, directly or through others; 0 while there are news.
+    pub silent: u64,
+    /// The nodes that the sender's log comes through, itself first.
+    pub lineage: Lineage,
 }
 
 /// Where a receiver stands.
@@ -381,6 +401,10 @@ impl Message {
                 out.put_i64(k.commit_time);
                 out.put_i64(k.exact_time);
                 out.put_i64(k.now);
+                if let Some(origin) = &k.origin {
+                    out.put_u64(origin.silent);
+                    origin.lineage.put(out);
+                }
             }
             Self::Ack(a) => {
                 out.put_u64(a.write.0);
@@ -452,6 +476,7 @@ fn decode_payload(kind: Kind, body: Vec<u8>) -> Result<Message, DecodeError> {
             commit_time: r.i64("commit time")?,
             exact_time: r.i64("exact time")?,
             now: r.i64("clock")?,
+            origin: if r.rest().is_empty() { None } else { Some(take_origin(&mut r)?) },
         }),
         Kind::Ack => Message::Ack(Ack {
             write: Lsn(r.u64("write")?),
@@ -496,6 +521,10 @@ fn decode_payload(kind: Kind, body: Vec<u8>) -> Result<Message, DecodeError> {
     };
     r.finish()?;
     Ok(message)
+}
+
+fn take_origin(r: &mut Reader<'_>) -> Result<Origin, DecodeError> {
+    Ok(Origin { silent: r.u64("silence")?, lineage: Lineage::take(r)? })
 }
 
 fn take_request(r: &mut Reader<'_>) -> Result<Message, DecodeError> {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::position::{SystemId, TimelineId};
+use crate::position::{NodeId, SystemId, TimelineId};
 use proptest::prelude::*;
 
 fn hello() -> Hello {
@@ -13,12 +13,18 @@ fn hello() -> Hello {
         prefix: [7; 32],
         want: Want::ResumeFill(Lsn(99)),
         name: "follower-1".to_owned(),
+        node: NodeId(0x0102_0304_0506_0708),
     }
 }
 
 fn welcome(decision: Decision) -> Message {
     let (system, timeline) = (SystemId(1), TimelineId(2));
-    Message::Welcome(Welcome { version: 1, system, timeline, name: "leader".to_owned(), decision })
+    let lineage = Some(lineage());
+    Message::Welcome(Welcome { version: 2, system, timeline, name: "leader".to_owned(), decision, lineage })
+}
+
+fn lineage() -> Lineage {
+    Lineage::of(NodeId(7), &Lineage::of(NodeId(9), &Lineage::default()))
 }
 
 fn samples(data: &[u8], n: u64) -> Vec<Message> {
@@ -35,6 +41,10 @@ fn samples(data: &[u8], n: u64) -> Vec<Message> {
         welcome(Decision::Refuse { code: Code::Diverged, reason: reason() }),
         Message::Log { segment: SegmentNo(n), offset: n, bytes: bytes() },
         Message::Keepalive(Keepalive { end: Lsn(n), commit_time: -1, now: 5, ..Keepalive::default() }),
+        Message::Keepalive(Keepalive {
+            origin: Some(Origin { silent: n, lineage: lineage() }),
+            ..Keepalive::default()
+        }),
         Message::Ack(Ack { write: Lsn(n), flush: Lsn(n), apply: Lsn(1), apply_time: -5 }),
         Message::SnapshotData { offset: n, bytes: bytes() },
         Message::SnapshotEnd { lsn: Lsn(n), len: n, sha256: [9; 32] },
@@ -133,8 +143,34 @@ fn lengths_are_bounded_by_kind_before_anything_is_read() {
 #[test]
 fn the_hello_never_changes_its_first_bytes() {
     let bytes = Message::Hello(hello()).encode();
-    assert_eq!(&bytes[..8], &[107, 0, 0, 0, 1, 170, 145, 180]);
-    assert_eq!(&bytes[8..24], b"towline\0\x01\x00\x03\x00\x5b\x00\x00\x00");
+    assert_eq!(&bytes[..5], &[115, 0, 0, 0, 1]);
+    assert_eq!(&bytes[8..24], b"towline\0\x01\x00\x03\x00\x63\x00\x00\x00");
+    // What version 1 knows is where it was; it passes over what follows.
+    assert_eq!(&bytes[24..115], &HELLO_V1[24..115]);
+    assert_eq!(&bytes[115..123], &[8, 7, 6, 5, 4, 3, 2, 1]);
+}
+
+/// The hello of [`hello`] as programs wrote it that spoke version 1 only.
+const HELLO_V1: &[u8] = include_bytes!("../../tests/fixtures/v1/hello");
+
+#[test]
+fn messages_of_version_1_are_read() {
+    let (back, taken) = Message::decode(HELLO_V1).unwrap();
+    assert_eq!(taken, HELLO_V1.len());
+    assert!(same(&back, &Message::Hello(Hello { node: NodeId::NONE, ..hello() })));
+    for bytes in [
+        &include_bytes!("../../tests/fixtures/v1/welcome")[..],
+        include_bytes!("../../tests/fixtures/v1/keepalive"),
+    ] {
+        let (back, _) = Message::decode(bytes).unwrap();
+        match &back {
+            Message::Welcome(w) => assert!(w.lineage.is_none() && w.name == "leader"),
+            Message::Keepalive(k) => assert!(k.origin.is_none() && k.now == 5),
+            other => panic!("{other:?}"),
+        }
+        // And what is written for such a peer is what it expects.
+        assert_eq!(back.encode(), bytes);
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod excludes;
 mod full;
 mod garbage;
 mod limits;
+mod links;
 mod lost;
 mod names;
 mod network;

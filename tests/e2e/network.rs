@@ -244,6 +244,31 @@ fn a_fill_survives_cuts_flips_and_truncation() {
 }
 
 #[test]
+fn a_first_copy_gets_on_though_every_connection_is_damaged_soon() {
+    let bed = Bed::new("fill-flips");
+    let spec = bed.leader("leader");
+    let dir = spec.data.join("stamped");
+    fs::create_dir_all(&dir).expect("mkdir");
+    (0..300).for_each(|i| stamped(&dir, i));
+    let leader = spec.start();
+    let proxy = Proxy::to(leader.spec.listen);
+    // Less than one message of a large batch comes over unharmed.
+    proxy.flip(200_000);
+    let follower = bed.follower("follower", proxy.port()).start();
+    until(within(90), "the copy is whole", || {
+        let status = follower.status()?;
+        let now = || format!("{} flips, {} connections: {}", proxy.flips(), proxy.accepted(), status.0);
+        if status.state() == "running" { Ok(()) } else { Err(now()) }
+    });
+    assert!(proxy.flips() >= 5, "hardly damaged: {}", proxy.flips());
+    println!("{} flips, {} connections", proxy.flips(), proxy.accepted());
+    for e in fs::read_dir(follower.data().join("stamped")).expect("list").flatten() {
+        assert!(stamp_holds(&e.path()), "{}", e.path().display());
+    }
+    Far { leader, follower, proxy, bed }.finish();
+}
+
+#[test]
 fn connections_truncated_at_every_length() {
     let far = Far::start("truncate");
     let mut after = 1_u64;

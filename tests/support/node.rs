@@ -457,6 +457,16 @@ impl Status {
         self.text("/upstream/state")
     }
 
+    /// Why the upstream refuses this node.
+    pub(crate) fn upstream_code(&self) -> String {
+        self.text("/upstream/code")
+    }
+
+    /// How far behind a follower is, where that is known.
+    pub(crate) fn lag_seconds(&self) -> Option<f64> {
+        self.0.pointer("/lag/seconds").and_then(Value::as_f64)
+    }
+
     /// Name and state of each follower that the node knows.
     pub(crate) fn followers(&self) -> Vec<(String, String)> {
         let list = self.0.pointer("/followers").and_then(Value::as_array).cloned().unwrap_or_default();

@@ -183,7 +183,13 @@ fn pump(mut from: &TcpStream, mut to: &TcpStream, way: Way, first: bool, control
             thread::sleep(Duration::from_millis(10));
         }
         let mut n = match from.read(&mut buf) {
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => {
+                // The end of a connection is not seen either while no byte moves.
+                while control.stall.load(SeqCst) && !control.stop.load(SeqCst) {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                return;
+            }
             Ok(n) => n,
         };
         while control.stall.load(SeqCst) && !control.stop.load(SeqCst) {
