@@ -12,11 +12,12 @@ use super::background::{Background, Found, Order};
 use super::clones::Clones;
 use super::commit::{Repair, held_before};
 use super::guard::{self, Excluder, Fs, RootState};
-use super::hints::{Batch, Hints, Paths, flag};
+use super::hints::{Batch, Hints, flag};
 use super::holders::Look;
 use super::hot::Hot;
 use super::journal::Journal;
 use super::pass::{Ended, Pass, merge};
+use super::resting::Resting;
 use super::scan::Scanner;
 use super::upkeep::{Notes, check_identity, first_scan};
 use super::watch::{self, Marks, Watch};
@@ -79,8 +80,7 @@ pub(super) struct Engine {
     pub(super) slices: HashMap<FileId, (u64, Time)>,
     /// Passes in a row that ended without an exact cut.
     pub(super) failures: u32,
-    /// Files that are written all the time and were just read: until when they are left alone.
-    pub(super) resting: HashMap<Box<[u8]>, Instant>,
+    pub(super) resting: Resting,
     rested: Batch,
     pub(super) state: PathBuf,
     /// Longest path below the root that the kernel takes.
@@ -167,7 +167,7 @@ impl Engine {
             unstable: HashMap::new(),
             slices: HashMap::new(),
             failures: 0,
-            resting: HashMap::new(),
+            resting: Resting::default(),
             rested: Batch::default(),
             state: state.to_owned(),
             path_max: PATH_MAX.saturating_sub(root.path().as_os_str().len() + 2),
@@ -246,8 +246,8 @@ impl Engine {
 
     fn deadline(&self) -> Instant {
         let mut deadline = self.next_hot.min(self.next_rescan);
-        if let Some(first) = self.resting.values().min() {
-            deadline = deadline.min(*first);
+        if let Some(first) = self.resting.first() {
+            deadline = deadline.min(first);
         }
         if self.scan_wanted {
             deadline = deadline.min(self.scan_due);
@@ -436,38 +436,20 @@ impl Engine {
             self.hints.gap(reason);
         }
         let mut paths = batch.paths;
-        self.leave_resting(&mut paths);
+        self.resting.leave(&mut paths, Instant::now());
         merge(&mut self.rested.paths, paths);
     }
 
-    /// Takes files that rest out of `paths`; those whose rest is over are added.
-    pub(super) fn leave_resting(&mut self, paths: &mut Paths) {
-        if !self.resting.is_empty() {
-            let now = Instant::now();
-            let over: Vec<Box<[u8]>> = self
-                .resting
-                .iter()
-                .filter(|(_, until)| **until <= now)
-                .map(|(path, _)| path.clone())
-                .collect();
-            for path in over {
-                self.resting.remove(&path);
-                paths.entry(path).and_modify(|f| *f |= flag::MODIFIED).or_insert(flag::MODIFIED);
-            }
-            paths.retain(|path, _| !self.resting.contains_key(path));
-        }
-    }
-
     fn wake_rested(&mut self) {
-        for (path, _) in std::mem::take(&mut self.resting) {
-            self.hints.add(&path, flag::MODIFIED);
+        for (path, flags) in self.resting.wake() {
+            self.hints.add(&path, flags);
         }
     }
 
     /// A file that is always being written is left alone for a part of the time that reading took.
     pub(super) fn rest(&mut self, rel: &[u8]) {
         let time = (self.pass.reading * 3 / 7).max(REST_MIN);
-        self.resting.insert(rel.into(), Instant::now() + time);
+        self.resting.put(rel, Instant::now(), time);
     }
 
     /// Events were lost: says so in the log, and has everything scanned.

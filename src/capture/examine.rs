@@ -135,8 +135,9 @@ impl Engine {
         let opened = self.root.open_dir_path(rel).and_then(|fd| sys::stat_fd(&fd).map(|stat| (fd, stat)));
         match opened {
             Ok((fd, stat)) => {
+                // One of which no inode is known may be another: then it has to be watched and listed first.
                 let known = self.pass.stage.seen(&self.read(), id);
-                if rel.is_empty() || known.is_none_or(|seen| seen.local == stat.local) {
+                if rel.is_empty() || known.is_some_and(|seen| seen.local == stat.local) {
                     return Ok(Some(Dir { fd, id, rel: rel.to_vec() }));
                 }
             }
@@ -196,18 +197,26 @@ impl Engine {
             self.gone(dir.id, name, &rel, was);
             return self.skip(&rel, "read", io::Error::from_raw_os_error(Errno::ACCESS.raw_os_error()));
         }
-        let Some(id) = self.identify(dir, name, &rel, &stat, was)? else { return Ok(()) };
+        let Some((id, adopted)) = self.identify(dir, name, &rel, &stat, was)? else { return Ok(()) };
         let arrived = was != Some(id);
+        if arrived && stat.kind == Kind::Dir && self.pass.stage.within(&self.read(), dir.id, id) {
+            // It is below one that was seen below it before: that one has moved, and the event of it is on its way.
+            self.pass.again.insert(rel.into());
+            return Ok(());
+        }
         if arrived {
             let catalog = read(&self.catalog);
             self.pass.stage.link(&catalog, dir.id, name, id, stat.kind);
             drop(catalog);
             self.pass.touched.insert(dir.id);
+            self.left_behind(was);
         } else {
             self.pass.stage.confirm_name(dir.id, name);
         }
         if stat.kind == Kind::Dir {
-            if arrived || flags & flag::ARRIVED != 0 {
+            // Where a directory left, the watcher has dropped the watches of its path. That of another one may be
+            // among them: in an exchange of two the arrival at a name is reported before the departure from it.
+            if arrived || adopted || flags & (flag::ARRIVED | flag::LEFT) != 0 {
                 self.pass.walks.push((rel.clone(), id, true));
             } else if flags & flag::ATTRIB != 0 && !sys::is_root() {
                 // It may just have become readable.
@@ -226,6 +235,7 @@ impl Engine {
         }
         self.pass.stage.unlink(dir, name);
         self.pass.touched.insert(dir);
+        self.left_behind(was);
         self.watch.forget(rel);
         self.pass.left.insert(rel.into());
         self.pass.went.insert(rel.into());
@@ -238,7 +248,8 @@ impl Engine {
     }
 
     /// Which file an inode is. One that no catalog entry is becomes new, unless the file of that name has no
-    /// known inode on this node and is of its kind.
+    /// known inode on this node and is of its kind (true): its number was given to another since, or this node
+    /// never knew it.
     fn identify(
         &mut self,
         dir: &Dir,
@@ -246,7 +257,7 @@ impl Engine {
         rel: &[u8],
         stat: &Stat,
         was: Option<FileId>,
-    ) -> Result<Option<FileId>> {
+    ) -> Result<Option<(FileId, bool)>> {
         let target = |engine: &mut Self| match sys::read_link_at(&dir.fd, name) {
             Ok(target) => Ok(Some(target)),
             Err(e) if vanished(&e) => {
@@ -256,7 +267,7 @@ impl Engine {
             Err(e) => engine.skip(rel, "read link", e).map(|()| None),
         };
         if let Some(id) = self.pass.stage.by_local(&self.read(), stat) {
-            return Ok(Some(id));
+            return Ok(Some((id, false)));
         }
         let link = stat.kind == Kind::Symlink;
         let Some(target) = (if link { target(self)? } else { Some(Vec::new()) }) else { return Ok(None) };
@@ -280,7 +291,7 @@ impl Engine {
             self.pass.stage.inodes.insert(id, staged);
             self.pass.stage.unsent.insert(id);
         }
-        Ok(Some(id))
+        Ok(Some((id, adopted.is_some())))
     }
 
     /// A fresh entry of the stage; it says nothing yet that a look would call equal.
@@ -315,6 +326,16 @@ impl Engine {
             self.pass.others.extend(others);
         } else if links > names.len() {
             self.hot.add_linked(rel);
+        }
+    }
+
+    /// A file has lost a name. Who had opened it by that name may have written it, or may write it yet, and the
+    /// events of that are those of the name: its other names are looked at, and polled for a while.
+    fn left_behind(&mut self, was: Option<FileId>) {
+        let Some(id) = was else { return };
+        if self.pass.stage.kind(&self.read(), id) == Some(Kind::File) {
+            let names = self.pass.stage.names_of(&self.read(), id);
+            self.pass.others.extend(names);
         }
     }
 

@@ -34,6 +34,7 @@ mod holders;
 mod hot;
 mod journal;
 mod pass;
+mod resting;
 mod scan;
 mod stage;
 #[cfg(test)]

@@ -242,7 +242,7 @@ impl Engine {
             self.round(&todo)?;
             let marked = self.marks.wait(&mark)?;
             let mut fresh = self.hints.take();
-            self.leave_resting(&mut fresh.paths);
+            self.resting.leave(&mut fresh.paths, Instant::now());
             self.remember(&fresh.paths);
             self.look(&fresh.paths)?;
             if marked && fresh.gap.is_none() && self.proven() {
@@ -280,7 +280,7 @@ impl Engine {
         let more = self.hints.take();
         fresh.gap = fresh.gap.or(more.gap);
         fresh.paths = more.paths;
-        self.leave_resting(&mut fresh.paths);
+        self.resting.leave(&mut fresh.paths, Instant::now());
         merge(&mut recent, fresh.paths.clone());
         Ok(recent)
     }

@@ -255,7 +255,6 @@ impl Stage {
         let mut parts: Vec<Box<[u8]>> = Vec::new();
         let mut at = id;
         while at != FileId::ROOT {
-            // Names found at different instants may form a circle for a while.
             if parts.len() > DEPTH_MAX {
                 return None;
             }
@@ -265,6 +264,21 @@ impl Stage {
         }
         parts.reverse();
         Some(parts.join(&b'/'))
+    }
+
+    /// Whether the directory `dir` is `above` or lies below it.
+    pub(super) fn within(&self, catalog: &Catalog, dir: FileId, above: FileId) -> bool {
+        let mut at = Some(dir);
+        for _ in 0..=DEPTH_MAX {
+            match at {
+                Some(id) if id == above => return true,
+                Some(id) if id != FileId::ROOT => {
+                    at = self.names_of(catalog, id).into_iter().next().map(|(dir, _)| dir);
+                }
+                _ => return false,
+            }
+        }
+        true
     }
 
     /// Whether an inode has a name that is reached from the root.
@@ -334,6 +348,26 @@ pub(super) fn proof(stable: bool, ctime: Time, mark: Time) -> Proof {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lies_below_a_directory_is_told_whatever_was_staged() {
+        use crate::record::Record;
+        let mut catalog = Catalog::new(crate::position::SystemId(1), Attrs::default());
+        let mut made = |parent: FileId, name: &[u8]| {
+            let (id, target, attrs) = (catalog.next_id(), &b""[..], Attrs::default());
+            catalog.fold(&Record::Create { id, kind: Kind::Dir, attrs, rdev: 0, target }).unwrap();
+            catalog.fold(&Record::Link { parent, name, id }).unwrap();
+            id
+        };
+        let (a, other) = (made(FileId::ROOT, b"a"), made(FileId::ROOT, b"other"));
+        let b = made(a, b"b");
+        let mut stage = Stage::default();
+        assert!(stage.within(&catalog, b, a) && stage.within(&catalog, a, a));
+        assert!(stage.within(&catalog, b, FileId::ROOT));
+        assert!(!stage.within(&catalog, a, b) && !stage.within(&catalog, b, other));
+        stage.link(&catalog, other, b"c", b, Kind::Dir);
+        assert!(stage.within(&catalog, b, other) && !stage.within(&catalog, b, a));
+    }
 
     #[test]
     fn only_a_mark_between_two_equal_looks_proves() {

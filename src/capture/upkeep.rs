@@ -104,6 +104,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::Io, text));
         }
         let prepared = checkpoint::prepare(&self.state.join("catalog"), &lock(&self.shared.fold))?;
+        self.watch.prune(|inode| self.read().by_local(self.home.local.dev, inode).is_some());
         self.checkpoint = (lsn, Instant::now(), self.checkpoint.2);
         let work = || {
             let result = prepared.finish();

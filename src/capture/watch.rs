@@ -1,14 +1,18 @@
 //! Watches: one per directory, placed by us, and the mark that tells when all earlier events have come.
 //!
 //! `notify` keys watches by path. When a watched directory leaves its path, it drops the watches of
-//! that path and of all paths below, which may hit fresh ones placed there meanwhile. The event that
-//! announces the new directory always comes later, so whoever handles such an event watches its whole
-//! subtree again.
+//! that path and of all paths below, which may hit fresh ones placed there meanwhile. So whoever handles an
+//! event that a directory came to a path *or left it* watches whatever is there again, with its whole subtree;
+//! in an exchange of two directories the departure from a name is reported after the arrival at it.
+//!
+//! A directory that moves with one above it keeps its watch under two paths, if it is watched anew before the
+//! event of the move was read. What later leaves the old path would take that watch away. So a directory is
+//! never watched at a path before the watch that was placed at another is given up.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -48,8 +52,47 @@ pub(super) struct Watch {
     hints: Arc<Hints>,
     /// Directories that could not be watched.
     missing: Mutex<BTreeSet<Box<[u8]>>>,
-    /// Hashes of the paths that were watched, to count them.
-    placed: Mutex<HashSet<u64>>,
+    places: Mutex<Places>,
+}
+
+/// Where watches were placed: all that the watcher may have, and perhaps some that it has dropped.
+#[derive(Default)]
+struct Places {
+    /// Inode numbers by the hashes of paths.
+    at: HashMap<u64, u64>,
+    /// The paths where they were placed last.
+    paths: HashMap<u64, Box<[u8]>>,
+}
+
+impl Places {
+    /// Another path under which the watcher may know the directory.
+    fn elsewhere(&self, inode: u64, rel: &[u8]) -> Option<&[u8]> {
+        let path = self.paths.get(&inode).filter(|path| ***path != *rel)?;
+        (self.at.get(&xxh3_64(path)) == Some(&inode)).then_some(path)
+    }
+
+    fn put(&mut self, inode: u64, rel: &[u8]) {
+        if let Some(old) = self.elsewhere(inode, rel).map(xxh3_64) {
+            self.at.remove(&old);
+        }
+        self.at.insert(xxh3_64(rel), inode);
+        if self.paths.get(&inode).is_none_or(|path| **path != *rel) {
+            self.paths.insert(inode, rel.into());
+        }
+    }
+
+    fn forget(&mut self, rel: &[u8]) {
+        let Some(inode) = self.at.remove(&xxh3_64(rel)) else { return };
+        if self.paths.get(&inode).is_some_and(|path| **path == *rel) {
+            self.paths.remove(&inode);
+        }
+    }
+
+    /// Keeps only the inodes of which this is true.
+    fn retain(&mut self, lives: impl Fn(u64) -> bool) {
+        self.at.retain(|_, inode| lives(*inode));
+        self.paths.retain(|inode, _| lives(*inode));
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -74,20 +117,18 @@ impl Watch {
             root,
             hints,
             missing: Mutex::default(),
-            placed: Mutex::default(),
+            places: Mutex::default(),
         })
     }
 
     /// Watches the directory `rel`, again if it was watched before.
     pub(super) fn place(&self, rel: &[u8]) -> Placed {
         let path = self.root.join(rel);
-        let result = lock(&self.watcher).watch(&path, RecursiveMode::NonRecursive);
-        let Err(e) = result else {
+        let Err(e) = self.watch(rel, &path) else {
             let mut missing = lock(&self.missing);
             if !missing.is_empty() {
                 missing.remove(rel);
             }
-            lock(&self.placed).insert(xxh3_64(rel));
             return Placed::Yes;
         };
         let gone = match &e.kind {
@@ -116,6 +157,27 @@ impl Watch {
         Placed::No
     }
 
+    fn watch(&self, rel: &[u8], path: &Path) -> notify::Result<()> {
+        // Another directory may come to the path in between; the event that says so has it watched again.
+        let inode = fs::symlink_metadata(path).map(|meta| meta.ino());
+        let mut watcher = lock(&self.watcher);
+        let mut places = lock(&self.places);
+        if let Some(other) = inode.as_ref().ok().and_then(|&inode| places.elsewhere(inode, rel)) {
+            // It is gone already unless an event has yet to be read.
+            let _ = watcher.unwatch(&self.root.join(other));
+        }
+        watcher.watch(path, RecursiveMode::NonRecursive)?;
+        if let Ok(inode) = inode {
+            places.put(inode, rel);
+        }
+        Ok(())
+    }
+
+    /// Forgets where directories were placed that are not in the tree any more; `lives` tells by inode number.
+    pub(super) fn prune(&self, lives: impl Fn(u64) -> bool) {
+        lock(&self.places).retain(lives);
+    }
+
     /// The directories that could not be watched.
     pub(super) fn missing(&self) -> Vec<Box<[u8]>> {
         lock(&self.missing).iter().cloned().collect()
@@ -129,12 +191,12 @@ impl Watch {
     /// A directory is not in the tree any more.
     pub(super) fn forget(&self, rel: &[u8]) {
         lock(&self.missing).remove(rel);
-        lock(&self.placed).remove(&xxh3_64(rel));
+        lock(&self.places).forget(rel);
     }
 
     /// About how many directories are watched.
     pub(super) fn count(&self) -> u64 {
-        lock(&self.placed).len() as u64
+        lock(&self.places).at.len() as u64
     }
 
     fn place_marks(&self, dir: &Path) -> Result<()> {
@@ -260,4 +322,62 @@ pub(super) fn earlier(t: Time, by: Duration) -> Time {
 pub(super) fn queue_length() -> u32 {
     let text = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events");
     text.ok().and_then(|t| t.trim().parse().ok()).unwrap_or(16_384)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Waits until a hint of `path` comes; false: none did.
+    fn heard(hints: &Hints, path: &[u8]) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            if hints.take().paths.contains_key(path) {
+                return true;
+            }
+            hints.wait(Instant::now() + Duration::from_millis(20), false);
+        }
+        false
+    }
+
+    /// A directory that is watched at its new path, when what left the old one was not told of yet.
+    #[test]
+    fn what_leaves_an_old_path_does_not_take_the_watch_of_what_moved_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Arc::new(Root::open(dir.path()).unwrap());
+        let hints = Arc::new(Hints::new(dir.path()));
+        let watch = Watch::new(root, Arc::clone(&hints)).unwrap();
+        let at = |rel: &str| dir.path().join(rel);
+        fs::create_dir_all(at("p/y")).unwrap();
+        assert_eq!(watch.place(b"p/y"), Placed::Yes);
+        // Nobody watches the parent: no event tells of the move.
+        fs::rename(at("p"), at("q")).unwrap();
+        assert_eq!(watch.place(b"q/y"), Placed::Yes);
+        fs::create_dir_all(at("p/y")).unwrap();
+        assert_eq!(watch.place(b"p"), Placed::Yes);
+        fs::remove_dir(at("p/y")).unwrap();
+        assert!(heard(&hints, b"p/y"));
+        // Another round of the watcher, so that what the event led to is done.
+        assert_eq!(watch.place(b""), Placed::Yes);
+        fs::write(at("q/y/new"), "").unwrap();
+        assert!(heard(&hints, b"q/y/new"), "the watch is gone");
+    }
+
+    #[test]
+    fn places_are_forgotten_with_their_directories() {
+        let mut places = Places::default();
+        places.put(1, b"a");
+        places.put(2, b"a/b");
+        assert_eq!(places.elsewhere(1, b"c"), Some(&b"a"[..]));
+        assert_eq!(places.elsewhere(1, b"a"), None);
+        // Another directory came to the path: the watch there is not that of the first any more.
+        places.put(3, b"a");
+        assert_eq!(places.elsewhere(1, b"c"), None);
+        places.put(2, b"c/b");
+        assert_eq!(places.elsewhere(2, b"x"), Some(&b"c/b"[..]));
+        places.forget(b"c/b");
+        assert_eq!(places.elsewhere(2, b"x"), None);
+        places.retain(|inode| inode == 3);
+        assert_eq!((places.at.len(), places.paths.len()), (1, 1));
+    }
 }

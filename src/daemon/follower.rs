@@ -42,10 +42,6 @@ impl Progress for Applied {
     }
 }
 
-fn control(node: &Node) -> Result<Control> {
-    node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))
-}
-
 /// Checks the address of the upstream before anything is tried there.
 fn check_upstream(config: &Config, leader: &str) -> Result<()> {
     let upstream = config::loopback_only(config::address(leader)?)?;
@@ -72,7 +68,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     node.port.open(&config, upstream.ancestry()).await?;
     let mut follower = Follower { apply: None, log: None, upstream, peer_timeout: config.peer_timeout.0 };
     node.set_engine(Some(Engine::Follower(follower.clone())));
-    if matches!(control(node)?.fill, FillState::None | FillState::Copying { .. }) {
+    if matches!(node.state.set_up()?.fill, FillState::None | FillState::Copying { .. }) {
         node.phase("filling");
         node.port.halt(node, "this node takes its own first copy; it is tried again").await;
         let context = fill::FillContext {
@@ -94,7 +90,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     (follower.apply, follower.log) = (Some(apply.clone()), Some(log.clone()));
     node.set_engine(Some(Engine::Follower(follower.clone())));
     node.phase("recovering");
-    let control = control(node)?;
+    let control = node.state.set_up()?;
     let at = (control.system, control.timeline);
     if let Some(desk) = node.port.serve(node, &log, at, Source::new(root)).await {
         desk.supply(FollowerSource(apply.clone()));
@@ -109,7 +105,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
 
 /// Opens the log and starts apply. The LSN is where an empty log begins.
 fn start_apply(node: &Arc<Node>, root: Arc<Root>) -> Result<(ApplyHandle, Log, Lsn)> {
-    let (config, control) = (node.config(), control(node)?);
+    let (config, control) = (node.config(), node.state.set_up()?);
     let log = Log::open_follower(LogOptions {
         dir: node.state.log(),
         system: control.system,
@@ -168,7 +164,7 @@ async fn follow(
     start: Lsn,
     cancel: CancellationToken,
 ) -> Result<()> {
-    let control = control(node)?;
+    let control = node.state.set_up()?;
     let context = receive::ReceiveContext {
         upstream: leader.to_owned(),
         name: node.name.clone(),

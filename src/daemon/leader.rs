@@ -36,8 +36,7 @@ pub(crate) struct Leader {
 pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
     let config = node.config();
     node.port.open(&config, Ancestry::leader(node.id)).await?;
-    let control =
-        node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
+    let control = node.state.set_up()?;
     let at = (control.system, control.timeline);
     let starter = Arc::clone(node);
     let (root, log, fold) = match blocking(move || recovered(&starter)).await {
@@ -140,8 +139,7 @@ async fn serve_failed(node: &Arc<Node>, control: &Control, why: &Error) {
 }
 
 fn log_options(node: &Node, config: &Config) -> Result<LogOptions> {
-    let control =
-        node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
+    let control = node.state.set_up()?;
     Ok(LogOptions {
         dir: node.state.log(),
         system: control.system,

@@ -446,8 +446,7 @@ fn status(node: &Arc<Node>) -> Result<Value> {
         let role = node.state.control().map_or(Role::Follower, |c| c.role);
         (phase.word(), phase.failure(role))
     };
-    let control =
-        node.state.control().ok_or_else(|| Error::new(ErrorKind::Missing, "the node was not set up"))?;
+    let control = node.state.set_up()?;
     let mut status = Status {
         role: control.role.word(),
         name: node.name.clone(),

@@ -134,6 +134,16 @@ impl Bed {
         }
     }
 
+    /// The same for what no event tells of: the polls find it in time.
+    pub(super) fn check_within(&mut self, limit: Duration) {
+        let deadline = std::time::Instant::now() + limit;
+        while listing(&self.path("")) != self.mirror.listing() && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+            self.follow();
+        }
+        self.check();
+    }
+
     /// Takes the log up to its end into the mirror.
     pub(super) fn follow(&mut self) {
         let log = self.log.as_ref().unwrap();

@@ -161,11 +161,33 @@ fn a_file_without_a_name_gets_one_with_its_content() {
     bed.check();
 }
 
+/// Who opened a file by a name that it has lost is only heard of under that name.
+#[test]
+fn a_write_through_a_lost_name_shows_under_the_other() {
+    for replaced in [false, true] {
+        let mut bed = Bed::new();
+        fs::write(bed.path("a"), "before").unwrap();
+        fs::hard_link(bed.path("a"), bed.path("b")).unwrap();
+        bed.check();
+        let file = fs::OpenOptions::new().write(true).open(bed.path("a")).unwrap();
+        if replaced {
+            fs::write(bed.path("new"), "another").unwrap();
+            fs::rename(bed.path("new"), bed.path("a")).unwrap();
+        } else {
+            fs::remove_file(bed.path("a")).unwrap();
+        }
+        bed.barrier();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"behind", 0).unwrap();
+        drop(file);
+        bed.check_within(Duration::from_secs(20));
+    }
+}
+
 /// Random operations of several threads on few names: whatever the order was, the end is equal.
 #[test]
 fn random_name_traffic_ends_equal() {
     let mut bed = Bed::new();
-    for seed in 0..4 {
+    for seed in 0..24 {
         std::thread::scope(|scope| {
             for thread in 0..3 {
                 let bed = &bed;
