@@ -99,9 +99,12 @@ impl Engine {
             }
             self.walk_all()?;
         }
-        while let Some((dir, name)) = self.pass.others.pop() {
-            self.other_name(dir, &name)?;
-            self.walk_all()?;
+        while let Some(id) = self.pass.others.pop_first() {
+            let names = self.pass.stage.names_of(&self.read(), id);
+            for (dir, name) in names {
+                self.other_name(dir, &name)?;
+                self.walk_all()?;
+            }
         }
         for id in std::mem::take(&mut self.pass.touched) {
             self.directory(id)?;
@@ -223,7 +226,7 @@ impl Engine {
                 self.pass.walks.push((rel.clone(), id, false));
             }
         } else if arrived || flags & !flag::MODIFIED != 0 {
-            self.count_names(dir.id, name, &rel, id, &stat);
+            self.count_names(&rel, id, &stat);
         }
         self.inode(At { fd: dir.fd.as_fd(), name, rel: &rel }, id, &stat, flags)
     }
@@ -318,13 +321,12 @@ impl Engine {
 
     /// Fewer links than names known: a name is gone of which no event has come yet. More: the file has
     /// names outside, through which it may be written without an event.
-    fn count_names(&mut self, dir: FileId, name: &[u8], rel: &[u8], id: FileId, stat: &Stat) {
-        let names = self.pass.stage.names_of(&self.read(), id);
+    fn count_names(&mut self, rel: &[u8], id: FileId, stat: &Stat) {
+        let names = self.pass.stage.names_of(&self.read(), id).len();
         let links = stat.nlink as usize;
-        if links < names.len() {
-            let others = names.into_iter().filter(|(d, n)| *d != dir || **n != *name);
-            self.pass.others.extend(others);
-        } else if links > names.len() {
+        if links < names {
+            self.pass.others.insert(id);
+        } else if links > names {
             self.hot.add_linked(rel);
         }
     }
@@ -334,8 +336,7 @@ impl Engine {
     fn left_behind(&mut self, was: Option<FileId>) {
         let Some(id) = was else { return };
         if self.pass.stage.kind(&self.read(), id) == Some(Kind::File) {
-            let names = self.pass.stage.names_of(&self.read(), id);
-            self.pass.others.extend(names);
+            self.pass.others.insert(id);
         }
     }
 

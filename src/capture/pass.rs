@@ -63,8 +63,8 @@ pub(super) struct Pass {
     pub(super) walks: Vec<(Vec<u8>, FileId, bool)>,
     /// Directories that are not watched are part of this pass.
     pub(super) with_missing: bool,
-    /// Names of inodes that have fewer links than names.
-    pub(super) others: Vec<(FileId, Box<[u8]>)>,
+    /// Inodes of which all names are to be looked at.
+    pub(super) others: BTreeSet<FileId>,
     /// Directories whose names changed in this round.
     pub(super) touched: BTreeSet<FileId>,
     /// Change times of directories, looked at after their names.
@@ -105,7 +105,7 @@ impl Pass {
             hints: Paths::new(),
             walks: Vec::new(),
             with_missing: false,
-            others: Vec::new(),
+            others: BTreeSet::new(),
             touched: BTreeSet::new(),
             dirs: HashMap::new(),
             again: BTreeSet::new(),
