@@ -1,8 +1,12 @@
 //! Name traffic: replaces, exchanges, moves, nests, and names that change their kind.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::Duration;
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::support::bed::{c_program, run, soak_or};
 use crate::support::node::lsn;
@@ -171,13 +175,13 @@ fn names_that_change_their_kind() {
         fs::write(at.join("inside"), format!("in directory {round}")).expect("write");
         settle();
         fs::remove_dir_all(&at).expect("rm -r");
-        std::os::unix::fs::symlink("other", &at).expect("symlink");
+        symlink("other", &at).expect("symlink");
         settle();
         fs::remove_file(&at).expect("rm");
         fs::write(&at, format!("under the same name {round}")).expect("write");
         fs::remove_file(&at).expect("rm");
         if round % 2 == 0 {
-            rustix::fs::mkfifoat(rustix::fs::CWD, &at, rustix::fs::Mode::RUSR).expect("mkfifo");
+            rustix::fs::mkfifoat(CWD, &at, rustix::fs::Mode::RUSR).expect("mkfifo");
             settle();
             fs::remove_file(&at).expect("rm");
         }
@@ -210,5 +214,51 @@ fn a_deep_tree_is_renamed_while_it_is_written() {
         }
     }
     pair.equal(10);
+    pair.finish();
+}
+
+/// Operations on few names below `dir`, of which most fail, since others do the same at the same time.
+fn fight(dir: &Path, seed: u64, operations: usize) {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let name = |rng: &mut fastrand::Rng| {
+        let depth = rng.usize(1..4);
+        dir.join((0..depth).map(|_| ["a", "b", "c", "d"][rng.usize(0..4)]).collect::<Vec<_>>().join("/"))
+    };
+    for n in 0..operations {
+        let (a, b) = (name(&mut rng), name(&mut rng));
+        match rng.u8(0..11) {
+            0 | 1 => drop(fs::write(a, format!("{seed} {n}"))),
+            2 => drop(fs::create_dir_all(a)),
+            3 => drop(fs::rename(a, b)),
+            4 => drop(renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)),
+            5 => drop(fs::hard_link(a, b)),
+            6 => drop(fs::remove_file(a)),
+            7 => drop(fs::remove_dir_all(a)),
+            8 => drop(symlink("target", a)),
+            9 => drop(fs::OpenOptions::new().append(true).open(a).and_then(|mut f| f.write_all(b"more"))),
+            _ => drop(fs::metadata(&a).and_then(|m| {
+                fs::set_permissions(&a, fs::Permissions::from_mode((m.mode() ^ 0o011) | 0o700))
+            })),
+        }
+    }
+}
+
+#[test]
+fn names_that_several_processes_fight_over() {
+    let pair = Pair::start("fight");
+    let dir = sub(&pair, "f");
+    for round in 0..soak_or(1000, 20) {
+        let seed = fastrand::u64(..1 << 40);
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let dir = &dir;
+                scope.spawn(move || fight(dir, seed + thread, 1000));
+            }
+        });
+        println!("round {round}, seed {seed}");
+        pair.equal(10);
+    }
+    let status = pair.leader.status().expect("status");
+    println!("fight: {} found by scan only, {} gaps", status.found_by_scan(), status.gaps());
     pair.finish();
 }
