@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::places::{Place, of_any_work, of_work, places};
 use crate::support::bed::{Bed, nap, soak_or};
+use crate::support::node::towline;
 use crate::support::{Load, Node, Pair, Spec, assert_equal_within, load, until, within};
 
 /// Every durable step happens within seconds.
@@ -125,6 +126,32 @@ fn the_leader_dies_at_every_place() {
 #[test]
 fn the_follower_dies_at_every_place() {
     dies_everywhere(false);
+}
+
+/// A leader dies with much of a large change set in its durable log, and nothing that ends it.
+#[test]
+fn a_change_set_that_a_death_left_open_ends_in_an_abort() {
+    let mut pair = Pair::with(Bed::new("open-set"), Spec::armed, |spec| spec);
+    for point in ["capture::after_examine", "capture::before_commit"] {
+        pair.leader.arm(&format!("{point}=kill"));
+        let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(24 << 20).collect();
+        fs::write(pair.data().join(point), noise).expect("write");
+        let status = pair.leader.wait_end(within(60));
+        assert!(Node::was_killed(status), "{point}: {status}");
+        pair.leader.arm("");
+        pair.leader.restart();
+        pair.equal(60);
+        fs::write(pair.data().join("after"), point).expect("write");
+        pair.equal(20);
+    }
+    let out = std::process::Command::new(towline())
+        .args(["log", "dump"])
+        .arg(pair.leader.spec.state.join("log"))
+        .output()
+        .expect("log dump");
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert_eq!(text.lines().filter(|l| l.ends_with(" abort")).count(), 2, "{:.2000}", text);
+    pair.finish();
 }
 
 #[test]
