@@ -18,7 +18,7 @@ cd "$(dirname "$0")/.."
 home=$PWD
 work=${MUTANTS_DIR:-$home/target/mutants}
 tree=$work/tree
-export CARGO_TARGET_DIR="$work/target" CARGO_INCREMENTAL=1 RUST_BACKTRACE=0 TOWLINE_LOG=warn
+export CARGO_TARGET_DIR="$work/target" CARGO_INCREMENTAL=1 RUST_BACKTRACE=0
 mkdir -p "$work/log"
 # Tests that fail keep their directories: these are of no use to anybody.
 TOWLINE_TEST_DIR=$(mktemp -d "${TOWLINE_TEST_DIR:-/var/tmp}/mutants.XXXXXX")
