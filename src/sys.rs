@@ -13,7 +13,7 @@ use rustix::fs::{self as rfs, AtFlags, FileType, Mode, OFlags, RawDir, ResolveFl
 use crate::catalog::LocalId;
 use crate::record::{Attrs, Kind, Time};
 
-pub mod memory;
+pub mod raw;
 
 /// A directory of this name at the root of a data directory is a follower's own: new content is
 /// staged there (mode 0700, same file system). It is never captured and never shipped.

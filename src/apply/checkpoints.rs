@@ -114,7 +114,7 @@ impl Checkpoints {
                 })
                 .and_then(|()| prepared.finish().map(drop));
             // What the batches since the last one have freed.
-            sys::memory::give_back();
+            sys::raw::give_back_memory();
             let _ = tell.send(result);
         };
         std::thread::Builder::new()

@@ -22,6 +22,10 @@ const PIECE: usize = 1 << 20;
 /// The scrub reads at one part in this many of the rate, and works at most one part in [`SCRUB_TIME`] of the time.
 const SCRUB_SHARE: u64 = 32;
 const SCRUB_TIME: u32 = 4000;
+/// What was ordered is compared at the whole rate, and in one part in so many of the time.
+const SOON_TIME: u32 = 19;
+/// Most orders that wait; the scrub finds what is beyond.
+const SOON_MAX: usize = 10_000;
 /// Pauses shorter than this are saved up.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// Findings that wait for the engine.
@@ -72,6 +76,7 @@ impl Background {
             orders: rx,
             buffer: vec![0; PIECE],
             soon,
+            in_order: false,
             cursor: FileId(0),
             debt: Duration::ZERO,
             scrub_at: Instant::now(),
@@ -111,6 +116,8 @@ struct Worker {
     orders: Receiver<Order>,
     buffer: Vec<u8>,
     soon: VecDeque<FileId>,
+    /// What was ordered is being compared.
+    in_order: bool,
     /// Where the scrub is.
     cursor: FileId,
     /// How long to sleep for what was read.
@@ -132,8 +139,8 @@ impl Worker {
                 if !self.hash_all() {
                     self.nap(NAP);
                 }
-            } else if let Some(id) = self.soon.pop_front() {
-                self.scrub(id);
+            } else if !self.soon.is_empty() {
+                self.scrub_soon();
             } else if Instant::now() >= self.scrub_at {
                 self.scrub_next();
             } else {
@@ -160,7 +167,8 @@ impl Worker {
 
     fn take(&mut self, order: Order) {
         match order {
-            Order::Scrub(id) => self.soon.push_back(id),
+            Order::Scrub(id) if self.soon.len() < SOON_MAX => self.soon.push_back(id),
+            Order::Scrub(_) => {}
             Order::Rate(rate) => self.rate = rate.max(1),
         }
     }
@@ -237,6 +245,8 @@ impl Worker {
             at += got;
             self.owe(began.elapsed(), got, rate, share);
             self.pay();
+            // A large file takes long; what was ordered does not wait for its end.
+            self.scrub_soon();
         }
         let after = sys::stat_fd(fd).ok()?;
         (after.size == stat.size && after.ctime == stat.ctime && after.attrs == stat.attrs).then_some(())
@@ -294,7 +304,7 @@ impl Worker {
         match next {
             Some(id) => {
                 self.cursor = id;
-                self.scrub(id);
+                self.scrub(id, ((self.rate / SCRUB_SHARE).max(1), SCRUB_TIME));
             }
             None => {
                 self.cursor = FileId(0);
@@ -303,15 +313,29 @@ impl Worker {
         }
     }
 
+    /// Compares what was ordered.
+    fn scrub_soon(&mut self) {
+        if self.in_order {
+            return;
+        }
+        self.in_order = true;
+        while let Some(id) = self.soon.pop_front().filter(|_| !self.stopping()) {
+            self.scrub(id, (self.rate, SOON_TIME));
+        }
+        self.in_order = false;
+    }
+
     /// Compares the content of one file with the sum of its hashes.
-    fn scrub(&mut self, id: FileId) {
-        let (system, rate) = (self.system, (self.rate / SCRUB_SHARE).max(1));
+    fn scrub(&mut self, id: FileId, (rate, share): (u64, u32)) {
+        let system = self.system;
         let began = Instant::now();
         let opened = self.open(id);
-        self.owe(began.elapsed(), 0, rate, SCRUB_TIME);
+        self.owe(began.elapsed(), 0, rate, share);
         let Some((fd, stat, seen)) = opened else { return self.pay() };
+        // Stores into pages that are dirty already move no stamps: those that come after the read have to.
+        sys::raw::start_writing(&fd);
         let mut sum = 0_u128;
-        let whole = self.read_all(&fd, &stat, (rate, SCRUB_TIME), |_, first, data| {
+        let whole = self.read_all(&fd, &stat, (rate, share), |_, first, data| {
             sum = block_hashes(system, id, first, data).fold(sum, u128::wrapping_add);
             Some(())
         });

@@ -366,10 +366,18 @@ impl Engine {
         self.pass.reset();
         self.answer(&answer);
         self.publish();
-        for id in std::mem::take(&mut self.hot.scrub) {
-            self.background.order(Order::Scrub(id));
-        }
+        self.order_scrubs();
         Ok(())
+    }
+
+    /// Hands over what is to be compared soon, as much as is taken.
+    fn order_scrubs(&mut self) {
+        while let Some(id) = self.hot.scrub.pop_front() {
+            if !self.background.order(Order::Scrub(id)) {
+                self.hot.scrub.push_front(id);
+                return;
+            }
+        }
     }
 
     fn answer(&mut self, answer: &Result<Lsn>) {
@@ -506,6 +514,7 @@ impl Engine {
         if now >= self.next_hot && !stopping {
             self.next_hot = now + self.options.hot_interval;
             self.hot.poll(&self.look, &self.hints, false);
+            self.order_scrubs();
             self.publish();
         }
         if self.rescan.as_ref().is_some_and(JoinHandle::is_finished) {

@@ -4,7 +4,7 @@
 //! A store through a mapping moves the stamps only when it dirties a clean page. So a mapped file is cleaned
 //! (fdatasync through a descriptor of our own) before it is looked at; what is stored later shows again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::RwLock;
 use std::thread::JoinHandle;
@@ -22,6 +22,9 @@ use crate::sys::{self, Stat};
 
 /// A file that showed no change for this long is polled no more, unless it is open for writing.
 const COOL: Duration = Duration::from_secs(60);
+/// A written file that showed no change for this long is compared once more, if it is no larger than this.
+const SETTLED: Duration = Duration::from_secs(1);
+const SETTLED_MAX: u64 = 16 << 20;
 /// Most files polled of each kind; the full scan finds what is beyond.
 pub(super) const HOT_MAX: usize = 10_000;
 /// Looking through /proc may take one part in this many of the time, while the tree changes and while it rests.
@@ -33,10 +36,19 @@ const PROC_MAX: Duration = Duration::from_secs(60);
 /// After this time a direct write that was under way when the file was read is over.
 const DIRECT_DONE: Duration = Duration::from_secs(3);
 
+/// A file that was written.
+#[derive(Debug)]
+struct Written {
+    /// When it was last found changed.
+    at: Instant,
+    /// Its content was ordered to be compared since.
+    compared: bool,
+}
+
 /// The hot list.
 #[derive(Debug, Default)]
 pub(super) struct Hot {
-    written: HashMap<Box<[u8]>, Instant>,
+    written: HashMap<Box<[u8]>, Written>,
     /// Names of files that have more links than names.
     linked: HashSet<Box<[u8]>>,
     /// To be looked at once more when their stamps can't hide a change.
@@ -46,7 +58,7 @@ pub(super) struct Hot {
     mapped: HashMap<FileId, u64>,
     inodes: HashSet<u64>,
     /// Files whose content should be compared soon.
-    pub(super) scrub: Vec<FileId>,
+    pub(super) scrub: VecDeque<FileId>,
     next_proc: Option<Instant>,
     /// A look through /proc under way.
     looking: Option<JoinHandle<Found>>,
@@ -59,10 +71,11 @@ pub(super) struct Hot {
 impl Hot {
     /// A file was written.
     pub(super) fn add_written(&mut self, rel: &[u8]) {
-        if let Some(at) = self.written.get_mut(rel) {
-            *at = Instant::now();
+        let now = Written { at: Instant::now(), compared: false };
+        if let Some(written) = self.written.get_mut(rel) {
+            *written = now;
         } else if self.written.len() < HOT_MAX {
-            self.written.insert(rel.into(), Instant::now());
+            self.written.insert(rel.into(), now);
         } else {
             self.dropped += 1;
         }
@@ -90,11 +103,13 @@ impl Hot {
         }
     }
 
-    /// The content of a file is compared soon.
-    pub(super) fn scrub_soon(&mut self, id: FileId) {
-        if self.scrub.len() < HOT_MAX {
-            self.scrub.push(id);
+    /// The content of a file is compared soon; false: too many wait.
+    pub(super) fn scrub_soon(&mut self, id: FileId) -> bool {
+        let room = self.scrub.len() < HOT_MAX;
+        if room {
+            self.scrub.push_back(id);
         }
+        room
     }
 
     /// Whether the inode is mapped writable by some process.
@@ -159,8 +174,24 @@ impl Hot {
         if changed {
             hints.add(path, flag::SCAN);
             self.add_written(path);
-        } else if self.written.get(path).is_some_and(|since| since.elapsed() > COOL) {
+        } else if self.written.get(path).is_some_and(|w| w.at.elapsed() > COOL) {
             self.written.remove(path);
+        } else if let Some(known) = known.filter(|n| n.size <= SETTLED_MAX && n.seen.is_some_and(|s| !s.racy))
+        {
+            self.settled(path, known.id);
+        }
+    }
+
+    /// A file that rests since it was written is compared once more. If somebody mapped it in the meantime, stores into
+    /// pages that the writing had left dirty may have come after the content was read, and moved no stamp; and the
+    /// mapping may be gone before a look through /proc finds it.
+    fn settled(&mut self, path: &[u8], id: FileId) {
+        let rests = |w: &&mut Written| !w.compared && w.at.elapsed() >= SETTLED;
+        if self.written.get_mut(path).filter(rests).is_some()
+            && self.scrub_soon(id)
+            && let Some(written) = self.written.get_mut(path)
+        {
+            written.compared = true;
         }
     }
 

@@ -109,7 +109,7 @@ impl Engine {
         let work = || {
             let result = prepared.finish();
             // What the passes since the last one have freed.
-            sys::memory::give_back();
+            sys::raw::give_back_memory();
             result
         };
         let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(work);

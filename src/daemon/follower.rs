@@ -80,7 +80,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
             status: Arc::clone(&follower.upstream),
         };
         fill::run(context, stop.child_token()).await?;
-        sys::memory::give_back();
+        sys::raw::give_back_memory();
         if stop.is_cancelled() {
             return Ok(());
         }

@@ -133,9 +133,12 @@ fn the_follower_dies_at_every_place() {
 fn a_change_set_that_a_death_left_open_ends_in_an_abort() {
     let mut pair = Pair::with(Bed::new("open-set"), Spec::armed, |spec| spec);
     for point in ["capture::after_examine", "capture::before_commit"] {
-        pair.leader.arm(&format!("{point}=kill"));
         let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(24 << 20).collect();
-        fs::write(pair.data().join(point), noise).expect("write");
+        let aside = pair.bed.path("aside");
+        fs::write(&aside, noise).expect("write");
+        pair.leader.arm(&format!("{point}=kill"));
+        // It is there as a whole, so that one pass takes it.
+        fs::rename(aside, pair.data().join(point)).expect("rename");
         let status = pair.leader.wait_end(within(60));
         assert!(Node::was_killed(status), "{point}: {status}");
         pair.leader.arm("");

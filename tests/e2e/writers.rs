@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::support::bed::{c_program, run};
+use crate::support::bed::{c_program, run, soak_or};
 use crate::support::node::lsn;
 use crate::support::{Pair, within};
 
@@ -97,6 +97,18 @@ fn stores(mode: &str) {
 #[test]
 fn stores_into_dirty_pages_are_seen() {
     stores("stores");
+}
+
+#[test]
+fn stores_through_a_mapping_that_is_soon_gone_are_seen() {
+    let pair = Pair::start("brief");
+    let program = c_program("writers", &["-laio", "-luring"]);
+    for n in 0..soak_or(400, 40) {
+        let file = pair.data().join(format!("brief{n}"));
+        assert!(run(&program, &["brief", file.to_str().expect("path"), &n.to_string(), "0"]));
+    }
+    pair.equal(15);
+    pair.finish();
 }
 
 #[test]

@@ -142,6 +142,22 @@ static void stores(int fd) {
 	}
 }
 
+/* Written, mapped at once, and stored to twice: the second time into a page that was read in between. */
+static void brief(int fd) {
+	char page[PAGE];
+	fill(page, PAGE);
+	if (write(fd, page, PAGE) != PAGE)
+		die("write");
+	char *map = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (map == MAP_FAILED)
+		die("mmap");
+	close(fd);
+	fill(map, 64);
+	usleep(20000);
+	fill(map + 128, 64);
+	munmap(map, PAGE);
+}
+
 static void aiostores(int fd) {
 	for (int c; (c = getchar()) != EOF;) {
 		if (c != '\n')
@@ -243,6 +259,10 @@ int main(int argc, char **argv) {
 		die("open");
 	if (!strcmp(mode, "mmap")) {
 		mapped(fd, hold_ms);
+		return 0;
+	}
+	if (!strcmp(mode, "brief")) {
+		brief(fd);
 		return 0;
 	}
 	if (!strcmp(mode, "stores")) {

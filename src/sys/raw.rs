@@ -1,12 +1,14 @@
-//! Memory that is free goes back to the system.
-//!
-//! glibc keeps what was freed for later, in an arena for each few threads, and gives back only what lies at an end. A
-//! first copy or a large batch frees tens of megabytes between what stays, so a node that rests afterwards would hold
-//! twice what it needs.
+//! Calls that no safe function makes: the only module with unsafe code.
+
+use std::os::fd::{AsFd, AsRawFd};
 
 /// Gives free memory back to the system. To be called after work that took much of it and comes seldom: it walks the
 /// whole heap, about a millisecond for 30 MB. Does nothing where the C library is not glibc.
-pub fn give_back() {
+///
+/// glibc keeps what was freed for later, in an arena for each few threads, and gives back only what lies at an end. A
+/// first copy or a large batch frees tens of megabytes between what stays, so a node that rests afterwards would hold
+/// twice what it needs.
+pub fn give_back_memory() {
     #[cfg(target_env = "gnu")]
     {
         // SAFETY: malloc_trim(3) takes no pointers, may be called by any thread at any time, and only tells the
@@ -15,6 +17,17 @@ pub fn give_back() {
         unsafe {
             nix::libc::malloc_trim(0);
         }
+    }
+}
+
+/// Begins to write what is dirty of a file, and waits for none of it: from here on a store through a mapping moves the
+/// file's stamps again. An error is none of the caller's: whoever syncs the file hears of it.
+pub fn start_writing(file: impl AsFd) {
+    // SAFETY: sync_file_range(2) takes no pointers; the descriptor is open as long as it is borrowed.
+    #[allow(unsafe_code, reason = "no safe function does this")]
+    unsafe {
+        let fd = file.as_fd().as_raw_fd();
+        nix::libc::sync_file_range(fd, 0, 0, nix::libc::SYNC_FILE_RANGE_WRITE);
     }
 }
 
@@ -33,7 +46,7 @@ mod tests {
         // Other tests of this process would be measured too: it runs once more, alone.
         const ALONE: &str = "TOWLINE_TEST_ALONE";
         if std::env::var_os(ALONE).is_none() {
-            let name = "sys::memory::tests::memory_freed_between_what_stays_goes_back";
+            let name = "sys::raw::tests::memory_freed_between_what_stays_goes_back";
             let mut again = std::process::Command::new(std::env::current_exe().unwrap());
             let out = again.args(["--exact", name]).env(ALONE, "1").output().unwrap();
             let said =
@@ -45,7 +58,7 @@ mod tests {
         let mut pieces: Vec<Option<Box<[u8]>>> = (0..64 << 10).map(|_| Some(vec![1; 1024].into())).collect();
         pieces.iter_mut().enumerate().filter(|(i, _)| i % 64 != 63).for_each(|(_, p)| *p = None);
         let before = resident();
-        give_back();
+        give_back_memory();
         let after = resident();
         assert!(after + (32 << 20) < before, "{before} bytes before, {after} after");
         assert_eq!(pieces.iter().flatten().count(), 1 << 10);
