@@ -30,6 +30,8 @@ pub(super) enum Repair {
 
 /// A delete is one delete when it happens within this time.
 const TIDE: Duration = Duration::from_secs(60);
+/// A delete that was confirmed is over when nothing was deleted for this long.
+pub(super) const CONFIRMED: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 /// In the state directory while a mass delete is held: how many names there were, in decimal digits.
 fn hold(state: &Path) -> Note {
@@ -248,17 +250,24 @@ impl Engine {
         let share = u64::from(self.options.max_delete_percent);
         let limit = high.saturating_mul(share) / 100;
         let free = Instant::now() < self.confirmed_until;
-        if free || high < self.options.max_delete_min.max(1) || self.pass.stage.names.is_empty() {
+        if high < self.options.max_delete_min.max(1) || self.pass.stage.names.is_empty() {
             return None;
         }
         let gone = self.deletions(&catalog, limit);
+        if free {
+            if gone > 0 {
+                drop(catalog);
+                self.confirmed_until = Instant::now() + CONFIRMED;
+            }
+            return None;
+        }
         if gone == 0 || (gone <= limit && total.saturating_sub(gone) + self.arrivals() + limit >= high) {
             return None;
         }
         drop(catalog);
         if self.shared.confirmed.swap(false, Ordering::SeqCst) {
             self.tide = (Instant::now(), 0);
-            self.confirmed_until = Instant::now() + TIDE;
+            self.confirmed_until = Instant::now() + CONFIRMED;
             return None;
         }
         Some(format!(

@@ -130,6 +130,8 @@ pub struct CaptureStats {
     pub refused: Option<String>,
     pub hold: Option<String>,
     pub hold_since: i64,
+    /// What is held is a mass delete, which `towline confirm` lets through.
+    pub hold_deletes: bool,
 }
 
 /// What is asked of the engine.

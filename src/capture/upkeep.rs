@@ -13,6 +13,7 @@ use crate::catalog::Catalog;
 use crate::checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Cut, FileId, Lsn};
+use crate::record::GapReason;
 use crate::sys::{self, Root, Stat};
 
 /// Longest wait for the log to be durable before a checkpoint.
@@ -161,6 +162,8 @@ impl Engine {
             (Some(_), 0) => wall_clock(),
             (Some(_), since) => since,
         };
+        stats.hold_deletes =
+            hold.is_some() && self.held_high.is_some() && self.gap != Some(GapReason::Unmount);
         stats.hold = hold;
     }
 }

@@ -183,11 +183,20 @@ impl Leader {
         match request {
             Request::Confirm => {
                 // Given before anything is held it would let the next mass delete through unseen.
-                let held = self.capture.stats().hold.is_some();
-                if held {
-                    self.capture.confirm();
+                let stats = self.capture.stats();
+                match stats.hold {
+                    None => Ok(json!({"confirmed": false})),
+                    Some(_) if stats.hold_deletes => {
+                        self.capture.confirm();
+                        Ok(json!({"confirmed": true}))
+                    }
+                    Some(hold) => {
+                        let text = format!(
+                            "only a mass delete can be confirmed; what is held is another matter: {hold}"
+                        );
+                        Err(Error::new(ErrorKind::Refused, text))
+                    }
                 }
-                Ok(json!({"confirmed": held}))
             }
             _ => Ok(json!({"lsn": self.capture.barrier(BARRIER_MAX)?.to_string()})),
         }
@@ -205,7 +214,11 @@ impl Leader {
             status.error.get_or_insert_with(|| crate::status::Failure {
                 kind: "held",
                 message: hold.to_owned(),
-                remedy: super::trouble::remedy(ErrorKind::Held, crate::state::Role::Leader),
+                remedy: if stats.hold_deletes {
+                    super::trouble::remedy(ErrorKind::Held, crate::state::Role::Leader)
+                } else {
+                    "bring the directory back that the message names; what was missed meanwhile is found then"
+                },
                 needs_help: true,
                 since: stats.hold_since,
                 attempts: 1,

@@ -243,6 +243,9 @@ fn a_replaced_root_is_not_a_mass_delete() {
     fs::rename(pair.data(), &real).expect("mv");
     fs::create_dir(pair.data()).expect("mkdir");
     stands_still(&pair, &pair.bed.path("before"));
+    let out = pair.leader.ask(&["confirm"]);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.code() == Some(10) && said.contains("only a mass delete"), "{said}");
     fs::write(pair.data().join("impostor"), "x").expect("write");
     stands_still(&pair, &pair.bed.path("before"));
     fs::remove_dir_all(pair.data()).expect("rm");

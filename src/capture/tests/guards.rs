@@ -39,6 +39,16 @@ fn a_mass_delete_is_held_until_it_is_confirmed() {
     bed.capture().confirm();
     until("the release", || bed.capture().stats().hold.is_none());
     bed.check();
+    // One word is for one delete: the next is held again.
+    std::thread::sleep(super::super::commit::CONFIRMED);
+    for n in 0..200 {
+        fs::write(bed.path(&format!("again{n}")), b"x").unwrap();
+    }
+    bed.check();
+    for n in 0..200 {
+        fs::remove_file(bed.path(&format!("again{n}"))).unwrap();
+    }
+    until("the second hold", || bed.capture().stats().hold.is_some());
 }
 
 #[test]
