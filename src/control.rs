@@ -231,8 +231,15 @@ async fn converse(
 /// [`ErrorKind::Unavailable`] when no daemon answers there; else what the daemon said.
 pub fn call(path: &Path, request: &Request, timeout: Duration) -> Result<Value> {
     let down = |what: &str, e: std::io::Error| {
-        let text =
-            format!("{what} at '{}': {e}; is the daemon running on this state directory?", path.display());
+        let at = path.display();
+        let text = if e.kind() == std::io::ErrorKind::WouldBlock {
+            format!(
+                "the daemon at '{at}' gave no answer in {} s; is it stopped or very busy?",
+                timeout.as_secs()
+            )
+        } else {
+            format!("{what} at '{at}': {e}; is the daemon running on this state directory?")
+        };
         Error::new(ErrorKind::Unavailable, text)
     };
     let mut stream = StdStream::connect(path).map_err(|e| down("no daemon answers", e))?;

@@ -5,7 +5,7 @@
 //! | `role`, `name`, `version`, `data` | who this is |
 //! | `system`, `timeline` | what it replicates |
 //! | `state` | `starting`, `filling`, `recovering`, `running`, `stopping`; `healing`: damaged log is fetched again; `stalled`: failed, tried again by itself; `corrupt`, `missing`, `diverged`, `refused`, `config`: failed, and needs help; `held`: a guard waits for `towline confirm` |
-//! | `health` | `ok`; `starting`; `behind`; `cut-off`: a follower without its upstream, or whose upstream has had no news of the leader for too long; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator |
+//! | `health` | `ok`; `starting`; `behind`; `paused`: stands still until `towline resume`; `cut-off`: a follower without its upstream, or whose upstream has had no news of the leader for too long; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator |
 //! | `error` | `null`, or what keeps the node from `running`: `kind`, `message`, `remedy`, `needs_help`, `since` and `next_retry` in ns since 1970 (`null`: it is not tried by time), `attempts` |
 //! | `log` | `written`, `end`, `commit`, `exact`: positions; `segment`; `commit_time` in ns since 1970 |
 //! | `capture` | leader only: cuts, gaps, holds, watches, what only a scan found |
@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// The whole answer.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[allow(missing_docs, reason = "the table of the module describes the keys")]
 pub struct Status {
     pub role: &'static str,
@@ -90,6 +90,7 @@ pub fn health(s: &Status) -> &'static str {
         _ if s.upstream.as_ref().and_then(|u| u.get("leader_silent")).is_some_and(|v| !v.is_null()) => {
             "cut-off"
         }
+        _ if s.apply.as_ref().and_then(|a| a.get("paused")).is_some_and(|p| p == true) => "paused",
         _ if s.lag.and_then(|l| l.seconds).is_some_and(|s| s >= BEHIND_SECONDS) => "behind",
         _ => "ok",
     }
@@ -193,6 +194,24 @@ fn flat(map: &serde_json::Map<String, Value>) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn behind_is_what_catches_up_and_paused_what_does_not() {
+        let mut status = Status {
+            role: "follower",
+            state: "running".to_owned(),
+            lag: Some(Lag { bytes: 9, seconds: Some(2.0) }),
+            apply: Some(json!({"paused": false})),
+            ..Status::default()
+        };
+        assert_eq!(health(&status), "behind");
+        status.apply = Some(json!({"paused": true}));
+        assert_eq!(health(&status), "paused");
+        status.upstream = Some(json!({"state": "connecting"}));
+        assert_eq!(health(&status), "cut-off", "the log does not come either");
+        (status.upstream, status.apply, status.lag) = (None, None, None);
+        assert_eq!(health(&status), "ok");
+    }
 
     #[test]
     fn the_table_names_the_error_and_every_follower() {

@@ -343,8 +343,12 @@ pub fn verify(paths: &[PathBuf], as_json: bool, out: &mut dyn Write) -> Result<(
             };
             let why = report.problem.as_deref().map_or(String::new(), |p| format!(" ({p})"));
             let r = &report;
-            let text =
-                format!("{}: {word}{why}, {} to {}, {} records", r.file.display(), r.start, r.end, r.records);
+            let span = if r.start.is_empty() {
+                String::new()
+            } else {
+                format!(", {} to {}, {} records", r.start, r.end, r.records)
+            };
+            let text = format!("{}: {word}{why}{span}", r.file.display());
             line(out, &text)?;
         }
         before = Some(report);

@@ -243,8 +243,8 @@ fn a_follower_ahead_of_its_leader_never_catches_up_and_says_so() {
 }
 
 #[test]
-fn behind_and_cut_off_are_no_errors() {
-    let mut pair = Pair::start("behind");
+fn paused_and_cut_off_are_no_errors() {
+    let mut pair = Pair::start("paused");
     let says = |node: &Node, word: &str| {
         until(within(15), &format!("it says {word}"), || {
             let status = node.status()?;
@@ -255,7 +255,7 @@ fn behind_and_cut_off_are_no_errors() {
     says(&pair.follower, "ok");
     pair.follower.pause();
     fs::write(pair.data().join("a"), "1").expect("write");
-    says(&pair.follower, "behind");
+    says(&pair.follower, "paused");
     pair.follower.resume();
     says(&pair.follower, "ok");
     pair.leader.stop();
