@@ -1,5 +1,6 @@
 //! One generation of a follower: the first copy if there is none, then apply, receive, and serving onward.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -176,13 +177,26 @@ async fn follow(
         peer_timeout: config.peer_timeout.0,
         status: Arc::clone(&follower.upstream),
     };
-    let receiving = receive::run(context, cancel.clone());
-    let failed = until_failure(node, &cancel, || apply.failure().or_else(|| log.failure()));
+    let mut receiving = pin!(receive::run(context, cancel.clone()));
+    let failed = until_failure(node, &cancel, || log.failure().or_else(|| apply.failure()));
     let usable = note_usable(node, apply, &control);
-    tokio::select! {
-        r = receiving => r,
-        e = failed => e.map_or(Ok(()), Err),
-        r = usable => r,
+    let e = tokio::select! {
+        r = &mut receiving => return r,
+        r = usable => return r,
+        e = failed => e,
+    };
+    match e {
+        // The newest data is safe in this node's log, whatever keeps it out of the directory.
+        Some(e)
+            if matches!(e.kind(), ErrorKind::Refused | ErrorKind::Diverged) && log.failure().is_none() =>
+        {
+            tokio::select! {
+                r = &mut receiving => r,
+                () = node.stand_still(e) => Ok(()),
+                e = until_failure(node, &cancel, || log.failure()) => e.map_or(Ok(()), Err),
+            }
+        }
+        other => other.map_or(Ok(()), Err),
     }
 }
 

@@ -110,6 +110,17 @@ impl Node {
         lock(&self.phase).enter(word);
     }
 
+    /// Says what keeps the node from running, and waits until it is worth another try.
+    pub(crate) async fn stand_still(&self, e: Error) {
+        tracing::error!(kind = e.kind().word(), "{e}");
+        let pause = lock(&self.phase).fail(e);
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = self.retry.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+
     pub(crate) fn config(&self) -> Config {
         lock(&self.config).clone()
     }
@@ -301,13 +312,7 @@ async fn generations(node: &Arc<Node>) -> Result<()> {
             Ok(()) => continue,
             Err(e) => e,
         };
-        tracing::error!(kind = e.kind().word(), "{e}");
-        let pause = lock(&node.phase).fail(e);
-        tokio::select! {
-            () = node.stop.cancelled() => {}
-            () = node.retry.notified() => {}
-            () = tokio::time::sleep(pause) => {}
-        }
+        node.stand_still(e).await;
     }
     node.phase("stopping");
     Ok(())

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::bed::Bed;
-use crate::support::node::Node;
+use crate::support::node::{Node, lsn};
 use crate::support::{Pair, Spec, assert_equal, assert_equal_within, holds_for, load, until, within};
 
 /// Segments of their own for every moment, and no checkpoint that makes them unneeded.
@@ -296,6 +296,33 @@ fn a_refused_local_edit_stays_refused_over_restarts_until_it_is_undone() {
         pair.follower = pair.follower.spec.start();
         stands_still(&mut pair.follower, "refused", "refused", "'a'");
         assert_eq!(fs::read(&theirs).expect("read"), b"edited here", "untouched");
+    }
+    fs::write(&theirs, "leader").expect("write");
+    pair.follower.reload("peer_timeout", "\"3s\"").expect("reload");
+    pair.equal(20);
+    pair.finish();
+}
+
+#[test]
+fn a_follower_that_refuses_an_edit_takes_log_all_the_same() {
+    let mut pair = Pair::with(Bed::new("takes-log"), |s| s, |s| s.set("local_edits", "\"refuse\""));
+    fs::write(pair.data().join("a"), "leader").expect("write");
+    pair.equal(5);
+    let theirs = pair.follower.data().join("a");
+    fs::write(&theirs, "edited here").expect("write");
+    fs::write(pair.data().join("a"), "leader again").expect("write");
+    stands_still(&mut pair.follower, "refused", "refused", "'a'");
+    for n in 0..3 {
+        let before = lsn(&pair.leader.status().expect("status").end());
+        fs::write(pair.data().join("more"), vec![n + 1; 1 << 20]).expect("write");
+        until(within(20), "the follower has it in its log", || {
+            let (leader, follower) = (pair.leader.status()?, pair.follower.status()?);
+            let there = lsn(&leader.end()) >= before + (1 << 20) && follower.end() == leader.end();
+            if there && follower.health() == "help" { Ok(()) } else { Err(follower.0.to_string()) }
+        });
+        // Over a try that does not help either.
+        pair.follower.reload("peer_timeout", &format!("\"{}s\"", 4 + n)).expect("reload");
+        stands_still(&mut pair.follower, "refused", "refused", "'a'");
     }
     fs::write(&theirs, "leader").expect("write");
     pair.follower.reload("peer_timeout", "\"3s\"").expect("reload");
