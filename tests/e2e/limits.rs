@@ -26,7 +26,11 @@ fn an_event_queue_of_sixteen() {
         let _alone = host_lock(true);
         let _small = Sysctl::set("/proc/sys/fs/inotify/max_queued_events", 16);
         let node = bed.leader("leader").spawn_unlocked();
-        until(within(20), "the leader runs", || node.status().map(|_| ()));
+        // Before it runs it may not have opened its queue yet.
+        until(within(20), "the leader runs", || {
+            let status = node.status()?;
+            if status.state() == "running" { Ok(()) } else { Err(status.0.to_string()) }
+        });
         node
     };
     let follower = bed.follower("follower", leader.spec.listen).start();
