@@ -255,7 +255,7 @@ fn a_writer_that_never_rests_gets_exact_cuts_by_a_freeze() {
     };
     wait_progress(&pair.follower, 0);
     let mut last = 0;
-    for _ in 0..soak_or(100, 10) {
+    for _ in 0..soak_or(300, 60) {
         wait_progress(&pair.follower, last);
         let rest = pair.follower.pause();
         let (newest, wrong) = look(&pair.follower);
