@@ -103,13 +103,11 @@ impl Hot {
         }
     }
 
-    /// The content of a file is compared soon; false: too many wait.
-    pub(super) fn scrub_soon(&mut self, id: FileId) -> bool {
-        let room = self.scrub.len() < HOT_MAX;
-        if room {
+    /// The content of a file is compared soon.
+    pub(super) fn scrub_soon(&mut self, id: FileId) {
+        if self.scrub.len() < HOT_MAX {
             self.scrub.push_back(id);
         }
-        room
     }
 
     /// Whether the inode is mapped writable by some process.
@@ -186,12 +184,10 @@ impl Hot {
     /// pages that the writing had left dirty may have come after the content was read, and moved no stamp; and the
     /// mapping may be gone before a look through /proc finds it.
     fn settled(&mut self, path: &[u8], id: FileId) {
-        let rests = |w: &&mut Written| !w.compared && w.at.elapsed() >= SETTLED;
-        if self.written.get_mut(path).filter(rests).is_some()
-            && self.scrub_soon(id)
-            && let Some(written) = self.written.get_mut(path)
-        {
+        let Some(written) = self.written.get_mut(path) else { return };
+        if !written.compared && written.at.elapsed() >= SETTLED && self.scrub.len() < HOT_MAX {
             written.compared = true;
+            self.scrub.push_back(id);
         }
     }
 

@@ -190,6 +190,8 @@ async fn follow(
         Some(e)
             if matches!(e.kind(), ErrorKind::Refused | ErrorKind::Diverged) && log.failure().is_none() =>
         {
+            // But nobody is filled from the directory.
+            node.port.fail(node, &e).await;
             tokio::select! {
                 r = &mut receiving => r,
                 () = node.stand_still(e) => Ok(()),

@@ -282,36 +282,47 @@ fn a_failing_disk_is_retried_with_pauses_and_dated() {
     pair.finish();
 }
 
-#[test]
-fn a_refused_local_edit_stays_refused_over_restarts_until_it_is_undone() {
-    let mut pair = Pair::with(Bed::new("refused-edit"), |s| s, |s| s.set("local_edits", "\"refuse\""));
+/// A pair whose follower refuses an edit of its file 'a', and the path of that.
+fn refuses_an_edit(name: &str) -> (Pair, PathBuf) {
+    let mut pair = Pair::with(Bed::new(name), |s| s, |s| s.set("local_edits", "\"refuse\""));
     fs::write(pair.data().join("a"), "leader").expect("write");
     pair.equal(5);
     let theirs = pair.follower.data().join("a");
     fs::write(&theirs, "edited here").expect("write");
     fs::write(pair.data().join("a"), "leader again").expect("write");
     stands_still(&mut pair.follower, "refused", "refused", "'a'");
-    for _ in 0..2 {
-        pair.follower.kill();
-        pair.follower = pair.follower.spec.start();
-        stands_still(&mut pair.follower, "refused", "refused", "'a'");
-        assert_eq!(fs::read(&theirs).expect("read"), b"edited here", "untouched");
-    }
-    fs::write(&theirs, "leader").expect("write");
+    (pair, theirs)
+}
+
+/// Undoes the edit; all is well again.
+fn undoes_the_edit(mut pair: Pair, theirs: &Path) {
+    fs::write(theirs, "leader").expect("write");
     pair.follower.reload("peer_timeout", "\"3s\"").expect("reload");
     pair.equal(20);
     pair.finish();
 }
 
 #[test]
+fn a_refused_local_edit_stays_refused_over_restarts_until_it_is_undone() {
+    let (mut pair, theirs) = refuses_an_edit("refused-edit");
+    for _ in 0..2 {
+        pair.follower.kill();
+        pair.follower = pair.follower.spec.start();
+        stands_still(&mut pair.follower, "refused", "refused", "'a'");
+        assert_eq!(fs::read(&theirs).expect("read"), b"edited here", "untouched");
+    }
+    undoes_the_edit(pair, &theirs);
+}
+
+#[test]
 fn a_follower_that_refuses_an_edit_takes_log_all_the_same() {
-    let mut pair = Pair::with(Bed::new("takes-log"), |s| s, |s| s.set("local_edits", "\"refuse\""));
-    fs::write(pair.data().join("a"), "leader").expect("write");
-    pair.equal(5);
-    let theirs = pair.follower.data().join("a");
-    fs::write(&theirs, "edited here").expect("write");
-    fs::write(pair.data().join("a"), "leader again").expect("write");
-    stands_still(&mut pair.follower, "refused", "refused", "'a'");
+    let (mut pair, theirs) = refuses_an_edit("takes-log");
+    // Nobody gets a first copy from there.
+    let mut far = pair.bed.follower("far", pair.follower.spec.listen).start();
+    until(within(20), "its first copy waits", || {
+        let text = far.status()?.0.to_string();
+        if text.contains("a first copy has to wait") { Ok(()) } else { Err(text) }
+    });
     for n in 0..3 {
         let before = lsn(&pair.leader.status().expect("status").end());
         fs::write(pair.data().join("more"), vec![n + 1; 1 << 20]).expect("write");
@@ -323,11 +334,10 @@ fn a_follower_that_refuses_an_edit_takes_log_all_the_same() {
         // Over a try that does not help either.
         pair.follower.reload("peer_timeout", &format!("\"{}s\"", 4 + n)).expect("reload");
         stands_still(&mut pair.follower, "refused", "refused", "'a'");
+        assert_eq!(fs::read_dir(far.data()).expect("list").count(), 0);
     }
-    fs::write(&theirs, "leader").expect("write");
-    pair.follower.reload("peer_timeout", "\"3s\"").expect("reload");
-    pair.equal(20);
-    pair.finish();
+    undoes_the_edit(pair, &theirs);
+    far.stop();
 }
 
 #[test]
