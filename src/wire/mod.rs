@@ -76,9 +76,11 @@ pub use lineage::{LINEAGE_MAX, Lineage};
 /// The lowest protocol version this program speaks.
 pub const VERSION_MIN: u16 = 1;
 /// The highest protocol version this program speaks.
-pub const VERSION_MAX: u16 = 2;
+pub const VERSION_MAX: u16 = 3;
 /// From this version on, welcome and keepalive tell where the sender's log comes from.
 pub const VERSION_ORIGIN: u16 = 2;
+/// From this version on, acks say what counts, slots are told downstream, and a directory can be resynced.
+pub const VERSION_SLOTS: u16 = 3;
 /// First bytes of every hello.
 pub const MAGIC: [u8; 8] = *b"towline\0";
 /// Bytes before the payload.

@@ -3,106 +3,22 @@
 //! the same names serve as command-line flags where a command takes them.
 
 use std::fs;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 
+mod rules;
+mod units;
+
+pub use rules::{address, check_address, check_apart, check_name, loopback_only};
+use rules::{check_exclude, nearest};
+pub use units::{Size, Span};
+
 /// Most bytes of a configuration file.
 const FILE_MAX: u64 = 1 << 20;
-
-/// A span of time in the file and on the command line: a number with `ms`, `s`, `m` or `h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span(pub Duration);
-
-/// A number of bytes: a number, with `k`, `M`, `G` or `T` for powers of 1024.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Size(pub u64);
-
-impl std::str::FromStr for Span {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let bad = || format!("'{text}' is not a duration; write a whole number with ms, s, m or h, like 30s");
-        let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
-        let (number, unit) = text.split_at(at);
-        let number: u64 = number.parse().map_err(|_| bad())?;
-        let ms = match unit {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            _ => return Err(bad()),
-        };
-        number.checked_mul(ms).map(|n| Self(Duration::from_millis(n))).ok_or_else(bad)
-    }
-}
-
-impl std::str::FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let bad = || {
-            format!("'{text}' is not a size; write a whole number, with k, M, G or T if need be, like 64M")
-        };
-        let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(at);
-        let number: u64 = number.parse().map_err(|_| bad())?;
-        let shift = match unit {
-            "" => 0,
-            "k" => 10,
-            "M" => 20,
-            "G" => 30,
-            "T" => 40,
-            _ => return Err(bad()),
-        };
-        number.checked_mul(1 << shift).map(Self).ok_or_else(bad)
-    }
-}
-
-impl std::fmt::Display for Span {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ms = self.0.as_millis();
-        match ms {
-            0 => f.write_str("0s"),
-            _ if ms % 3_600_000 == 0 => write!(f, "{}h", ms / 3_600_000),
-            _ if ms % 60_000 == 0 => write!(f, "{}m", ms / 60_000),
-            _ if ms % 1_000 == 0 => write!(f, "{}s", ms / 1_000),
-            _ => write!(f, "{ms}ms"),
-        }
-    }
-}
-
-impl std::fmt::Display for Size {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "k")] {
-            if self.0 != 0 && self.0.is_multiple_of(1 << shift) {
-                return write!(f, "{}{unit}", self.0 >> shift);
-            }
-        }
-        write!(f, "{}", self.0)
-    }
-}
-
-macro_rules! text_serde {
-    ($type:ty) => {
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-                String::deserialize(d)?.parse().map_err(de::Error::custom)
-            }
-        }
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
-                s.collect_str(self)
-            }
-        }
-    };
-}
-text_serde!(Span);
-text_serde!(Size);
 
 /// Which cuts a follower's directory moves to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -328,135 +244,6 @@ impl Config {
         check_name(&name)?;
         Ok(name)
     }
-}
-
-/// A node's name goes into slots, logs and JSON: 1 to 63 letters, digits, `.`, `_` or `-`.
-pub fn check_name(name: &str) -> Result<()> {
-    let ok = (1..=63).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    if ok {
-        return Ok(());
-    }
-    let text = format!(
-        "name '{}' is not allowed; use 1 to 63 letters, digits, '.', '_' or '-'",
-        name.escape_debug()
-    );
-    Err(Error::new(ErrorKind::Config, text))
-}
-
-/// The two directories must not contain each other: towline's own writes would replicate themselves.
-pub fn check_apart(data: &Path, state: &Path) -> Result<()> {
-    let (data, state) = (settled(data), settled(state));
-    if data.starts_with(&state) || state.starts_with(&data) {
-        let text = format!(
-            "data directory '{}' and state directory '{}' lie within each other; give towline a state directory of its own",
-            data.display(),
-            state.display()
-        );
-        return Err(Error::new(ErrorKind::Config, text));
-    }
-    Ok(())
-}
-
-/// Where `path` leads, links and `..` followed, as far as there is something; the rest as it would be made.
-fn settled(path: &Path) -> PathBuf {
-    let mut real = PathBuf::new();
-    let whole = std::env::current_dir().unwrap_or_default().join(path);
-    for part in whole.components() {
-        match part {
-            Component::CurDir => {}
-            Component::ParentDir => {
-                real.pop();
-            }
-            other => {
-                real.push(other);
-                if let Ok(there) = real.canonicalize() {
-                    real = there;
-                }
-            }
-        }
-    }
-    real
-}
-
-/// Checks the form `HOST:PORT` without asking anybody who HOST is.
-pub fn check_address(key: &str, text: &str, lowest: u16) -> Result<()> {
-    let port =
-        text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, p)| p.parse::<u16>().ok());
-    if port.is_some_and(|p| p >= lowest) {
-        return Ok(());
-    }
-    let text = format!(
-        "{key} is '{}'; write HOST:PORT, like 127.0.0.1:7654, with a port of {lowest} to 65535",
-        text.escape_debug()
-    );
-    Err(Error::new(ErrorKind::Config, text))
-}
-
-/// A pattern that can match no path, because paths are relative and have no empty, `.` or `..` parts.
-fn check_exclude(pattern: &str) -> Result<()> {
-    globset::Glob::new(pattern).map_err(|e| {
-        Error::new(ErrorKind::Config, format!("exclude pattern: {e}; write it like 'cache/*.tmp'"))
-    })?;
-    let below = pattern.strip_prefix('/').unwrap_or(pattern);
-    if below.split('/').all(|part| !matches!(part, "" | "." | "..")) {
-        return Ok(());
-    }
-    let text = format!(
-        "exclude pattern '{}' matches nothing: patterns are of paths below the data directory, without '/' at the \
-         end and without '.' or '..' between; write it like 'cache/*.tmp'",
-        pattern.escape_debug()
-    );
-    Err(Error::new(ErrorKind::Config, text))
-}
-
-/// Resolves `HOST:PORT`.
-pub fn address(text: &str) -> Result<SocketAddr> {
-    let bad = |why: String| {
-        Error::new(
-            ErrorKind::Config,
-            format!("'{text}' is not an address ({why}); write HOST:PORT, like 127.0.0.1:7654"),
-        )
-    };
-    text.to_socket_addrs()
-        .map_err(|e| bad(e.to_string()))?
-        .next()
-        .ok_or_else(|| bad("no address found".to_owned()))
-}
-
-/// Plain TCP leaves the machine only when a later `tls` setting allows it.
-pub fn loopback_only(addr: SocketAddr) -> Result<SocketAddr> {
-    if addr.ip().is_loopback() {
-        return Ok(addr);
-    }
-    let text = format!(
-        "{addr} is not a loopback address; plain TCP is allowed on loopback only: use a tunnel between hosts"
-    );
-    Err(Error::new(ErrorKind::Config, text))
-}
-
-/// From serde's "unknown field `x`, expected one of `a`, `b`": the expected name nearest to `x`.
-fn nearest(message: &str) -> Option<String> {
-    let rest = message.strip_prefix("unknown field `")?;
-    let (given, rest) = rest.split_once('`')?;
-    let names = rest.split('`').skip(1).step_by(2);
-    names.map(|n| (distance(given, n), n)).min().filter(|(d, _)| *d <= 4).map(|(_, n)| n.to_owned())
-}
-
-/// Levenshtein distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let next = (diagonal + usize::from(ca != *cb)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = row[j + 1];
-            row[j + 1] = next;
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

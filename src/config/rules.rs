@@ -1,0 +1,135 @@
+//! Rules of single values: names, addresses, directories, patterns.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Component, Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// A node's name goes into slots, logs and JSON: 1 to 63 letters, digits, `.`, `_` or `-`.
+pub fn check_name(name: &str) -> Result<()> {
+    let ok = (1..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if ok {
+        return Ok(());
+    }
+    let text = format!(
+        "name '{}' is not allowed; use 1 to 63 letters, digits, '.', '_' or '-'",
+        name.escape_debug()
+    );
+    Err(Error::new(ErrorKind::Config, text))
+}
+
+/// The two directories must not contain each other: towline's own writes would replicate themselves.
+pub fn check_apart(data: &Path, state: &Path) -> Result<()> {
+    let (data, state) = (settled(data), settled(state));
+    if data.starts_with(&state) || state.starts_with(&data) {
+        let text = format!(
+            "data directory '{}' and state directory '{}' lie within each other; give towline a state directory of its own",
+            data.display(),
+            state.display()
+        );
+        return Err(Error::new(ErrorKind::Config, text));
+    }
+    Ok(())
+}
+
+/// Where `path` leads, links and `..` followed, as far as there is something; the rest as it would be made.
+fn settled(path: &Path) -> PathBuf {
+    let mut real = PathBuf::new();
+    let whole = std::env::current_dir().unwrap_or_default().join(path);
+    for part in whole.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                real.pop();
+            }
+            other => {
+                real.push(other);
+                if let Ok(there) = real.canonicalize() {
+                    real = there;
+                }
+            }
+        }
+    }
+    real
+}
+
+/// Checks the form `HOST:PORT` without asking anybody who HOST is.
+pub fn check_address(key: &str, text: &str, lowest: u16) -> Result<()> {
+    let port =
+        text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, p)| p.parse::<u16>().ok());
+    if port.is_some_and(|p| p >= lowest) {
+        return Ok(());
+    }
+    let text = format!(
+        "{key} is '{}'; write HOST:PORT, like 127.0.0.1:7654, with a port of {lowest} to 65535",
+        text.escape_debug()
+    );
+    Err(Error::new(ErrorKind::Config, text))
+}
+
+/// A pattern that can match no path, because paths are relative and have no empty, `.` or `..` parts.
+pub(super) fn check_exclude(pattern: &str) -> Result<()> {
+    globset::Glob::new(pattern).map_err(|e| {
+        Error::new(ErrorKind::Config, format!("exclude pattern: {e}; write it like 'cache/*.tmp'"))
+    })?;
+    let below = pattern.strip_prefix('/').unwrap_or(pattern);
+    if below.split('/').all(|part| !matches!(part, "" | "." | "..")) {
+        return Ok(());
+    }
+    let text = format!(
+        "exclude pattern '{}' matches nothing: patterns are of paths below the data directory, without '/' at the \
+         end and without '.' or '..' between; write it like 'cache/*.tmp'",
+        pattern.escape_debug()
+    );
+    Err(Error::new(ErrorKind::Config, text))
+}
+
+/// Resolves `HOST:PORT`.
+pub fn address(text: &str) -> Result<SocketAddr> {
+    let bad = |why: String| {
+        Error::new(
+            ErrorKind::Config,
+            format!("'{text}' is not an address ({why}); write HOST:PORT, like 127.0.0.1:7654"),
+        )
+    };
+    text.to_socket_addrs()
+        .map_err(|e| bad(e.to_string()))?
+        .next()
+        .ok_or_else(|| bad("no address found".to_owned()))
+}
+
+/// Plain TCP leaves the machine only when a later `tls` setting allows it.
+pub fn loopback_only(addr: SocketAddr) -> Result<SocketAddr> {
+    if addr.ip().is_loopback() {
+        return Ok(addr);
+    }
+    let text = format!(
+        "{addr} is not a loopback address; plain TCP is allowed on loopback only: use a tunnel between hosts"
+    );
+    Err(Error::new(ErrorKind::Config, text))
+}
+
+/// From serde's "unknown field `x`, expected one of `a`, `b`": the expected name nearest to `x`.
+pub(super) fn nearest(message: &str) -> Option<String> {
+    let rest = message.strip_prefix("unknown field `")?;
+    let (given, rest) = rest.split_once('`')?;
+    let names = rest.split('`').skip(1).step_by(2);
+    names.map(|n| (distance(given, n), n)).min().filter(|(d, _)| *d <= 4).map(|(_, n)| n.to_owned())
+}
+
+/// Levenshtein distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let next = (diagonal + usize::from(ca != *cb)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = row[j + 1];
+            row[j + 1] = next;
+        }
+    }
+    row[b.len()]
+}
