@@ -460,15 +460,9 @@ fn status(node: &Arc<Node>) -> Result<Value> {
         system: control.system.to_string(),
         timeline: control.timeline.0,
         state: word.to_owned(),
-        health: "",
         error,
-        log: None,
-        capture: None,
-        apply: None,
-        upstream: None,
         followers: node.port.followers(),
-        lag: None,
-        guarantee: String::new(),
+        ..Status::default()
     };
     match node.engine() {
         Some(Engine::Leader(l)) => l.fill_status(&mut status),

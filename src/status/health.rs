@@ -1,0 +1,51 @@
+//! One word for a monitor.
+
+use serde_json::Value;
+
+use super::Status;
+
+/// A follower whose oldest missing commit is older than this is behind.
+const BEHIND_SECONDS: f64 = 1.0;
+
+/// One word for a monitor: see the table of the module.
+#[must_use]
+pub fn health(s: &Status) -> &'static str {
+    let upstream = s.upstream.as_ref().and_then(|u| u.get("state")).and_then(Value::as_str);
+    match (&s.error, upstream) {
+        (Some(e), _) if e.needs_help => "help",
+        (Some(_), _) => "retrying",
+        (None, Some("connecting" | "refused")) => "cut-off",
+        _ if s.state != "running" => "starting",
+        _ if s.upstream.as_ref().and_then(|u| u.get("leader_silent")).is_some_and(|v| !v.is_null()) => {
+            "cut-off"
+        }
+        _ if s.apply.as_ref().and_then(|a| a.get("paused")).is_some_and(|p| p == true) => "paused",
+        _ if s.lag.and_then(|l| l.seconds).is_some_and(|s| s >= BEHIND_SECONDS) => "behind",
+        _ => "ok",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::Lag;
+    use serde_json::json;
+
+    #[test]
+    fn behind_is_what_catches_up_and_paused_what_does_not() {
+        let mut status = Status {
+            role: "follower",
+            state: "running".to_owned(),
+            lag: Some(Lag { bytes: 9, seconds: Some(2.0) }),
+            apply: Some(json!({"paused": false})),
+            ..Status::default()
+        };
+        assert_eq!(health(&status), "behind");
+        status.apply = Some(json!({"paused": true}));
+        assert_eq!(health(&status), "paused");
+        status.upstream = Some(json!({"state": "connecting"}));
+        assert_eq!(health(&status), "cut-off", "the log does not come either");
+        (status.upstream, status.apply, status.lag) = (None, None, None);
+        assert_eq!(health(&status), "ok");
+    }
+}

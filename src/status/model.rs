@@ -1,0 +1,59 @@
+//! The answer as a value. What the keys mean stands in the table of [`super`].
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// The whole answer.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs, reason = "the table of the module describes the keys")]
+pub struct Status {
+    pub role: &'static str,
+    pub name: String,
+    pub version: &'static str,
+    pub data: String,
+    pub system: String,
+    pub timeline: u32,
+    pub state: String,
+    pub health: &'static str,
+    pub error: Option<Failure>,
+    pub log: Option<LogPart>,
+    pub capture: Option<Value>,
+    pub apply: Option<Value>,
+    pub upstream: Option<Value>,
+    pub followers: Vec<Value>,
+    pub lag: Option<Lag>,
+    pub guarantee: String,
+}
+
+/// What keeps the node from running.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "the table of the module describes the keys")]
+pub struct Failure {
+    pub kind: &'static str,
+    pub message: String,
+    pub remedy: &'static str,
+    pub needs_help: bool,
+    pub since: i64,
+    pub attempts: u64,
+    pub next_retry: Option<i64>,
+}
+
+/// Positions of the node's own log.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "the table of the module describes the keys")]
+pub struct LogPart {
+    pub written: String,
+    pub end: String,
+    pub commit: String,
+    pub exact: String,
+    pub segment: String,
+    pub commit_time: i64,
+}
+
+/// How far behind a follower is.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[allow(missing_docs, reason = "the table of the module describes the keys")]
+pub struct Lag {
+    pub bytes: u64,
+    pub seconds: Option<f64>,
+}
