@@ -48,6 +48,9 @@ pub enum Command {
     Config(ConfigCommand),
     /// A leader, two followers and a workload in a temporary directory; compares everything at the end.
     Demo(Demo),
+    /// Write manual pages or shell completions. For those who package towline.
+    #[command(subcommand, hide = true)]
+    Generate(Generate),
     /// Thaws a frozen application when the daemon dies. Started by the daemon itself.
     #[command(hide = true)]
     ThawGuard {
@@ -186,6 +189,21 @@ pub enum ConfigCommand {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+}
+
+/// What can be generated.
+#[derive(Debug, Subcommand)]
+pub enum Generate {
+    /// Manual pages.
+    Man {
+        /// Where to.
+        dir: PathBuf,
+    },
+    /// Completions for bash, zsh and fish.
+    Completions {
+        /// Where to.
+        dir: PathBuf,
     },
 }
 

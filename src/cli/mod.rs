@@ -2,6 +2,7 @@
 
 pub mod args;
 mod demo;
+mod generate;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -75,6 +76,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Config(ConfigCommand::Check { file }) => Config::load(&file).map(|_| ExitCode::SUCCESS),
         Command::Config(ConfigCommand::Show { file, json }) => show_config(file.as_deref(), json),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Generate(what) => generate::run(&what).map(|()| ExitCode::SUCCESS),
         Command::ThawGuard { args } => Ok(crate::quiesce::thaw_guard_main(&args)),
     }
 }

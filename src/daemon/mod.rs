@@ -46,7 +46,7 @@ use crate::position::{NodeId, SystemId};
 use crate::state::{Control, FillState, Role, StateDir};
 use crate::status::{Lag, LogPart, Status, health};
 
-pub use options::Flags;
+pub use options::{Flags, Reach, reach};
 use trouble::Phase;
 
 /// How long a stop may take before the process ends without the final checkpoint.

@@ -63,6 +63,33 @@ const FOLLOWER: &[&str] = &[
 /// What means something to a leader, but only from its start on.
 const LEADER_START: &[&str] = &["peer_timeout", "segment_timeout", "compression", "max_followers"];
 
+/// What a reload does with a key that changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach {
+    /// It is in force at once.
+    Live,
+    /// It is in force after a restart of the daemon.
+    Restart,
+    /// It means nothing in this role.
+    Idle,
+}
+
+/// What a reload does with `key` in this role.
+#[must_use]
+pub fn reach(key: &str, role: Role) -> Reach {
+    let (live, start) = match role {
+        Role::Leader => (CAPTURE, LEADER_START),
+        Role::Follower => (FOLLOWER, &[][..]),
+    };
+    if live.contains(&key) {
+        Reach::Live
+    } else if FIXED.contains(&key) || start.contains(&key) {
+        Reach::Restart
+    } else {
+        Reach::Idle
+    }
+}
+
 /// The keys that differ between two configurations, by what becomes of them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Change {
@@ -75,10 +102,6 @@ pub(super) struct Change {
 
 impl Change {
     pub(super) fn between(old: &Config, new: &Config, role: Role) -> Self {
-        let (live, start) = match role {
-            Role::Leader => (CAPTURE, LEADER_START),
-            Role::Follower => (FOLLOWER, &[][..]),
-        };
         let mut change = Self { role: Some(role), ..Self::default() };
         let keys = |c: &Config| serde_json::to_value(c).unwrap_or_default();
         let (old, new) = (keys(old), keys(new));
@@ -86,10 +109,10 @@ impl Change {
             if old.get(key) == Some(value) {
                 continue;
             }
-            let list = match key.as_str() {
-                k if live.contains(&k) => &mut change.in_force,
-                k if FIXED.contains(&k) || start.contains(&k) => &mut change.restart,
-                _ => &mut change.idle,
+            let list = match reach(key, role) {
+                Reach::Live => &mut change.in_force,
+                Reach::Restart => &mut change.restart,
+                Reach::Idle => &mut change.idle,
             };
             list.push(key.clone());
         }

@@ -20,6 +20,7 @@ mod names;
 mod network;
 mod objects;
 mod order;
+mod pages;
 mod privilege;
 mod reload;
 mod trouble;

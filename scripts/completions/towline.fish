@@ -1,0 +1,155 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_towline_global_optspecs
+    string join \n log-level= log-json h/help V/version
+end
+
+function __fish_towline_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_towline_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_towline_using_subcommand
+    set -l cmd (__fish_towline_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c towline -n "__fish_towline_needs_command" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_needs_command" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_needs_command" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_needs_command" -s V -l version -d 'Print version'
+complete -c towline -n "__fish_towline_needs_command" -f -a "leader" -d 'Run a leader: watch a data directory and serve its log'
+complete -c towline -n "__fish_towline_needs_command" -f -a "follower" -d 'Run a follower: keep a directory the same as a leader\'s. An empty directory is filled first'
+complete -c towline -n "__fish_towline_needs_command" -f -a "run" -d 'Run in the role that the state directory holds; a new one takes it from the configuration'
+complete -c towline -n "__fish_towline_needs_command" -f -a "status" -d 'Show role, positions, lag, followers and what the guarantees are right now'
+complete -c towline -n "__fish_towline_needs_command" -f -a "pause" -d 'Bring the follower\'s directory to rest on a cut and keep it there; prints which cut'
+complete -c towline -n "__fish_towline_needs_command" -f -a "resume" -d 'Go on applying after a pause'
+complete -c towline -n "__fish_towline_needs_command" -f -a "reload" -d 'Make the daemon read its configuration file again'
+complete -c towline -n "__fish_towline_needs_command" -f -a "confirm" -d 'Let a mass delete through that the guard holds'
+complete -c towline -n "__fish_towline_needs_command" -f -a "log" -d 'Read log segments offline'
+complete -c towline -n "__fish_towline_needs_command" -f -a "config" -d 'Check or show the configuration'
+complete -c towline -n "__fish_towline_needs_command" -f -a "demo" -d 'A leader, two followers and a workload in a temporary directory; compares everything at the end'
+complete -c towline -n "__fish_towline_using_subcommand leader" -l config -d 'Configuration file' -r -F
+complete -c towline -n "__fish_towline_using_subcommand leader" -l data -d 'Data directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand leader" -l state -d 'State directory, towline\'s own' -r -F
+complete -c towline -n "__fish_towline_using_subcommand leader" -l listen -d 'Serve followers on this address' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l name -d 'Name of this node among its peers' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l exclude -d 'Glob pattern of paths not to replicate; may be repeated' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l freeze -d 'How to stop the application for a cut: cgroup:PATH, unit:NAME or pid:FILE' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l max-freeze -d 'Longest freeze' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l max-cut-delay -d 'How long a pass tries for an exact cut' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l rescan-interval -d 'Time between full stat scans' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l peer-timeout -d 'A peer that sends nothing for this long is given up' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l segment-timeout -d 'A non-empty segment is sealed after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l scrub-rate -d 'Bytes a second of background hashing' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l compression -d 'zstd level of the log' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand leader" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand follower" -l config -d 'Configuration file' -r -F
+complete -c towline -n "__fish_towline_using_subcommand follower" -l data -d 'Data directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand follower" -l state -d 'State directory, towline\'s own' -r -F
+complete -c towline -n "__fish_towline_using_subcommand follower" -l listen -d 'Serve followers on this address' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l name -d 'Name of this node among its peers' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l exclude -d 'Glob pattern of paths not to replicate; may be repeated' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l freeze -d 'How to stop the application for a cut: cgroup:PATH, unit:NAME or pid:FILE' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l max-freeze -d 'Longest freeze' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l max-cut-delay -d 'How long a pass tries for an exact cut' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l rescan-interval -d 'Time between full stat scans' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l peer-timeout -d 'A peer that sends nothing for this long is given up' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l segment-timeout -d 'A non-empty segment is sealed after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l scrub-rate -d 'Bytes a second of background hashing' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l compression -d 'zstd level of the log' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l leader -d 'Address of the node to follow' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l apply-cuts -d 'Cuts to apply' -r -f -a "exact\t'Only states that the leader\'s directory really had'
+file\t'Every commit: for applications whose files don\'t depend on each other'"
+complete -c towline -n "__fish_towline_using_subcommand follower" -l local-edits -d 'What to do about changes made in this follower\'s directory' -r -f -a "refuse\t'Stop replay and name the path'
+overwrite\t'Report it and write the leader\'s state over it'"
+complete -c towline -n "__fish_towline_using_subcommand follower" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l paused -d 'Recover to a cut and stay there until `towline resume`'
+complete -c towline -n "__fish_towline_using_subcommand follower" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand follower" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c towline -n "__fish_towline_using_subcommand run" -l config -d 'Configuration file' -r -F
+complete -c towline -n "__fish_towline_using_subcommand run" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand run" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand run" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand status" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand status" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand status" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand status" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand status" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand status" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand status" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand pause" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand pause" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand pause" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand pause" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand pause" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand pause" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand pause" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand resume" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand resume" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand resume" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand resume" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand resume" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand resume" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand resume" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand reload" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand reload" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand reload" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand reload" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand reload" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand reload" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand reload" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand confirm" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand confirm" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand confirm" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand confirm" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand confirm" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand confirm" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand confirm" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -f -a "dump" -d 'Print the records of segments'
+complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -f -a "verify" -d 'Check checksums, the hash chain and the record grammar of segments'
+complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -f -a "stat" -d 'Print what takes the space in segments'
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from dump" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from dump" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from dump" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from dump" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from verify" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from verify" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from verify" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from verify" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from stat" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from stat" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from stat" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from stat" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -f -a "check" -d 'Check a file: prints nothing and exits 0, or names the line, the rule and the remedy'
+complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -f -a "show" -d 'Print the configuration in force, defaults included'
+complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from check" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from check" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from check" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from show" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from show" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from show" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand demo" -l duration -d 'How long the workload runs' -r
+complete -c towline -n "__fish_towline_using_subcommand demo" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand demo" -l keep -d 'Keep the temporary directory and print where it is'
+complete -c towline -n "__fish_towline_using_subcommand demo" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand demo" -s h -l help -d 'Print help'
