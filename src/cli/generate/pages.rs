@@ -117,7 +117,7 @@ fn exit_status(page: &mut Page) {
 
 /// The table of the status module.
 fn json_of_status() -> String {
-    let doc = source::module_doc(include_str!("../../status.rs"));
+    let doc = source::module_doc(include_str!("../../status/mod.rs"));
     doc.split_once("\n\n")
         .map(|(_, table)| format!("Keys are only ever added.\n\n{table}"))
         .unwrap_or_default()
