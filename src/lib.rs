@@ -44,7 +44,7 @@
 //! | --- | --- | --- |
 //! | 0 words | [`position`] [`codec`] [`error`] [`failpoint`] | LSN, timeline, ids; bounded cursors and the frame of small files; the error with its class; places where tests kill |
 //! | 1 formats | [`record`] [`segment`] [`wire`] | what happened to files; bytes of a segment; messages between nodes |
-//! | 2 decisions | [`catalog`] [`session`] | the tree as a fold over records, its digest; who may stream from where |
+//! | 2 decisions | [`catalog`] [`session`] [`retention`] | the tree as a fold over records, its digest; who may stream from where; which log may go |
 //! | 3 seams | [`sys`] [`disk`] [`net`] [`quiesce`] | safe system calls beneath the root; durable writes, small notes and the lock; framed connections; holding the application still |
 //! | 4 stores | [`log`] [`blocks`] [`fold`] [`checkpoint`] [`state`] | segments on disk; block hashes; catalog and blocks kept in step; catalog files; control file |
 //! | 5 engines | [`capture`] [`apply`] | directory to log; log to directory |
@@ -73,6 +73,7 @@ pub mod position;
 pub mod quiesce;
 pub mod receive;
 pub mod record;
+pub mod retention;
 pub mod segment;
 pub mod send;
 pub mod session;

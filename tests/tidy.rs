@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[&[&str]] = &[
     &["position", "codec", "error", "failpoint"],
     &["record", "segment", "wire"],
-    &["catalog", "session"],
+    &["catalog", "session", "retention"],
     &["sys", "disk", "quiesce", "net"],
     &["log", "blocks", "fold", "checkpoint", "state"],
     &["status", "capture", "apply"],
