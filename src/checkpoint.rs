@@ -34,7 +34,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::blocks::Blocks;
 use crate::catalog::{Catalog, Digest, Excludes, Frozen, Inode, LocalId, Seen, Xattr};
-use crate::codec::{DecodeError, Put};
+use crate::codec::{DecodeError, Put, Reader};
 use crate::disk::{self, AtomicFile};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::failpoint;
@@ -487,6 +487,23 @@ pub fn load_newest(dir: &Path, system: SystemId) -> Result<Option<Catalog>> {
     let none = "no checkpoint is sound; put the directory back from a backup, or begin with an empty state directory (a \
                 follower with an empty data directory, too)";
     damaged.map_or(Ok(None), |e| Err(e.wrap(none)))
+}
+
+/// The oldest position that a start may have to go on from, as the kept checkpoints say; zero when none of them says
+/// one, which makes all log necessary.
+///
+/// # Errors
+/// Why the directory can't be listed.
+pub fn oldest(dir: &Path) -> Result<Lsn> {
+    let position = |number: u64| {
+        let file = File::open(dir.join(name(number))).ok()?;
+        let mut head = [0; 28];
+        zstd::stream::read::Decoder::new(file).ok()?.read_exact(&mut head).ok()?;
+        let mut head = head.strip_prefix(&MAGIC)?.get(12..).map(Reader::new)?;
+        head.u64("LSN").ok().map(Lsn)
+    };
+    // One that can't be read this far can't be loaded either.
+    Ok(list(dir)?.into_iter().filter_map(position).min().unwrap_or_default())
 }
 
 /// Reads one checkpoint file.

@@ -24,9 +24,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Cut, Lsn, SegmentNo, SystemId, TimelineId};
 use crate::record::{Record, Records};
 use crate::segment::{FRAME_LEN, FrameHeader, HEADER_LEN, RAW_MAX, flags, stored_bound};
-use crate::{disk, sys};
+use crate::sys;
 
 pub mod dump;
+mod extent;
 mod file;
 pub mod inspect;
 mod intake;
@@ -41,6 +42,7 @@ mod writer;
 use intake::Intake;
 use queue::{Job, Queue};
 
+pub use extent::{remove_before, stored};
 pub use reader::{Frame, FrameReader};
 pub use stored::StoredReader;
 
@@ -446,24 +448,9 @@ impl Log {
         Ok(Some(prefix))
     }
 
-    /// Removes the sealed segments before `keep`, oldest first; returns how many. The newest sealed
-    /// segment stays: the next one is chained to it.
+    /// See [`remove_before`].
     pub fn remove_before(&self, keep: SegmentNo) -> Result<u64> {
-        let timeline = self.shared.options.timeline;
-        let files = recover::list(self.dir(), timeline)?;
-        let Some(newest) = files.iter().rev().find(|(_, sealed)| **sealed).map(|(s, _)| *s) else {
-            return Ok(0);
-        };
-        let mut removed = 0;
-        for (segment, _) in files.range(..keep.min(newest)) {
-            let path = self.dir().join(crate::segment::file_name(timeline, *segment, false));
-            std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
-            removed += 1;
-        }
-        if removed > 0 {
-            disk::sync_dir(self.dir())?;
-        }
-        Ok(removed)
+        remove_before(self.dir(), self.shared.options.timeline, keep)
     }
 }
 

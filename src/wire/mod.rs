@@ -26,6 +26,7 @@
 //! | 11 | fill done | receiver | nothing |
 //! | 12 | fill end | sender | end LSN u64 |
 //! | 13 | goodbye | both | code u8, reason blob |
+//! | 14 | slots | sender, from version 3 on | count u16, count x (name blob, position u64, active u8): all slots that the sender knows and that are not lost |
 //!
 //! The hello is frozen: every version reads the first 16 bytes of its payload, and ignores what follows
 //! the fields it knows.
@@ -66,12 +67,15 @@ use crate::position::{FileId, Lsn, SegmentNo};
 mod hello;
 mod items;
 mod lineage;
+mod slots;
 
 pub use hello::{Code, Decision, Hello, Want, Welcome};
 use hello::{clip, put_hello, put_welcome, take_hello, take_welcome, text};
 pub use items::{ITEM_HEAD, Item, Items, Outcome, put_item_end, put_item_head};
 use lineage::LINEAGE_BYTES;
 pub use lineage::{LINEAGE_MAX, Lineage};
+use slots::{SLOTS_BYTES, put_slots, take_slots};
+pub use slots::{SLOTS_MAX, SlotAt};
 
 /// The lowest protocol version this program speaks.
 pub const VERSION_MIN: u16 = 1;
@@ -128,11 +132,12 @@ pub enum Kind {
     FillDone = 11,
     FillEnd = 12,
     Goodbye = 13,
+    Slots = 14,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Hello,
         Self::Welcome,
         Self::Log,
@@ -146,6 +151,7 @@ impl Kind {
         Self::FillDone,
         Self::FillEnd,
         Self::Goodbye,
+        Self::Slots,
     ];
 
     fn from_u8(v: u8) -> Result<Self, DecodeError> {
@@ -172,6 +178,7 @@ impl Kind {
             Self::FillDone => 0,
             Self::FillEnd => 8,
             Self::Goodbye => 1 + 4 + REASON_MAX,
+            Self::Slots => SLOTS_BYTES,
         }
     }
 }
@@ -270,6 +277,7 @@ pub enum Message {
     FillDone,
     FillEnd { end: Lsn },
     Goodbye { code: Code, reason: String },
+    Slots(Vec<SlotAt>),
 }
 
 /// Starts a message of `kind` in an empty buffer: the header is filled in by [`finish`].
@@ -366,6 +374,7 @@ impl Message {
             Self::FillDone => Kind::FillDone,
             Self::FillEnd { .. } => Kind::FillEnd,
             Self::Goodbye { .. } => Kind::Goodbye,
+            Self::Slots(_) => Kind::Slots,
         }
     }
 
@@ -440,6 +449,7 @@ impl Message {
                 out.put_u8(*code as u8);
                 out.put_blob(clip(reason, REASON_MAX));
             }
+            Self::Slots(slots) => put_slots(slots, out),
         }
     }
 
@@ -520,6 +530,7 @@ fn decode_payload(kind: Kind, body: Vec<u8>) -> Result<Message, DecodeError> {
             code: Code::from_u8(r.u8("reason code")?)?,
             reason: text(r.blob(REASON_MAX, "reason")?, "reason")?,
         },
+        Kind::Slots => Message::Slots(take_slots(&mut r)?),
     };
     r.finish()?;
     Ok(message)

@@ -27,6 +27,10 @@ fn lineage() -> Lineage {
     Lineage::of(NodeId(7), &Lineage::of(NodeId(9), &Lineage::default()))
 }
 
+fn slot(name: &str, position: u64, active: bool) -> SlotAt {
+    SlotAt { name: name.to_owned(), position: Lsn(position), active }
+}
+
 fn samples(data: &[u8], n: u64) -> Vec<Message> {
     let reason = || "because".to_owned();
     let bytes = || Body::from(data.to_vec());
@@ -55,6 +59,8 @@ fn samples(data: &[u8], n: u64) -> Vec<Message> {
         Message::FillDone,
         Message::FillEnd { end: Lsn(n) },
         Message::Goodbye { code: Code::Busy, reason: reason() },
+        Message::Slots(Vec::new()),
+        Message::Slots(vec![slot("a", n, true), slot(&"b".repeat(NAME_MAX), 0, false)]),
     ]
 }
 
@@ -194,4 +200,24 @@ fn long_texts_are_cut_between_characters() {
     let (back, _) = Message::decode(&Message::Goodbye { code: Code::Failed, reason }.encode()).unwrap();
     let Message::Goodbye { reason, .. } = back else { panic!("{back:?}") };
     assert_eq!(reason.len(), REASON_MAX);
+}
+
+#[test]
+fn slots_are_bounded_and_stand_as_the_table_says() {
+    let bytes = Message::Slots(vec![slot("f1", 0x0102, true)]).encode();
+    let payload = [1, 0, 2, 0, 0, 0, b'f', b'1', 2, 1, 0, 0, 0, 0, 0, 0, 1];
+    assert_eq!(&bytes[HEADER..bytes.len() - TRAILER], payload);
+    let most = vec![slot(&"x".repeat(NAME_MAX), 1, false); SLOTS_MAX + 9];
+    let encoded = Message::Slots(most).encode();
+    assert_eq!(encoded.len(), HEADER + Kind::Slots.limit() + TRAILER);
+    let Message::Slots(back) = Message::decode(&encoded).unwrap().0 else { panic!() };
+    assert_eq!(back.len(), SLOTS_MAX);
+    let claim = |payload: &[u8]| {
+        let mut out = begin(Kind::Slots, payload.len());
+        out.extend_from_slice(payload);
+        Message::decode(&finish(out)).unwrap_err()
+    };
+    assert!(matches!(claim(&[1, 2]), DecodeError::TooLarge { value: 513, .. }));
+    assert!(matches!(claim(&[2, 0]), DecodeError::Short(_)));
+    assert!(matches!(claim(&[&payload[..16], &[7]].concat()), DecodeError::Invalid { value: 7, .. }));
 }

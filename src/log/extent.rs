@@ -1,0 +1,58 @@
+//! What of a log is on disk, and taking its oldest part away; whether it is open or not.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::recover::list;
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::position::{SegmentNo, TimelineId};
+use crate::retention::Stored;
+use crate::segment::file_name;
+
+/// The unit of a file's allocated size.
+const SECTOR: u64 = 512;
+
+/// The segment files of `timeline` in `dir`, ascending, with what they take on disk.
+///
+/// # Errors
+/// Why the directory can't be read.
+pub fn stored(dir: &Path, timeline: TimelineId) -> Result<Vec<Stored>> {
+    let mut out = Vec::new();
+    for (segment, sealed) in list(dir, timeline)? {
+        let path = dir.join(file_name(timeline, segment, !sealed));
+        let bytes = match std::fs::metadata(&path) {
+            Ok(meta) => meta.blocks().saturating_mul(SECTOR),
+            // It was sealed or removed meanwhile.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
+            Err(e) => return Err(Error::io("stat", &path, e)),
+        };
+        out.push(Stored { segment, bytes, sealed });
+    }
+    Ok(out)
+}
+
+/// Removes the sealed segments of `timeline` in `dir` before `keep`, oldest first; returns how many. The newest
+/// sealed segment stays: the next one is chained to it.
+///
+/// # Errors
+/// Why one can't be removed; those before it are gone.
+pub fn remove_before(dir: &Path, timeline: TimelineId, keep: SegmentNo) -> Result<u64> {
+    let files = list(dir, timeline)?;
+    let Some(newest) = files.iter().rev().find(|(_, sealed)| **sealed).map(|(s, _)| *s) else {
+        return Ok(0);
+    };
+    let mut removed = 0;
+    for (segment, _) in files.range(..keep.min(newest)) {
+        let path = dir.join(file_name(timeline, *segment, false));
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", &path, e)),
+            other => removed += u64::from(other.is_ok()),
+        }
+    }
+    if removed > 0 {
+        disk::sync_dir(dir)?;
+    }
+    Ok(removed)
+}
