@@ -20,7 +20,11 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
-use crate::wire::{Code, Decision, Hello, NAME_MAX, VERSION_MAX, VERSION_MIN, Want};
+use crate::wire::{Code, Decision, Hello, NAME_MAX, RoleWanted, VERSION_MAX, VERSION_MIN, Want};
+
+mod upstreams;
+
+pub use upstreams::{Answer, Turns, UPSTREAMS_MAX, UpstreamRole, verdict};
 
 /// What a sender knows of itself when a receiver says hello.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +37,8 @@ pub struct Here {
     pub end: Lsn,
     /// First position of the oldest log it still has.
     pub oldest: Lsn,
+    /// Whether its own log comes from another node.
+    pub follows: bool,
 }
 
 /// What the sender's own log has where the receiver's ends.
@@ -92,6 +98,21 @@ fn acquainted(hello: &Hello, here: &Here) -> Result<(), (Code, String)> {
             hello.name.escape_debug()
         );
         return Err((Code::Name, reason));
+    }
+    match hello.wants {
+        RoleWanted::Leader if here.follows => {
+            return Err((
+                Code::UpstreamRole,
+                "this node is a follower, and a leader is asked for".to_owned(),
+            ));
+        }
+        RoleWanted::Follower if !here.follows => {
+            return Err((
+                Code::UpstreamRole,
+                "this node is the leader, and a follower is asked for".to_owned(),
+            ));
+        }
+        _ => {}
     }
     if hello.system == SystemId::NONE {
         return Ok(());
@@ -271,7 +292,13 @@ mod tests {
     const HASH: [u8; 32] = [3; 32];
 
     fn here() -> Here {
-        Here { system: SystemId(7), timeline: TimelineId(2), end: Lsn(5000), oldest: Lsn(1000) }
+        Here {
+            system: SystemId(7),
+            timeline: TimelineId(2),
+            end: Lsn(5000),
+            oldest: Lsn(1000),
+            follows: true,
+        }
     }
 
     fn hello() -> Hello {
@@ -286,6 +313,7 @@ mod tests {
             want: Want::Stream,
             name: "f1".to_owned(),
             node: NodeId(9),
+            wants: RoleWanted::Any,
         }
     }
 
@@ -353,6 +381,8 @@ mod tests {
             ("too old", Hello { versions: (0, 0), ..base() }, same, "Version"),
             ("inverted", Hello { versions: (3, 0), ..base() }, same, "Version"),
             ("newer, but speaks ours", Hello { versions: (1, 9), ..base() }, same, "stream 3 77"),
+            ("a follower is fine", Hello { wants: RoleWanted::Follower, ..base() }, same, "stream 3 77"),
+            ("only the leader", Hello { wants: RoleWanted::Leader, ..base() }, same, "UpstreamRole"),
             ("no name", Hello { name: String::new(), ..base() }, same, "Name"),
             ("a path as name", Hello { name: "../x".to_owned(), ..base() }, same, "Name"),
         ];

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Cuts, LocalEdits, Size, Span};
+use crate::session::UpstreamRole;
 
 /// Physical log shipping for any data directory.
 #[derive(Debug, Parser)]
@@ -113,9 +114,12 @@ pub struct Follower {
     /// Flags of every node.
     #[command(flatten)]
     pub node: Node,
-    /// Address of the node to follow.
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Address of the node to follow; several, with commas between them, are tried in turn.
+    #[arg(long, value_name = "HOST:PORT,...")]
     pub leader: Option<String>,
+    /// Which of them to follow.
+    #[arg(long, value_enum)]
+    pub upstream_role: Option<UpstreamRole>,
     /// Cuts to apply.
     #[arg(long, value_enum)]
     pub apply_cuts: Option<Cuts>,
@@ -255,6 +259,7 @@ impl Follower {
         if self.leader.is_some() {
             c.leader.clone_from(&self.leader);
         }
+        c.upstream_role = self.upstream_role.unwrap_or(c.upstream_role);
         c.apply_cuts = self.apply_cuts.unwrap_or(c.apply_cuts);
         c.local_edits = self.local_edits.unwrap_or(c.local_edits);
         c

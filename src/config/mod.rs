@@ -9,12 +9,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::Sources;
+use crate::session::UpstreamRole;
 
 mod rules;
 mod units;
 
 pub use rules::{address, check_address, check_apart, check_name, loopback_only};
-use rules::{check_exclude, nearest};
+use rules::{check_exclude, check_upstreams, nearest, upstreams};
 pub use units::{Size, Span};
 
 /// Most bytes of a configuration file.
@@ -60,8 +62,12 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// Address to serve followers on.
     pub listen: Option<String>,
-    /// Address of the node to follow. Its presence makes a new node a follower.
+    /// Address of the node to follow, or several that are tried in turn, as a list or with commas between them. Its
+    /// presence makes a new node a follower.
+    #[serde(deserialize_with = "rules::one_or_more")]
     pub leader: Option<String>,
+    /// Which of them to follow: `any`, the `leader` only, `follower`s only, or `prefer-follower`.
+    pub upstream_role: UpstreamRole,
     /// Name of this node among its peers. Default: the host's name.
     pub name: Option<String>,
     /// Cuts that a follower applies.
@@ -118,6 +124,7 @@ impl Default for Config {
             state: None,
             listen: None,
             leader: None,
+            upstream_role: UpstreamRole::Any,
             name: None,
             apply_cuts: Cuts::Exact,
             max_inexact: span(300),
@@ -175,7 +182,10 @@ impl Config {
             let message = e.message();
             let hint = nearest(message).map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
             let line = e.span().map_or(0, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
-            let message = message.split(", expected one of").next().unwrap_or(message);
+            // The keys are many, the values that one of them may have are few.
+            let keys =
+                message.starts_with("unknown field").then(|| message.split(", expected one of").next());
+            let message = keys.flatten().unwrap_or(message);
             Error::new(ErrorKind::Config, format!("line {line}: {message}{hint}"))
         })?;
         config.check()?;
@@ -230,9 +240,16 @@ impl Config {
             check_address("listen", listen, 0)?;
         }
         if let Some(leader) = &self.leader {
-            check_address("leader", leader, 1)?;
+            check_upstreams(leader)?;
         }
         Ok(())
+    }
+
+    /// The nodes to follow, if any are given.
+    #[must_use]
+    pub fn sources(&self) -> Option<Sources> {
+        let addresses = upstreams(self.leader.as_deref()?).map(str::to_owned).collect();
+        Some(Sources { addresses, role: self.upstream_role })
     }
 
     /// The node's name: as configured, or the host's.
@@ -278,6 +295,11 @@ mod tests {
             ("listen = \":99999\"", "HOST:PORT"),
             ("listen = \"\"", "HOST:PORT"),
             ("leader = \"127.0.0.1:0\"", "port of 1"),
+            ("leader = \"a:1,\"", "HOST:PORT"),
+            ("leader = []", "HOST:PORT"),
+            ("leader = [\"a:1\", \"b:2\", \"a:1\"]", "twice"),
+            ("leader = 7", "string"),
+            ("upstream_role = \"primary\"", "prefer-follower"),
             ("rescan_interval = \"0s\"", "least"),
             ("checkpoint_interval = \"0s\"", "least"),
             ("checkpoint_bytes = \"0\"", "least"),
@@ -320,6 +342,19 @@ mod tests {
         assert_eq!(toml::to_string(&back).unwrap(), shown);
         assert_eq!("90m".parse::<Span>().unwrap().to_string(), "90m");
         assert_eq!("3072k".parse::<Size>().unwrap().to_string(), "3M");
+    }
+
+    #[test]
+    fn upstreams_are_a_list_or_have_commas_between_them() {
+        for text in ["leader = \"a:1, b:2\"", "leader = [\"a:1\", \"b:2\"]"] {
+            let config = Config::parse(&format!("{text}\nupstream_role = \"prefer-follower\"")).unwrap();
+            let sources = config.sources().unwrap();
+            assert_eq!(
+                (&*sources.addresses, sources.role.to_string()),
+                (&["a:1".to_owned(), "b:2".into()][..], "prefer-follower".to_owned())
+            );
+        }
+        assert_eq!(Config::default().sources(), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::session::UPSTREAMS_MAX;
 
 /// A node's name goes into slots, logs and JSON: 1 to 63 letters, digits, `.`, `_` or `-`.
 pub fn check_name(name: &str) -> Result<()> {
@@ -132,4 +133,56 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+/// The addresses in a list with commas between them.
+pub(super) fn upstreams(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim)
+}
+
+/// Each must be an address, none twice, and not too many.
+pub(super) fn check_upstreams(list: &str) -> Result<()> {
+    let mut known = Vec::new();
+    for one in upstreams(list) {
+        check_address("leader", one, 1)?;
+        if known.contains(&one) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("leader names '{one}' twice; name each node once"),
+            ));
+        }
+        known.push(one);
+    }
+    if known.len() > UPSTREAMS_MAX {
+        let text = format!("leader names {} nodes; the most is {UPSTREAMS_MAX}", known.len());
+        return Err(Error::new(ErrorKind::Config, text));
+    }
+    Ok(())
+}
+
+/// A text, or a list of texts, which is kept as one with commas between them.
+pub(super) fn one_or_more<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<String>, D::Error> {
+    struct OneOrMore;
+    impl<'de> serde::de::Visitor<'de> for OneOrMore {
+        type Value = Option<String>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a string HOST:PORT or a list of such strings")
+        }
+        fn visit_str<E>(self, one: &str) -> std::result::Result<Self::Value, E> {
+            Ok(Some(one.to_owned()))
+        }
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(
+            self,
+            mut seq: A,
+        ) -> std::result::Result<Self::Value, A::Error> {
+            let mut all = Vec::new();
+            while let Some(one) = seq.next_element::<String>()? {
+                all.push(one);
+            }
+            Ok(Some(all.join(",")))
+        }
+    }
+    deserializer.deserialize_any(OneOrMore)
 }

@@ -17,7 +17,7 @@ use crate::config::{self, Config, Cuts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fill;
 use crate::log::{Log, LogOptions};
-use crate::net::{Upstream, UpstreamStatus};
+use crate::net::{Sources, Upstream, UpstreamStatus};
 use crate::position::Lsn;
 use crate::receive::{self, Progress};
 use crate::state::{Control, FillState};
@@ -43,16 +43,39 @@ impl Progress for Applied {
     }
 }
 
-/// Checks the address of the upstream before anything is tried there.
-fn check_upstream(config: &Config, leader: &str) -> Result<()> {
-    let upstream = config::loopback_only(config::address(leader)?)?;
+/// The nodes to follow, checked before anything is tried there. This node's own address is left out of a list, so that all
+/// nodes may have the same one.
+///
+/// # Errors
+/// [`ErrorKind::Config`]: there is none to follow.
+pub(super) fn upstreams(config: &Config) -> Result<Sources> {
+    let mut sources = config.sources().ok_or_else(no_leader)?;
     let own = config.listen.as_deref().map(config::address).transpose()?;
-    if own == Some(upstream) {
-        let text =
-            format!("this node would follow itself: {leader} is where it listens; name its leader instead");
+    let several = sources.addresses.len() > 1;
+    let mut others = Vec::new();
+    for address in sources.addresses {
+        match config::address(&address) {
+            Ok(resolved) => {
+                config::loopback_only(resolved)?;
+                if own == Some(resolved) {
+                    continue;
+                }
+            }
+            // What has no address today may have one when it is needed.
+            Err(e) if several => tracing::warn!("{e}"),
+            Err(e) => return Err(e),
+        }
+        others.push(address);
+    }
+    if others.is_empty() {
+        let text = format!(
+            "this node would follow itself: {} is where it listens; name its leader instead",
+            config.listen.as_deref().unwrap_or_default()
+        );
         return Err(Error::new(ErrorKind::Config, text));
     }
-    Ok(())
+    sources.addresses = others;
+    Ok(sources)
 }
 
 pub(super) fn no_leader() -> Error {
@@ -62,10 +85,14 @@ pub(super) fn no_leader() -> Error {
 /// Runs until the stop is asked for (`Ok`) or something fails.
 pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
     let config = node.config();
-    let leader = config.leader.clone().ok_or_else(no_leader)?;
-    check_upstream(&config, &leader)?;
+    let sources = upstreams(&config)?;
+    let name = node.name();
+    if node.state.control().is_some_and(|c| c.name != name) {
+        let node = Arc::clone(node);
+        blocking(move || node.state.change(|c| c.name = name)).await?;
+    }
     let root = Arc::new(Root::open(&node.data).map_err(|e| apply::gone(&node.data, &e))?);
-    let upstream = Arc::new(Upstream::new(&leader, node.id));
+    let upstream = Arc::new(Upstream::new(&sources, node.id));
     node.port.open(&config, upstream.ancestry()).await?;
     let mut follower = Follower { apply: None, log: None, upstream, peer_timeout: config.peer_timeout.0 };
     node.set_engine(Some(Engine::Follower(follower.clone())));
@@ -73,8 +100,8 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
         node.phase("filling");
         node.port.halt(node, "this node takes its own first copy; it is tried again").await;
         let context = fill::FillContext {
-            upstream: leader.clone(),
-            name: node.name.clone(),
+            sources: sources.clone(),
+            name: node.name(),
             root: Arc::clone(&root),
             state: Arc::clone(&node.state),
             peer_timeout: config.peer_timeout.0,
@@ -97,7 +124,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
         desk.supply(FollowerSource(apply.clone()));
     }
     let cancel = stop.child_token();
-    let result = follow(node, &config, &leader, &follower, &apply, &log, start, cancel.clone()).await;
+    let result = follow(node, &config, sources, &follower, &apply, &log, start, cancel.clone()).await;
     cancel.cancel();
     bounded_stop("stop apply", move || apply.stop().map(|_| ())).await;
     bounded_stop("close the log", move || log.close()).await;
@@ -158,7 +185,7 @@ fn options(config: &Config) -> ApplyOptions {
 async fn follow(
     node: &Arc<Node>,
     config: &Config,
-    leader: &str,
+    sources: Sources,
     follower: &Follower,
     apply: &ApplyHandle,
     log: &Log,
@@ -167,8 +194,8 @@ async fn follow(
 ) -> Result<()> {
     let control = node.state.set_up()?;
     let context = receive::ReceiveContext {
-        upstream: leader.to_owned(),
-        name: node.name.clone(),
+        sources,
+        name: node.name(),
         system: control.system,
         timeline: control.timeline,
         log: log.clone(),
@@ -278,7 +305,14 @@ fn refusal(upstream: &UpstreamStatus) -> Option<(&'static str, Failure)> {
     };
     let failure = Failure {
         kind: kind.word(),
-        message: format!("{}: {}", upstream.address, upstream.error.as_deref().unwrap_or("refused")),
+        message: match (upstream.addresses.as_slice(), upstream.error.as_deref().unwrap_or("refused")) {
+            ([_], why) if code == Code::UpstreamRole => {
+                format!("no {} to follow: {}: {why}", upstream.wanted_role, upstream.address)
+            }
+            ([_], why) => format!("{}: {why}", upstream.address),
+            (_, why) if code == Code::UpstreamRole => format!("no {} to follow: {why}", upstream.wanted_role),
+            (_, why) => why.to_owned(),
+        },
         remedy: match code {
             Code::Version => "update the older of the two nodes; the node goes on by itself",
             Code::Name => {
@@ -288,6 +322,10 @@ fn refusal(upstream: &UpstreamStatus) -> Option<(&'static str, Failure)> {
             Code::Circle => {
                 "point one node of the circle at the leader (key 'leader', then `towline reload`); the others go on by \
                  themselves"
+            }
+            Code::UpstreamRole => {
+                "name a node of that role in the key 'leader', or ask for another with 'upstream_role', then `towline \
+                 reload`; the node goes on by itself when one of those named has it"
             }
             Code::WrongSystem | Code::Protocol => {
                 "point the node at its own leader (key 'leader', then `towline reload`); or stop it, empty its data \

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use super::{Node, blocking};
+use super::{Node, blocking, follower};
 use crate::checkpoint;
-use crate::config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::repair;
+use crate::position::SegmentNo;
 use crate::receive::fetch::{self, Fetch};
 use crate::state::FillState;
 
@@ -34,12 +34,20 @@ pub(super) async fn log_of(node: &Arc<Node>) -> Result<usize> {
         return Err(Error::new(ErrorKind::Corrupt, text));
     }
     let config = node.config();
-    let Some(upstream) = config.leader else { return Ok(0) };
-    config::loopback_only(config::address(&upstream)?)?;
-    let (name, peer_timeout) = (node.name.clone(), config.peer_timeout.0);
-    let from = Fetch { upstream, name, node: node.id, system, timeline, peer_timeout };
+    if config.leader.is_none() {
+        return Ok(0);
+    }
+    let sources = follower::upstreams(&config)?;
+    let mut from = Fetch {
+        upstream: String::new(),
+        name: node.name(),
+        node: node.id,
+        system,
+        timeline,
+        peer_timeout: config.peer_timeout.0,
+    };
     for &segment in &bad {
-        let bytes = fetch::segment(&from, segment).await?;
+        let bytes = fetch_from_any(&mut from, &sources.addresses, segment).await?;
         let (state, next_is_good) = (Arc::clone(&node.state), !bad.contains(&segment.next()));
         blocking(move || repair::install(&state.log(), system, timeline, segment, &bytes, next_is_good))
             .await?;
@@ -50,4 +58,19 @@ pub(super) async fn log_of(node: &Arc<Node>) -> Result<usize> {
         );
     }
     Ok(bad.len())
+}
+
+/// Asks one upstream after the other, the one that helped last first.
+async fn fetch_from_any(from: &mut Fetch, addresses: &[String], segment: SegmentNo) -> Result<Vec<u8>> {
+    let mut why: Option<Error> = None;
+    let last = std::mem::take(&mut from.upstream);
+    let order = addresses.iter().filter(|a| **a == last).chain(addresses.iter().filter(|a| **a != last));
+    for address in order {
+        address.clone_into(&mut from.upstream);
+        match fetch::segment(from, segment).await {
+            Ok(bytes) => return Ok(bytes),
+            Err(e) => why = Some(why.map_or(e.clone(), |w| Error::new(w.kind(), format!("{w}; {e}")))),
+        }
+    }
+    Err(why.unwrap_or_else(follower::no_leader))
 }

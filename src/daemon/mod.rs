@@ -75,7 +75,6 @@ pub struct Start {
 pub(crate) struct Node {
     pub(crate) config: Mutex<Config>,
     pub(crate) state: Arc<StateDir>,
-    pub(crate) name: String,
     pub(crate) id: NodeId,
     pub(crate) port: port::Port,
     pub(crate) data: PathBuf,
@@ -127,6 +126,12 @@ impl Node {
 
     pub(crate) fn set_engine(&self, engine: Option<Engine>) {
         *lock(&self.engine) = engine;
+    }
+
+    /// The name in force. Without a usable one in the configuration it is what the control file says.
+    pub(crate) fn name(&self) -> String {
+        let configured = lock(&self.config).node_name();
+        configured.unwrap_or_else(|_| self.state.control().map(|c| c.name).unwrap_or_default())
     }
 
     fn engine(&self) -> Option<Engine> {
@@ -192,7 +197,6 @@ fn open(start: Start) -> Result<Node> {
     Ok(Node {
         config: Mutex::new(config),
         state,
-        name,
         id,
         port: port::Port::default(),
         data,
@@ -211,8 +215,11 @@ fn open(start: Start) -> Result<Node> {
 /// What makes a start impossible is said before anything is made on disk.
 fn check_start(config: &Config, wanted: Role, data: &Path, state: &Path) -> Result<()> {
     config::check_apart(data, state)?;
-    for address in config.listen.iter().chain(&config.leader) {
-        config::loopback_only(config::address(address)?)?;
+    if let Some(listen) = &config.listen {
+        config::loopback_only(config::address(listen)?)?;
+    }
+    if config.leader.is_some() {
+        follower::upstreams(config)?;
     }
     if StateDir::is_set_up(state) {
         // A directory that is not there may yet be mounted: it is waited for, and nothing is made in its place.
@@ -429,6 +436,7 @@ async fn reload(node: &Arc<Node>) -> Result<Value> {
     };
     let fresh = node.flags.over(Config::load(&file)?);
     fresh.check()?;
+    fresh.node_name()?;
     let old = node.config();
     let role = node.state.control().map_or(Role::Follower, |c| c.role);
     let change = options::Change::between(&old, &fresh, role);
@@ -454,7 +462,7 @@ fn status(node: &Arc<Node>) -> Result<Value> {
     let control = node.state.set_up()?;
     let mut status = Status {
         role: control.role.word(),
-        name: node.name.clone(),
+        name: node.name(),
         version: env!("CARGO_PKG_VERSION"),
         data: node.data.display().to_string(),
         system: control.system.to_string(),

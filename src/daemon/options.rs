@@ -30,7 +30,7 @@ impl fmt::Debug for Flags {
 }
 
 /// Where things are and who this is can't change under a running process.
-const FIXED: &[&str] = &["data", "state", "name", "listen"];
+const FIXED: &[&str] = &["data", "state", "listen"];
 /// What a leader takes over while it runs.
 const CAPTURE: &[&str] = &[
     "rescan_interval",
@@ -50,6 +50,8 @@ const CAPTURE: &[&str] = &[
 /// What a follower takes over by a new turn: it comes to rest, and goes on from there.
 const FOLLOWER: &[&str] = &[
     "leader",
+    "upstream_role",
+    "name",
     "apply_cuts",
     "max_inexact",
     "max_inexact_bytes",
@@ -61,7 +63,7 @@ const FOLLOWER: &[&str] = &[
     "max_followers",
 ];
 /// What means something to a leader, but only from its start on.
-const LEADER_START: &[&str] = &["peer_timeout", "segment_timeout", "compression", "max_followers"];
+const LEADER_START: &[&str] = &["name", "peer_timeout", "segment_timeout", "compression", "max_followers"];
 
 /// What a reload does with a key that changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,14 +123,10 @@ impl Change {
 
     /// The new configuration as far as it can come into force.
     pub(super) fn keep_fixed(&self, old: &Config, new: Config) -> Config {
-        let mut config = Config {
-            data: old.data.clone(),
-            state: old.state.clone(),
-            name: old.name.clone(),
-            listen: old.listen.clone(),
-            ..new
-        };
+        let mut config =
+            Config { data: old.data.clone(), state: old.state.clone(), listen: old.listen.clone(), ..new };
         if self.role == Some(Role::Leader) {
+            config.name.clone_from(&old.name);
             config.peer_timeout = old.peer_timeout;
             config.segment_timeout = old.segment_timeout;
             config.compression = old.compression;

@@ -120,7 +120,7 @@ impl Port {
             source: Arc::clone(&desk.source) as _,
             system,
             timeline,
-            name: node.name.clone(),
+            name: node.name(),
             peer_timeout: config.peer_timeout.0,
             max_followers: config.max_followers,
             peers: Arc::clone(&self.peers),
@@ -154,7 +154,7 @@ impl Port {
         let card = Card {
             system: control.system,
             timeline: control.timeline,
-            name: node.name.clone(),
+            name: node.name(),
             ancestry: lock(&self.ancestry).clone(),
             peer_timeout: node.config().peer_timeout.0,
         };

@@ -27,14 +27,16 @@ use crate::disk::{self, AtomicFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::net::{
-    self, End, Ended, FillProgress, MessageReader, MessageWriter, Retry, Traffic, Upstream, UpstreamState,
+    self, End, Ended, FillProgress, MessageReader, MessageWriter, Retry, Sources, Target, Traffic, Upstream,
+    UpstreamState,
 };
 use crate::position::{FileId, Lsn, SegmentNo, SystemId};
 use crate::record::Kind;
 use crate::state::{FillState, StateDir};
 use crate::sys::{self, Root};
 use crate::wire::{
-    Ack, BATCH_IDS, Code, Decision, Hello, Message, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want, Welcome,
+    Ack, BATCH_IDS, Code, Decision, Hello, Message, RoleWanted, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want,
+    Welcome,
 };
 
 /// Threads that write contents.
@@ -55,8 +57,8 @@ const SNAPSHOT: &str = "snapshot";
 
 /// What a first copy needs.
 pub struct FillContext {
-    /// `host:port` of the node to copy from.
-    pub upstream: String,
+    /// The nodes to copy from, in turn.
+    pub sources: Sources,
     /// This node's name.
     pub name: String,
     /// The data directory: empty, or holding an unfinished copy.
@@ -77,14 +79,14 @@ pub struct FillContext {
 pub async fn run(context: FillContext, cancel: CancellationToken) -> Result<()> {
     let context = Arc::new(context);
     let files = || context.status.status().fill.map_or(0, |p| p.files);
-    let mut retry = Retry::new(&context.upstream, &context.status, &cancel);
+    let mut retry = Retry::new(&context.sources, &context.status, &cancel);
     loop {
-        retry.begin(files());
+        let target = retry.begin(files());
         // Whatever works for an attempt holds a token: the next one, or the end, waits for all of them.
         let (token, mut ended) = mpsc::channel::<()>(1);
         let result = tokio::select! {
             () = cancel.cancelled() => Ok(()),
-            result = attempt(&context, token) => result,
+            result = attempt(&context, target, token) => result,
         };
         ended.recv().await;
         let Err(end) = result else { return Ok(()) };
@@ -119,17 +121,18 @@ async fn local<T: Send + 'static>(
 }
 
 /// One connection, to the end of the copy.
-async fn attempt(context: &Arc<FillContext>, token: Token) -> Ended<()> {
+async fn attempt(context: &Arc<FillContext>, target: Target<'_>, token: Token) -> Ended<()> {
     let standing = Arc::clone(context);
-    let (hello, begun) = local(&token, move || stand(&standing)).await?;
+    let (mut hello, begun) = local(&token, move || stand(&standing)).await?;
     if matches!(hello.want, Want::Stream) {
         return Ok(());
     }
-    let stream = net::connect(&context.upstream).await?;
+    hello.wants = target.wants;
+    let stream = net::connect(target.address).await?;
     let traffic = Arc::new(Traffic::default());
     let (mut reader, mut writer) = net::over_tcp(stream, context.peer_timeout, &traffic)?;
     let welcome = net::greet(&mut reader, &mut writer, hello).await?;
-    context.status.welcomed(&welcome)?;
+    context.status.welcomed(&welcome, target.wants)?;
     let begun = match (&welcome.decision, begun) {
         (Decision::Refuse { code, reason }, _) => return Err(End::Refused(*code, reason.clone())),
         (Decision::Resync { reason }, _) => return Err(End::Refused(Code::Resync, reason.clone())),
@@ -164,6 +167,7 @@ fn stand(context: &FillContext) -> Result<(Hello, Option<Begun>)> {
         want: Want::Fill,
         name: context.name.clone(),
         node: context.status.node(),
+        wants: RoleWanted::Any,
     };
     match control.fill {
         FillState::None => {

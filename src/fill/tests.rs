@@ -253,7 +253,7 @@ impl Follower {
 
     fn context(&self, upstream: &str) -> FillContext {
         FillContext {
-            upstream: upstream.to_owned(),
+            sources: crate::net::Sources::one(upstream),
             name: "f".to_owned(),
             root: Arc::new(Root::open(&self.data()).unwrap()),
             state: Arc::clone(&self.state),

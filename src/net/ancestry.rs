@@ -53,6 +53,12 @@ impl Ancestry {
         self.inner.node
     }
 
+    /// Whether the log comes from another node.
+    #[must_use]
+    pub fn follows(&self) -> bool {
+        self.inner.follows
+    }
+
     /// The leader's clock shows `now`.
     pub fn learn(&self, now: i64) {
         self.inner.offset.store(now.saturating_sub(wall_clock()), Ordering::Relaxed);

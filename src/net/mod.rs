@@ -24,7 +24,7 @@ mod retry;
 mod upstream;
 
 pub use ancestry::Ancestry;
-pub use retry::{End, Ended, Retry};
+pub use retry::{End, Ended, Retry, Sources, Target};
 pub use upstream::{FillProgress, Upstream, UpstreamState, UpstreamStatus};
 
 /// Longest time from the first byte of a connection to the end of hello and welcome.

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Ancestry, Ended, wall_clock};
+use super::{Ancestry, End, Ended, Sources, wall_clock};
 use crate::position::{Lsn, NodeId};
-use crate::session::Lag;
-use crate::wire::{Code, Keepalive, Welcome};
+use crate::session::{Lag, UpstreamRole};
+use crate::wire::{Code, Decision, Keepalive, RoleWanted, VERSION_SLOTS, Welcome};
 
 /// State of the connection to the upstream node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
@@ -43,8 +43,12 @@ pub struct FillProgress {
 /// The part of `status` about the upstream node. Positions are printed as `status` prints them.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct UpstreamStatus {
-    /// Where it is looked for.
+    /// Where it is looked for: of several addresses the one in use, or the next to be tried.
     pub address: String,
+    /// All addresses, in the order of their turns.
+    pub addresses: Vec<String>,
+    /// What it is asked to be.
+    pub wanted_role: UpstreamRole,
     /// Its name, once it said so.
     pub name: Option<String>,
     /// State of the connection.
@@ -89,15 +93,20 @@ pub struct Upstream {
 
 impl Default for Upstream {
     fn default() -> Self {
-        Self::new("", NodeId::NONE)
+        Self::new(&Sources::one(""), NodeId::NONE)
     }
 }
 
 impl Upstream {
-    /// Nothing known yet of the node at `address`, which `node` follows.
+    /// Nothing known yet of any of the nodes that `node` may follow.
     #[must_use]
-    pub fn new(address: &str, node: NodeId) -> Self {
-        let status = UpstreamStatus { address: address.to_owned(), ..UpstreamStatus::default() };
+    pub fn new(sources: &Sources, node: NodeId) -> Self {
+        let status = UpstreamStatus {
+            address: sources.addresses.first().cloned().unwrap_or_default(),
+            addresses: sources.addresses.clone(),
+            wanted_role: sources.role,
+            ..UpstreamStatus::default()
+        };
         Self { inner: Mutex::new((status, Lag::default())), ancestry: Ancestry::follower(node) }
     }
 
@@ -144,11 +153,16 @@ impl Upstream {
         self.lock().0.heard = wall_clock();
     }
 
-    /// The upstream answered a hello.
+    /// The upstream answered a hello that asked for a node of the role that it `wants`.
     ///
     /// # Errors
-    /// This node's log would come from itself.
-    pub fn welcomed(&self, welcome: &Welcome) -> Ended<()> {
+    /// This node's log would come from itself, or whether the upstream is what was asked for is not known.
+    pub fn welcomed(&self, welcome: &Welcome, wants: RoleWanted) -> Ended<()> {
+        let refused = matches!(welcome.decision, Decision::Refuse { .. });
+        if wants != RoleWanted::Any && welcome.version < VERSION_SLOTS && !refused {
+            let reason = "the upstream is too old to say whether it is the leader; update it".to_owned();
+            return Err(End::Refused(Code::UpstreamRole, reason));
+        }
         welcome.lineage.as_ref().map_or(Ok(()), |lineage| self.ancestry.descends(lineage))
     }
 
@@ -204,7 +218,7 @@ mod tests {
 
     #[test]
     fn lag_uses_the_leaders_clock_only() {
-        let up = Upstream::new("x", NodeId(1));
+        let up = Upstream::new(&Sources::one("x"), NodeId(1));
         let hour = 3_600_000_000_000;
         // The leader's clock is an hour slow, its last commit two seconds old.
         let now = wall_clock() - hour;
@@ -241,6 +255,6 @@ mod tests {
         k.origin = Some(Origin::default());
         up.keepalive(&k).unwrap();
         assert_eq!((up.lag(minute).1, up.status().leader_silent), (Some(0.0), None));
-        assert_eq!(Upstream::new("x", NodeId(1)).lag(minute).1, None, "never heard");
+        assert_eq!(Upstream::new(&Sources::one("x"), NodeId(1)).lag(minute).1, None, "never heard");
     }
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Traffic};
 use crate::position::{NodeId, SegmentNo, SystemId, TimelineId};
 use crate::segment::{FILE_MAX, TRAILER_LEN, Trailer};
-use crate::wire::{Code, Decision, Hello, Message, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want};
+use crate::wire::{Code, Decision, Hello, Message, RoleWanted, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want};
 
 /// A segment that takes longer is given up.
 const FETCH_MAX: Duration = Duration::from_secs(120);
@@ -57,6 +57,7 @@ async fn take(from: &Fetch, segment: SegmentNo) -> Result<Vec<u8>> {
         want: Want::Stream,
         name: from.name.clone(),
         node: from.node,
+        wants: RoleWanted::Any,
     };
     match net::greet(&mut reader, &mut writer, hello).await?.decision {
         Decision::StreamFrom { segment: s, offset: 0 } if s == segment => {}

@@ -20,7 +20,8 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::log::{Log, Tail};
 use crate::net::{
-    self, End, Ended, MessageReader, MessageWriter, Retry, TcpHalves, Traffic, Upstream, UpstreamState,
+    self, End, Ended, MessageReader, MessageWriter, Retry, Sources, Target, TcpHalves, Traffic, Upstream,
+    UpstreamState,
 };
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::segment;
@@ -40,8 +41,8 @@ pub trait Progress: Send + Sync + 'static {
 
 /// What receiving works with.
 pub struct ReceiveContext<P> {
-    /// `host:port` of the node to follow.
-    pub upstream: String,
+    /// The nodes to follow, in turn.
+    pub sources: Sources,
     /// This node's name.
     pub name: String,
     /// The system it holds.
@@ -65,10 +66,10 @@ pub struct ReceiveContext<P> {
 /// # Errors
 /// The own log's failure. Everything about the peer is tried again, with pauses, for ever.
 pub async fn run<P: Progress>(context: ReceiveContext<P>, cancel: CancellationToken) -> Result<()> {
-    let mut retry = Retry::new(&context.upstream, &context.status, &cancel);
+    let mut retry = Retry::new(&context.sources, &context.status, &cancel);
     loop {
-        retry.begin(context.log.tail().end.0);
-        let Err(end) = connection(&context, &cancel).await else { return Ok(()) };
+        let target = retry.begin(context.log.tail().end.0);
+        let Err(end) = connection(&context, target, &cancel).await else { return Ok(()) };
         if !retry.pause(end, context.log.tail().end.0).await? {
             return Ok(());
         }
@@ -76,22 +77,26 @@ pub async fn run<P: Progress>(context: ReceiveContext<P>, cancel: CancellationTo
 }
 
 /// One connection, from its first byte to its end. `Ok`: it was cancelled.
-async fn connection<P: Progress>(context: &ReceiveContext<P>, cancel: &CancellationToken) -> Ended<()> {
+async fn connection<P: Progress>(
+    context: &ReceiveContext<P>,
+    target: Target<'_>,
+    cancel: &CancellationToken,
+) -> Ended<()> {
     let (reader, writer) = tokio::select! {
         () = cancel.cancelled() => return Ok(()),
-        opened = open(context) => opened?,
+        opened = open(context, target) => opened?,
     };
     take(reader, writer, context, cancel).await
 }
 
 /// Connects and agrees on where log comes from.
-async fn open<P: Progress>(context: &ReceiveContext<P>) -> Ended<TcpHalves> {
-    let (hello, from) = hello(context).await?;
-    let stream = net::connect(&context.upstream).await?;
+async fn open<P: Progress>(context: &ReceiveContext<P>, target: Target<'_>) -> Ended<TcpHalves> {
+    let (hello, from) = hello(context, target).await?;
+    let stream = net::connect(target.address).await?;
     let traffic = Arc::new(Traffic::default());
     let (mut reader, mut writer) = net::over_tcp(stream, context.peer_timeout, &traffic)?;
     let (flush, welcome) = (hello.flush, net::greet(&mut reader, &mut writer, hello).await?);
-    context.status.welcomed(&welcome)?;
+    context.status.welcomed(&welcome, target.wants)?;
     match welcome.decision {
         Decision::StreamFrom { segment, offset } if (segment, offset) == from => {}
         Decision::StreamFrom { segment, offset } => {
@@ -105,7 +110,7 @@ async fn open<P: Progress>(context: &ReceiveContext<P>) -> Ended<TcpHalves> {
             return Err(End::Refused(Code::Resync, reason));
         }
     }
-    tracing::info!("streaming from '{}' at {} from {flush} on", welcome.name, context.upstream);
+    tracing::info!("streaming from '{}' at {} from {flush} on", welcome.name, target.address);
     context.status.connected(&welcome.name, UpstreamState::Streaming);
     Ok((reader, writer))
 }
@@ -230,7 +235,10 @@ fn closed(what: &str) -> End {
 }
 
 /// What to say, and from where log is to come.
-async fn hello<P: Progress>(context: &ReceiveContext<P>) -> Ended<(Hello, (SegmentNo, u64))> {
+async fn hello<P: Progress>(
+    context: &ReceiveContext<P>,
+    target: Target<'_>,
+) -> Ended<(Hello, (SegmentNo, u64))> {
     let (log, start, timeline) = (context.log.clone(), context.start, context.timeline);
     let stand = tokio::task::spawn_blocking(move || stand(&log, start, timeline)).await;
     let stand = stand.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
@@ -246,6 +254,7 @@ async fn hello<P: Progress>(context: &ReceiveContext<P>) -> Ended<(Hello, (Segme
         want: Want::Stream,
         name: context.name.clone(),
         node: context.status.node(),
+        wants: target.wants,
     };
     Ok((hello, from))
 }

@@ -128,10 +128,10 @@ fn follow_with(name: &str, dir: tempfile::TempDir, upstream: &str) -> Follower {
 fn follow_as(name: &str, node: NodeId, dir: tempfile::TempDir, upstream: &str) -> Follower {
     let log = Log::open_follower(options(dir.path())).unwrap();
     let (applied, at) = watch::channel(At::default());
-    let status = Arc::new(Upstream::new(upstream, node));
+    let status = Arc::new(Upstream::new(&Sources::one(upstream), node));
     let cancel = CancellationToken::new();
     let context = ReceiveContext {
-        upstream: upstream.to_owned(),
+        sources: Sources::one(upstream),
         name: name.to_owned(),
         system: SYSTEM,
         timeline: TimelineId::FIRST,

@@ -293,6 +293,7 @@ async fn decision(context: &Arc<ServeContext>, hello: &Hello) -> Result<Decision
             timeline: context.timeline,
             end: tail.end.max(Lsn::FIRST),
             oldest: if tail.end == Lsn::ZERO { Lsn::FIRST } else { oldest },
+            follows: context.ancestry.follows(),
         };
         match proof(&context.log, &hello, &here) {
             Ok(proof) => Ok(match (session::decide(&hello, &here, proof), context.halt.reason()) {

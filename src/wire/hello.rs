@@ -15,6 +15,30 @@ pub enum Want {
     ResumeFill(Lsn),
 }
 
+/// What a receiver asks its upstream to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum RoleWanted {
+    /// Either.
+    #[default]
+    Any = 0,
+    /// The leader.
+    Leader = 1,
+    /// A follower.
+    Follower = 2,
+}
+
+impl RoleWanted {
+    fn from_u8(v: u8) -> Result<Self, DecodeError> {
+        match v {
+            0 => Ok(Self::Any),
+            1 => Ok(Self::Leader),
+            2 => Ok(Self::Follower),
+            v => Err(DecodeError::Invalid { what: "role wanted", value: u64::from(v) }),
+        }
+    }
+}
+
 /// Who a receiver is and where it stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hello {
@@ -38,6 +62,8 @@ pub struct Hello {
     pub name: String,
     /// Its identity beyond the name; none when it is of an older version.
     pub node: NodeId,
+    /// What it asks the sender to be; older versions ask for nothing.
+    pub wants: RoleWanted,
 }
 
 /// What a sender does for a receiver.
@@ -99,10 +125,12 @@ pub enum Code {
     Failed = 12,
     /// The receiver's log would come from itself.
     Circle = 13,
+    /// The sender is not what the receiver asked for: a leader, or a follower.
+    UpstreamRole = 14,
 }
 
 impl Code {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Version,
         Self::WrongSystem,
         Self::WrongTimeline,
@@ -116,6 +144,7 @@ impl Code {
         Self::Resync,
         Self::Failed,
         Self::Circle,
+        Self::UpstreamRole,
     ];
 
     pub(super) fn from_u8(v: u8) -> Result<Self, DecodeError> {
@@ -163,7 +192,7 @@ pub(super) fn put_hello(h: &Hello, out: &mut Vec<u8>) {
     out.put_u16(h.versions.0);
     out.put_u16(h.versions.1);
     let name = clip(&h.name, NAME_MAX);
-    out.put_u32(89 + u32::try_from(name.len()).unwrap_or(0));
+    out.put_u32(90 + u32::try_from(name.len()).unwrap_or(0));
     out.put_u64(h.system.0);
     out.put_u32(h.timeline.0);
     out.put_u64(h.flush.0);
@@ -179,6 +208,7 @@ pub(super) fn put_hello(h: &Hello, out: &mut Vec<u8>) {
     out.put_u64(snapshot.0);
     out.put_blob(name);
     out.put_u64(h.node.0);
+    out.put_u8(h.wants as u8);
 }
 
 pub(super) fn put_welcome(w: &Welcome, out: &mut Vec<u8>) {
@@ -231,7 +261,9 @@ pub(super) fn take_hello(body: &[u8]) -> Result<Hello, DecodeError> {
     // Fields of later versions may follow; they are not ours to judge.
     let name = text(r.blob(NAME_MAX, "name")?, "name")?;
     let node = if r.rest().is_empty() { NodeId::NONE } else { NodeId(r.u64("node id")?) };
-    Ok(Hello { versions, system, timeline, flush, segment, offset, prefix, want, name, node })
+    let wants =
+        if r.rest().is_empty() { RoleWanted::Any } else { RoleWanted::from_u8(r.u8("role wanted")?)? };
+    Ok(Hello { versions, system, timeline, flush, segment, offset, prefix, want, name, node, wants })
 }
 
 pub(super) fn take_welcome(r: &mut Reader<'_>) -> Result<Welcome, DecodeError> {

@@ -69,7 +69,7 @@ mod items;
 mod lineage;
 mod slots;
 
-pub use hello::{Code, Decision, Hello, Want, Welcome};
+pub use hello::{Code, Decision, Hello, RoleWanted, Want, Welcome};
 use hello::{clip, put_hello, put_welcome, take_hello, take_welcome, text};
 pub use items::{ITEM_HEAD, Item, Items, Outcome, put_item_end, put_item_head};
 use lineage::LINEAGE_BYTES;

@@ -23,5 +23,6 @@ mod order;
 mod pages;
 mod privilege;
 mod reload;
+mod streaming;
 mod trouble;
 mod writers;

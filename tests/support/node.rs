@@ -40,6 +40,8 @@ pub(crate) struct Spec {
     pub(crate) paused: bool,
     /// The address of the upstream is in the configuration file instead of on the command line.
     pub(crate) leader_in_config: bool,
+    /// So is its name, so that it can be changed.
+    pub(crate) name_in_config: bool,
 }
 
 impl Spec {
@@ -56,6 +58,7 @@ impl Spec {
             prefix: Vec::new(),
             paused: false,
             leader_in_config: false,
+            name_in_config: false,
         };
         for line in QUICK.lines() {
             let (key, value) = line.split_once(" = ").expect("key = value");
@@ -109,7 +112,9 @@ impl Spec {
             if !self.leader_in_config {
                 out.extend(["--leader".into(), format!("127.0.0.1:{port}")]);
             }
-            out.extend(["--name".into(), self.name.clone()]);
+            if !self.name_in_config {
+                out.extend(["--name".into(), self.name.clone()]);
+            }
             if self.paused {
                 out.push("--paused".into());
             }
@@ -451,6 +456,11 @@ impl Status {
 
     pub(crate) fn apply_state(&self) -> String {
         self.text("/apply/state")
+    }
+
+    /// The address of the upstream in use.
+    pub(crate) fn upstream_address(&self) -> String {
+        self.text("/upstream/address")
     }
 
     pub(crate) fn upstream_state(&self) -> String {
