@@ -195,7 +195,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__follower)
-            opts="-h --config --data --state --listen --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --leader --apply-cuts --local-edits --paused --log-level --log-json --help"
+            opts="-h --config --data --state --listen --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --leader --upstream-role --apply-cuts --local-edits --paused --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -259,6 +259,10 @@ _towline() {
                     ;;
                 --leader)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --upstream-role)
+                    COMPREPLY=($(compgen -W "any leader follower prefer-follower" -- "${cur}"))
                     return 0
                     ;;
                 --apply-cuts)

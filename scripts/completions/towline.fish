@@ -70,7 +70,11 @@ complete -c towline -n "__fish_towline_using_subcommand follower" -l peer-timeou
 complete -c towline -n "__fish_towline_using_subcommand follower" -l segment-timeout -d 'A non-empty segment is sealed after this time' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l scrub-rate -d 'Bytes a second of background hashing' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l compression -d 'zstd level of the log' -r
-complete -c towline -n "__fish_towline_using_subcommand follower" -l leader -d 'Address of the node to follow' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l leader -d 'Address of the node to follow; several, with commas between them, are tried in turn' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l upstream-role -d 'Which of them to follow' -r -f -a "any\t'Whichever answers first'
+leader\t'The leader only'
+follower\t'Followers only'
+prefer-follower\t'A follower; the leader where none of them can be had'"
 complete -c towline -n "__fish_towline_using_subcommand follower" -l apply-cuts -d 'Cuts to apply' -r -f -a "exact\t'Only states that the leader\'s directory really had'
 file\t'Every commit: for applications whose files don\'t depend on each other'"
 complete -c towline -n "__fish_towline_using_subcommand follower" -l local-edits -d 'What to do about changes made in this follower\'s directory' -r -f -a "refuse\t'Stop replay and name the path'
