@@ -81,6 +81,26 @@ pub fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     file.commit()
 }
 
+/// The same for a file that a command may write in the place of the daemon: it belongs to the owner of `dir`, whoever
+/// wrote it.
+pub fn write_owned(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let mut file = AtomicFile::create(dir, name)?;
+    if let Some(open) = &file.file {
+        give_to_owner(open, dir).map_err(|e| Error::io("give away", file.aside(), e))?;
+    }
+    file.write_all(bytes).map_err(|e| Error::io("write", file.aside(), e))?;
+    file.commit()
+}
+
+/// What root writes into somebody else's directory is that one's.
+fn give_to_owner(file: &File, dir: &Path) -> io::Result<()> {
+    let (of, is) = (fs::metadata(dir)?, file.metadata()?);
+    if (of.uid(), of.gid()) == (is.uid(), is.gid()) || is.uid() != 0 {
+        return Ok(());
+    }
+    std::os::unix::fs::fchown(file, Some(of.uid()), Some(of.gid()))
+}
+
 /// Reads a sealed file; `decode` checks the seal too. `None`: it is not there.
 ///
 /// # Errors
@@ -283,6 +303,38 @@ fn not_locked(state: &Path, path: &Path, file: Option<&File>, e: Errno) -> Error
         state.display()
     );
     Error::new(ErrorKind::Locked, message)
+}
+
+/// A hold on a small file of a state directory, for commands and the daemon to change files in turn.
+#[derive(Debug)]
+pub struct Turn {
+    _file: File,
+}
+
+/// Waits for the hold on `dir/name`, at most `limit`. The file is made if it is not there, and stays.
+///
+/// # Errors
+/// [`ErrorKind::Locked`] when another process has it for all that time.
+pub fn take_turn(dir: &Path, name: &str, limit: std::time::Duration) -> Result<Turn> {
+    let path = dir.join(name);
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(lock_flags());
+    let file = options.open(&path).map_err(|e| Error::io("open", &path, e))?;
+    give_to_owner(&file, dir).map_err(|e| Error::io("give away", &path, e))?;
+    let end = std::time::Instant::now() + limit;
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Turn { _file: file }),
+            Err(Errno::WOULDBLOCK) if std::time::Instant::now() < end => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            Err(Errno::WOULDBLOCK) => {
+                let text = format!("'{}' is held by another command; try again", path.display());
+                return Err(Error::new(ErrorKind::Locked, text));
+            }
+            Err(e) => return Err(Error::io("lock", &path, e)),
+        }
+    }
 }
 
 /// Bytes that this process may still write to the file system of `path`.

@@ -43,9 +43,9 @@
 //! | floor | modules | what they own |
 //! | --- | --- | --- |
 //! | 0 words | [`position`] [`codec`] [`error`] [`failpoint`] | LSN, timeline, ids; bounded cursors and the frame of small files; the error with its class; places where tests kill |
-//! | 1 formats | [`record`] [`segment`] [`wire`] | what happened to files; bytes of a segment; messages between nodes |
-//! | 2 decisions | [`catalog`] [`session`] [`retention`] | the tree as a fold over records, its digest; who may stream from where; which log may go |
-//! | 3 seams | [`sys`] [`disk`] [`net`] [`quiesce`] | safe system calls beneath the root; durable writes, small notes and the lock; framed connections; holding the application still |
+//! | 1 formats | [`certificate`] [`record`] [`segment`] [`wire`] | what is read of a certificate; what happened to files; bytes of a segment; messages between nodes |
+//! | 2 decisions | [`catalog`] [`session`] [`retention`] [`trust`] | the tree as a fold over records, its digest; who may stream from where; which log may go; which peer may ask what |
+//! | 3 seams | [`sys`] [`disk`] [`quiesce`] [`tls`] [`net`] | safe system calls beneath the root; durable writes, small notes and the lock; holding the application still; keys, certificates and whom they prove; framed connections |
 //! | 4 stores | [`log`] [`blocks`] [`fold`] [`checkpoint`] [`state`] | segments on disk; block hashes; catalog and blocks kept in step; catalog files; control file |
 //! | 5 engines | [`capture`] [`apply`] | directory to log; log to directory |
 //! | 6 links | [`fill`] [`send`] [`receive`] | the first copy; serving followers; following a leader |
@@ -56,6 +56,7 @@ pub mod apply;
 pub mod blocks;
 pub mod capture;
 pub mod catalog;
+pub mod certificate;
 pub mod checkpoint;
 pub mod cli;
 pub mod codec;
@@ -80,4 +81,6 @@ pub mod session;
 pub mod state;
 pub mod status;
 pub mod sys;
+pub mod tls;
+pub mod trust;
 pub mod wire;

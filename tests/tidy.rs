@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 /// Modules from the ground up. A module may use lower floors, and on its own floor those before it.
 const FLOORS: &[&[&str]] = &[
     &["position", "codec", "error", "failpoint"],
-    &["record", "segment", "wire"],
-    &["catalog", "session", "retention"],
-    &["sys", "disk", "quiesce", "net"],
+    &["certificate", "record", "segment", "wire"],
+    &["catalog", "session", "retention", "trust"],
+    &["sys", "disk", "quiesce", "tls", "net"],
     &["log", "blocks", "fold", "checkpoint", "state"],
     &["status", "capture", "apply"],
     &["fill", "send", "receive"],

@@ -127,10 +127,20 @@ pub enum Code {
     Circle = 13,
     /// The sender is not what the receiver asked for: a leader, or a follower.
     UpstreamRole = 14,
+    /// The peer's certificate is not trusted.
+    Untrusted = 20,
+    /// The peer's certificate is expired, or not yet valid.
+    Expired = 21,
+    /// What is asked for needs another role.
+    NotAllowed = 22,
+    /// The peer's certificate is not for the name it gives itself.
+    Identity = 23,
+    /// One side speaks TLS, the other plain TCP.
+    Tls = 24,
 }
 
 impl Code {
-    const ALL: [Self; 14] = [
+    const ALL: &[Self] = &[
         Self::Version,
         Self::WrongSystem,
         Self::WrongTimeline,
@@ -145,11 +155,17 @@ impl Code {
         Self::Failed,
         Self::Circle,
         Self::UpstreamRole,
+        Self::Untrusted,
+        Self::Expired,
+        Self::NotAllowed,
+        Self::Identity,
+        Self::Tls,
     ];
 
     pub(super) fn from_u8(v: u8) -> Result<Self, DecodeError> {
         Self::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .find(|c| *c as u8 == v)
             .ok_or(DecodeError::Invalid { what: "reason code", value: u64::from(v) })
     }
