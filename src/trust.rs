@@ -408,7 +408,15 @@ mod tests {
             ("of another CA", key(9), &bad, Some("n1"), Ask::Stream, 5000, "Untrusted"),
             ("of the CA", key(9), &good, Some("n1"), Ask::Stream, 5000, "follower, leader"),
             ("of the CA, its other name", key(9), &good, Some("listed"), Ask::Fill, 5000, "backup"),
-            ("of the CA, listed without the role", key(9), &good, Some("listed"), Ask::Stream, 5000, "NotAllowed"),
+            (
+                "of the CA, listed without the role",
+                key(9),
+                &good,
+                Some("listed"),
+                Ask::Stream,
+                5000,
+                "NotAllowed",
+            ),
             ("of the CA, expired", key(9), &bad, Some("n1"), Ask::Stream, 2_000_001, "Expired"),
             ("of the CA, a name not its own", key(9), &good, Some("n2"), Ask::Stream, 5000, "Identity"),
             ("of the CA, a pinned name", key(9), &good, Some("a"), Ask::Stream, 5000, "Identity"),
@@ -422,12 +430,14 @@ mod tests {
     #[test]
     fn a_refusal_says_which_command_cures_it_and_where() {
         let book = Book::new("here", vec![peer("a", Some(KEY), &[Role::Monitor])]).unwrap();
-        let unknown = book.judge(&facts(OTHER, &[]), &Chain::NoCa, Some("copy"), Ask::Stream, 5000).unwrap_err();
+        let unknown =
+            book.judge(&facts(OTHER, &[]), &Chain::NoCa, Some("copy"), Ask::Stream, 5000).unwrap_err();
         let command = format!("on the host of 'here': towline trust copy {OTHER} --role follower");
         assert!(unknown.reason.ends_with(&command), "{unknown}");
         let role = book.judge(&facts(KEY, &[]), &Chain::NoCa, Some("a"), Ask::Stream, 5000).unwrap_err();
         assert!(role.reason.contains("as monitor") && role.reason.ends_with("--role follower"), "{role}");
-        let evil = book.judge(&facts(OTHER, &[]), &Chain::NoCa, Some("$(rm)"), Ask::Stream, 5000).unwrap_err();
+        let evil =
+            book.judge(&facts(OTHER, &[]), &Chain::NoCa, Some("$(rm)"), Ask::Stream, 5000).unwrap_err();
         assert!(!evil.reason.contains("$("), "what a stranger says is no part of a command: {evil}");
         assert!(evil.reason.len() < crate::wire::REASON_MAX);
     }

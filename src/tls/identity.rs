@@ -54,7 +54,10 @@ pub struct Identity {
 
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Identity").field("facts", &self.facts).field("file", &self.file).finish_non_exhaustive()
+        f.debug_struct("Identity")
+            .field("facts", &self.facts)
+            .field("file", &self.file)
+            .finish_non_exhaustive()
     }
 }
 
@@ -111,7 +114,8 @@ pub fn renew(dir: &Path, name: &str, new_key: bool) -> Result<Identity> {
 }
 
 fn make_key(dir: &Path) -> Result<()> {
-    let key = KeyPair::generate().map_err(|e| Error::new(ErrorKind::Io, format!("cannot make a key: {e}")))?;
+    let key =
+        KeyPair::generate().map_err(|e| Error::new(ErrorKind::Io, format!("cannot make a key: {e}")))?;
     failpoint::pass("tls::key").map_err(|e| Error::io("write", dir.join(KEY), e))?;
     disk::write_owned(dir, KEY, key.serialize_pem().as_bytes())?;
     failpoint::pass("tls::after_key").map_err(|e| Error::io("write", dir.join(KEY), e))
@@ -142,7 +146,8 @@ fn make_certificate(dir: &Path, name: &str) -> Result<()> {
 pub fn load(certificate: &Path, key: &Path) -> Result<Identity> {
     let chain = certificates(certificate)?;
     let Some(first) = chain.first() else {
-        let text = format!("'{}' holds no certificate in PEM; name the file that does", certificate.display());
+        let text =
+            format!("'{}' holds no certificate in PEM; name the file that does", certificate.display());
         return Err(Error::new(ErrorKind::Config, text));
     };
     let facts = Facts::of(first).map_err(|e| {
@@ -183,7 +188,8 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> 
 
 /// What is wrong with a key is never said with words of its own: they would hold pieces of it.
 fn bad_key(path: &Path) -> Error {
-    let text = format!("'{}' holds no private key in PEM that can be used (ECDSA, Ed25519 or RSA)", path.display());
+    let text =
+        format!("'{}' holds no private key in PEM that can be used (ECDSA, Ed25519 or RSA)", path.display());
     Error::new(ErrorKind::Config, text)
 }
 
@@ -264,7 +270,8 @@ mod tests {
         let e = load(&key, &key).unwrap_err().to_string();
         assert!(e.contains("no certificate"), "{e}");
         let secret = fs::read_to_string(&key).unwrap();
-        for damage in [secret.replace("MIG", "M!G"), secret.replace("END", "ENF"), "-----BEGIN x".to_owned()] {
+        for damage in [secret.replace("MIG", "M!G"), secret.replace("END", "ENF"), "-----BEGIN x".to_owned()]
+        {
             fs::write(&key, &damage).unwrap();
             let e = load(&certificate, &key).unwrap_err();
             let line = secret.lines().nth(1).unwrap();

@@ -154,9 +154,7 @@ impl Terms {
         match self.settings.mode {
             Mode::On => true,
             Mode::Off => false,
-            Mode::Auto => {
-                !address.to_canonical().is_loopback() || self.named || self.authority.is_some()
-            }
+            Mode::Auto => !address.to_canonical().is_loopback() || self.named || self.authority.is_some(),
         }
     }
 
@@ -234,7 +232,9 @@ impl Own {
         let identity = match (&settings.own, &settings.state) {
             (Some((certificate, key)), _) => load(certificate, key)?,
             (None, Some(state)) => ensure(state, &settings.name)?,
-            (None, None) => return Err(Error::new(ErrorKind::Config, "there is no state directory for a key")),
+            (None, None) => {
+                return Err(Error::new(ErrorKind::Config, "there is no state directory for a key"));
+            }
         };
         let (server, client) = verify::configs(&identity)?;
         Ok(Self { identity, server, client })

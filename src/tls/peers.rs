@@ -46,7 +46,8 @@ pub fn load(dir: &Path) -> Result<Option<Vec<Peer>>> {
 }
 
 fn store(dir: &Path, peers: &[Peer]) -> Result<()> {
-    let mut text = "# Written by `towline trust`; peers may also stand in the configuration file.\n".to_owned();
+    let mut text =
+        "# Written by `towline trust`; peers may also stand in the configuration file.\n".to_owned();
     for peer in peers {
         let _ = write!(text, "\n[[peer]]\nname = \"{}\"\n", peer.name);
         if let Some(fingerprint) = peer.fingerprint {
@@ -146,10 +147,15 @@ mod tests {
     #[test]
     fn a_damaged_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        for text in ["[[peer]]\nname = 3", "x", "[[peer]]\nname = \"a\"\nfingerprint = \"zz\"", "\u{1}", "a = 1"] {
+        for text in
+            ["[[peer]]\nname = 3", "x", "[[peer]]\nname = \"a\"\nfingerprint = \"zz\"", "\u{1}", "a = 1"]
+        {
             std::fs::write(dir.path().join(PEERS), text).unwrap();
             let e = load(dir.path()).unwrap_err();
-            assert!(e.kind() == ErrorKind::Config && e.to_string().contains("correct the file"), "{text}: {e}");
+            assert!(
+                e.kind() == ErrorKind::Config && e.to_string().contains("correct the file"),
+                "{text}: {e}"
+            );
         }
     }
 }

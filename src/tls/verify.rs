@@ -7,13 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{
-    CertificateDer, CertificateRevocationListDer, ServerName, TrustAnchor, UnixTime,
-};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, TrustAnchor, UnixTime};
 use tokio_rustls::rustls::client::Resumption;
-use tokio_rustls::rustls::client::danger::{
-    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
-};
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls13_signature};
 use tokio_rustls::rustls::server::NoServerSessionStorage;
 use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -203,7 +199,8 @@ impl Authority {
                 .ok()
                 .map(|b| b.with_status_policy(UnknownStatusPolicy::Allow).build());
             let algorithms = webpki::ALL_VERIFICATION_ALGS;
-            cert.verify_for_usage(algorithms, &self.anchors, between, now, usage, revocation, None).map(|_| ())
+            cert.verify_for_usage(algorithms, &self.anchors, between, now, usage, revocation, None)
+                .map(|_| ())
         });
         match judged {
             Ok(()) => Chain::Good,
