@@ -44,7 +44,7 @@
 //! | --- | --- | --- |
 //! | 0 words | [`position`] [`codec`] [`error`] [`failpoint`] | LSN, timeline, ids; bounded cursors and the frame of small files; the error with its class; places where tests kill |
 //! | 1 formats | [`certificate`] [`record`] [`segment`] [`wire`] | what is read of a certificate; what happened to files; bytes of a segment; messages between nodes |
-//! | 2 decisions | [`catalog`] [`session`] [`retention`] [`trust`] | the tree as a fold over records, its digest; who may stream from where; which log may go; which peer may ask what |
+//! | 2 decisions | [`catalog`] [`session`] [`quorum`] [`retention`] [`trust`] | the tree as a fold over records, its digest; who may stream from where; who has to confirm what; which log may go; which peer may ask what |
 //! | 3 seams | [`sys`] [`disk`] [`quiesce`] [`tls`] [`net`] | safe system calls beneath the root; durable writes, small notes and the lock; holding the application still; keys, certificates and whom they prove; framed connections |
 //! | 4 stores | [`log`] [`blocks`] [`fold`] [`checkpoint`] [`state`] | segments on disk; block hashes; catalog and blocks kept in step; catalog files; control file |
 //! | 5 engines | [`capture`] [`apply`] | directory to log; log to directory |
@@ -72,6 +72,7 @@ pub mod log;
 pub mod net;
 pub mod position;
 pub mod quiesce;
+pub mod quorum;
 pub mod receive;
 pub mod record;
 pub mod retention;
