@@ -48,7 +48,7 @@
 //! | 3 seams | [`sys`] [`disk`] [`quiesce`] [`tls`] [`net`] | safe system calls beneath the root; durable writes, small notes and the lock; holding the application still; keys, certificates and whom they prove; framed connections |
 //! | 4 stores | [`log`] [`blocks`] [`fold`] [`checkpoint`] [`state`] | segments on disk; block hashes; catalog and blocks kept in step; catalog files; control file |
 //! | 5 engines | [`capture`] [`apply`] | directory to log; log to directory |
-//! | 6 links | [`fill`] [`send`] [`receive`] | the first copy; serving followers; following a leader |
+//! | 6 links | [`fill`] [`sync`] [`send`] [`receive`] | the first copy; waits for confirmations; serving followers; following a leader |
 //! | 7 process | [`config`] [`control`] [`status`] [`daemon`] | the file; the control socket; what status shows; wiring, signals, restarts |
 //! | 8 cli | [`cli`] | commands, output, exit codes |
 
@@ -81,6 +81,7 @@ pub mod send;
 pub mod session;
 pub mod state;
 pub mod status;
+pub mod sync;
 pub mod sys;
 pub mod tls;
 pub mod trust;

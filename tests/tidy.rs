@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[&[&str]] = &[
     &["position", "codec", "error", "failpoint"],
     &["certificate", "record", "segment", "wire"],
-    &["catalog", "session", "retention", "trust"],
+    &["catalog", "session", "quorum", "retention", "trust"],
     &["sys", "disk", "quiesce", "tls", "net"],
     &["log", "blocks", "fold", "checkpoint", "state"],
     &["status", "capture", "apply"],
-    &["fill", "send", "receive"],
+    &["fill", "sync", "send", "receive"],
     &["config", "control", "daemon"],
     &["cli"],
 ];

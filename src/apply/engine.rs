@@ -91,6 +91,7 @@ impl Engine {
         control.resting = result.is_ok();
         control.ended = true;
         drop(control);
+        shared.applied.send_modify(|applied| applied.moves = false);
         shared.stats.lock().unwrap_or_else(PoisonError::into_inner).state = state;
         shared.ended.send_replace(true);
         shared.changed.notify_all();
@@ -265,13 +266,18 @@ impl Running {
     pub(super) fn publish(&self) {
         let catalog = self.fold.read();
         let commits = self.site.stats().commits;
-        self.shared.applied.send_replace(Applied {
+        let stand = Applied {
             lsn: catalog.lsn(),
             cut: catalog.cut(),
             commit_time: catalog.time(),
             commits,
             consistent: true,
-        });
+            moves: true,
+        };
+        // Within the change, so that a pause that comes meanwhile is not overlooked.
+        self.shared
+            .applied
+            .send_modify(|applied| *applied = Applied { moves: !self.shared.lock().pause, ..stand });
     }
 
     /// Folds and performs one batch.

@@ -118,6 +118,7 @@ impl Apply {
                 commit_time: time,
                 commits: 0,
                 consistent: false,
+                moves: false,
             }),
             ended: watch::Sender::new(false),
             stats: Arc::new(Mutex::new(stats)),
@@ -153,6 +154,7 @@ impl ApplyHandle {
     /// The failure of the engine, when there was one.
     pub fn pause(&self) -> Result<Applied> {
         self.shared.lock().pause = true;
+        self.shared.applied.send_modify(|applied| applied.moves = false);
         self.set_paused(true);
         self.shared.wake.notify_one();
         self.wait(|c| c.resting)?;
@@ -162,6 +164,7 @@ impl ApplyHandle {
     /// Goes on after a pause.
     pub fn resume(&self) {
         self.shared.lock().pause = false;
+        self.shared.applied.send_modify(|applied| applied.moves = applied.consistent && self.failure().is_none());
         self.set_paused(false);
         self.shared.wake.notify_one();
     }

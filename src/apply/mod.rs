@@ -164,6 +164,8 @@ pub struct Applied {
     pub commits: u64,
     /// Whether the directory is usable: recovered, and a first copy replayed to its end.
     pub consistent: bool,
+    /// Whether it goes on by itself: not paused, not stopped by a failure.
+    pub moves: bool,
 }
 
 /// What apply is doing.

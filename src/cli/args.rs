@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, Cuts, LocalEdits, Size, Span};
+use crate::config::{Config, Cuts, LocalEdits, Size, Span, SyncLoss};
+use crate::quorum::Level;
 use crate::session::UpstreamRole;
 
 /// Physical log shipping for any data directory.
@@ -106,6 +107,15 @@ pub struct Node {
     /// zstd level of the log.
     #[arg(long, value_name = "LEVEL", allow_hyphen_values = true)]
     pub compression: Option<i32>,
+    /// Who has to confirm changes: 'ANY n (..)', 'FIRST n (..)', a plain list, '*'.
+    #[arg(long, value_name = "POLICY")]
+    pub synchronous_followers: Option<String>,
+    /// What they have to have done.
+    #[arg(long, value_enum)]
+    pub synchronous_level: Option<Level>,
+    /// What happens while too few of them are there.
+    #[arg(long, value_enum)]
+    pub sync_loss: Option<SyncLoss>,
 }
 
 /// Flags of a follower.
@@ -248,6 +258,9 @@ impl Node {
         set(&mut c.segment_timeout, self.segment_timeout.as_ref());
         set(&mut c.scrub_rate, self.scrub_rate.as_ref());
         set(&mut c.compression, self.compression.as_ref());
+        set(&mut c.synchronous_followers, self.synchronous_followers.as_ref());
+        set(&mut c.synchronous_level, self.synchronous_level.as_ref());
+        set(&mut c.sync_loss, self.sync_loss.as_ref());
         c
     }
 }

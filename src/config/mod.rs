@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Sources;
+use crate::quorum::{Level, Policy};
 use crate::session::UpstreamRole;
 
 mod rules;
@@ -50,6 +51,16 @@ pub enum LocalEdits {
     Refuse,
     /// Report it and write the leader's state over it.
     Overwrite,
+}
+
+/// What happens while fewer followers count than have to confirm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SyncLoss {
+    /// It is said; callers that wait for confirmations wait.
+    Report,
+    /// The application is frozen until they are there again.
+    Freeze,
 }
 
 /// Everything a node can be told. Each field is a key of the file; see `towline config show`.
@@ -114,6 +125,19 @@ pub struct Config {
     pub checkpoint_interval: Span,
     /// Most followers served at once.
     pub max_followers: usize,
+    /// Who has to confirm changes, as PostgreSQL's `synchronous_standby_names`: `ANY n (..)`, `FIRST n (..)`, a plain list,
+    /// `*`; empty: replication is asynchronous.
+    pub synchronous_followers: String,
+    /// What they have to have done: `write`, `flush` or `apply`.
+    pub synchronous_level: Level,
+    /// What happens while too few of them are there: `report`, or `freeze` the application, named by `freeze`.
+    pub sync_loss: SyncLoss,
+    /// How many bytes of log a newcomer may be behind to begin to count.
+    pub sync_near: Size,
+    /// One that counts and is further behind at the level is passed over until it has caught up; 0: never.
+    pub sync_max_lag: Size,
+    /// Whether this node, as a follower, may count for its leader.
+    pub sync_candidate: bool,
 }
 
 impl Default for Config {
@@ -148,6 +172,12 @@ impl Default for Config {
             checkpoint_bytes: Size(256 << 20),
             checkpoint_interval: span(300),
             max_followers: 64,
+            synchronous_followers: String::new(),
+            synchronous_level: Level::Flush,
+            sync_loss: SyncLoss::Report,
+            sync_near: Size(16 << 20),
+            sync_max_lag: Size(0),
+            sync_candidate: true,
         }
     }
 }
@@ -233,6 +263,10 @@ impl Config {
         if !freeze_ok {
             return bad(format!("freeze is '{}'; write cgroup:PATH, unit:NAME or pid:FILE", self.freeze));
         }
+        self.policy()?;
+        if self.sync_loss == SyncLoss::Freeze && self.freeze.is_empty() {
+            return bad("sync_loss is freeze, but nothing says what is to be frozen; set freeze to cgroup:PATH, unit:NAME or pid:FILE".to_owned());
+        }
         for pattern in &self.exclude {
             check_exclude(pattern)?;
         }
@@ -250,6 +284,12 @@ impl Config {
     pub fn sources(&self) -> Option<Sources> {
         let addresses = upstreams(self.leader.as_deref()?).map(str::to_owned).collect();
         Some(Sources { addresses, role: self.upstream_role })
+    }
+
+    /// Who has to confirm changes.
+    pub fn policy(&self) -> Result<Policy> {
+        let parsed = self.synchronous_followers.parse::<Policy>();
+        parsed.map_err(|e| Error::new(ErrorKind::Config, format!("synchronous_followers: {e}")))
     }
 
     /// The node's name: as configured, or the host's.
@@ -304,6 +344,9 @@ mod tests {
             ("checkpoint_interval = \"0s\"", "least"),
             ("checkpoint_bytes = \"0\"", "least"),
             ("max_followers = 0", "least"),
+            ("synchronous_followers = \"ANY a\"", "character 5"),
+            ("synchronous_level = \"on\"", "write"),
+            ("sync_loss = \"freeze\"", "set freeze to"),
         ] {
             let e = Config::parse(text).unwrap_err().to_string();
             assert!(e.contains(word), "{text}: {e}");

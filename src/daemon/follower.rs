@@ -41,6 +41,9 @@ impl Progress for Applied {
     fn time(&self) -> i64 {
         self.commit_time
     }
+    fn moves(&self) -> bool {
+        self.moves
+    }
 }
 
 /// The nodes to follow, checked before anything is tried there. This node's own address is left out of a list, so that all
@@ -201,6 +204,7 @@ async fn follow(
         log: log.clone(),
         start,
         applied: apply.applied(),
+        never_counts: !config.sync_candidate,
         peer_timeout: config.peer_timeout.0,
         status: Arc::clone(&follower.upstream),
     };

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::source::{LeaderSource, Source};
+use super::sync;
 use super::{Engine, Node, blocking, bounded_stop, log_part, recover, until_failure};
 use crate::capture::{Capture, CaptureHandle, CaptureOptions};
 use crate::config::Config;
@@ -36,6 +37,7 @@ pub(crate) struct Leader {
 pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
     let config = node.config();
     node.port.open(&config, Ancestry::leader(node.id)).await?;
+    sync::enforce(node.port.peers(), &config)?;
     let control = node.state.set_up()?;
     let at = (control.system, control.timeline);
     let starter = Arc::clone(node);
@@ -227,9 +229,7 @@ impl Leader {
         }
         status.capture = Some(value);
         status.log = Some(log_part(&self.log));
-        status.guarantee =
-            "watching: each commit is an exact or a file cut of the directory; followers apply exact cuts; \
-                            replication is asynchronous"
-                .to_owned();
+        "watching: each commit is an exact or a file cut of the directory; followers apply exact cuts"
+            .clone_into(&mut status.guarantee);
     }
 }

@@ -27,6 +27,7 @@ mod options;
 mod port;
 mod recover;
 mod source;
+mod sync;
 mod trouble;
 
 use std::path::{Path, PathBuf};
@@ -443,7 +444,10 @@ async fn reload(node: &Arc<Node>) -> Result<Value> {
     let config = change.keep_fixed(&old, fresh);
     *lock(&node.config) = config.clone();
     match node.engine() {
-        Some(Engine::Leader(l)) => l.reload(&config),
+        Some(Engine::Leader(l)) => {
+            sync::enforce(node.port.peers(), &config)?;
+            l.reload(&config);
+        }
         Some(Engine::Follower(_)) if change.needs_turn() => lock(&node.turn).cancel(),
         _ => {}
     }
@@ -476,6 +480,11 @@ fn status(node: &Arc<Node>) -> Result<Value> {
         Some(Engine::Leader(l)) => l.fill_status(&mut status),
         Some(Engine::Follower(f)) => f.fill_status(&mut status),
         None => "nothing is replicated until the node is running".clone_into(&mut status.guarantee),
+    }
+    if control.role == Role::Leader {
+        let part = sync::part(node.port.peers(), &node.config());
+        status.guarantee += &sync::guarantee(&part);
+        status.sync = Some(part);
     }
     status.health = health(&status);
     serde_json::to_value(status).map_err(|e| Error::new(ErrorKind::Io, e.to_string()))

@@ -46,6 +46,11 @@ const CAPTURE: &[&str] = &[
     "scrub_rate",
     "checkpoint_bytes",
     "checkpoint_interval",
+    "synchronous_followers",
+    "synchronous_level",
+    "sync_loss",
+    "sync_near",
+    "sync_max_lag",
 ];
 /// What a follower takes over by a new turn: it comes to rest, and goes on from there.
 const FOLLOWER: &[&str] = &[
@@ -61,6 +66,8 @@ const FOLLOWER: &[&str] = &[
     "checkpoint_bytes",
     "checkpoint_interval",
     "max_followers",
+    "sync_candidate",
+    "synchronous_level",
 ];
 /// What means something to a leader, but only from its start on.
 const LEADER_START: &[&str] = &["name", "peer_timeout", "segment_timeout", "compression", "max_followers"];

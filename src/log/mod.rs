@@ -11,7 +11,6 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -113,7 +112,7 @@ struct Shared {
     /// `progress` moved.
     moved: Condvar,
     published: watch::Sender<Tail>,
-    written: AtomicU64,
+    written: watch::Sender<Lsn>,
 }
 
 /// Data behind a poisoned lock is as good as before: each critical section leaves it whole.
@@ -133,7 +132,7 @@ impl Shared {
             progress: Mutex::new(Progress { tail, failed: None }),
             moved: Condvar::new(),
             published: watch::Sender::new(tail),
-            written: AtomicU64::new(tail.end.0),
+            written: watch::Sender::new(tail.end),
             options,
         }
     }
@@ -366,7 +365,13 @@ impl Log {
     /// End of what the operating system has, synced or not.
     #[must_use]
     pub fn written(&self) -> Lsn {
-        Lsn(self.shared.written.load(Ordering::Acquire))
+        *self.shared.written.borrow()
+    }
+
+    /// Follows [`written`](Self::written).
+    #[must_use]
+    pub fn subscribe_written(&self) -> watch::Receiver<Lsn> {
+        self.shared.written.subscribe()
     }
 
     /// Blocks until everything before `lsn` is durable; false when `timeout` passes first.

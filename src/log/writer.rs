@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tracing::error;
@@ -191,7 +190,7 @@ impl Writer {
             (file.end, file.marks) = (self.end, self.marks);
         }
         self.filled = 0;
-        self.shared.written.store(self.end.0, Ordering::Release);
+        self.shared.written.send_replace(self.end);
         Ok(())
     }
 
@@ -239,7 +238,7 @@ impl Writer {
         (file.records, file.commits) = (run.records, run.commits);
         (self.end, self.marks) = (run.end, run.marks);
         self.ended |= run.ends;
-        self.shared.written.store(run.end.0, Ordering::Release);
+        self.shared.written.send_replace(run.end);
         match run.trailer {
             None => self.file = Some(file),
             Some(sha) => {

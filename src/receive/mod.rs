@@ -26,7 +26,10 @@ use crate::net::{
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::segment;
 use crate::session;
-use crate::wire::{Ack, Body, Code, Decision, Hello, Message, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want};
+use crate::wire::{
+    ACK_APPLIES, ACK_NEVER, ASKS_WRITE, Ack, Body, Code, Decision, Hello, Message, SHA256_EMPTY, VERSION_MAX, VERSION_MIN,
+    VERSION_SLOTS, Want,
+};
 
 /// Pieces of log (at most 1 MiB each) received but not yet handed to the log.
 const PIECES: usize = 4;
@@ -37,6 +40,8 @@ pub trait Progress: Send + Sync + 'static {
     fn lsn(&self) -> Lsn;
     /// Time of the commit there, nanoseconds since 1970.
     fn time(&self) -> i64;
+    /// Whether it goes on by itself. One that rests never confirms a change for a caller that waits for apply.
+    fn moves(&self) -> bool;
 }
 
 /// What receiving works with.
@@ -55,6 +60,8 @@ pub struct ReceiveContext<P> {
     pub start: Lsn,
     /// How far the directory is.
     pub applied: watch::Receiver<P>,
+    /// This node never counts for synchronous replication.
+    pub never_counts: bool,
     /// An upstream that sends nothing for this long is given up.
     pub peer_timeout: Duration,
     /// Where the state of all this is shown.
@@ -82,15 +89,15 @@ async fn connection<P: Progress>(
     target: Target<'_>,
     cancel: &CancellationToken,
 ) -> Ended<()> {
-    let (reader, writer) = tokio::select! {
+    let ((reader, writer), version) = tokio::select! {
         () = cancel.cancelled() => return Ok(()),
         opened = open(context, target) => opened?,
     };
-    take(reader, writer, context, cancel).await
+    take(reader, writer, context, version, cancel).await
 }
 
-/// Connects and agrees on where log comes from.
-async fn open<P: Progress>(context: &ReceiveContext<P>, target: Target<'_>) -> Ended<TcpHalves> {
+/// Connects and agrees on where log comes from, and on a version.
+async fn open<P: Progress>(context: &ReceiveContext<P>, target: Target<'_>) -> Ended<(TcpHalves, u16)> {
     let (hello, from) = hello(context, target).await?;
     let stream = net::connect(target.address).await?;
     let traffic = Arc::new(Traffic::default());
@@ -112,7 +119,7 @@ async fn open<P: Progress>(context: &ReceiveContext<P>, target: Target<'_>) -> E
     }
     tracing::info!("streaming from '{}' at {} from {flush} on", welcome.name, target.address);
     context.status.connected(&welcome.name, UpstreamState::Streaming);
-    Ok((reader, writer))
+    Ok(((reader, writer), welcome.version))
 }
 
 /// The loops of a connection that streams.
@@ -120,6 +127,7 @@ async fn take<R, W, P>(
     mut reader: MessageReader<R>,
     mut writer: MessageWriter<W>,
     context: &ReceiveContext<P>,
+    version: u16,
     cancel: &CancellationToken,
 ) -> Ended<()>
 where
@@ -131,14 +139,16 @@ where
     let log = context.log.clone();
     let mut appending = tokio::task::spawn_blocking(move || append(&log, queue));
     let mut appended = None;
+    let asks = watch::Sender::new(0);
+    let asked = asks.subscribe();
     let result = tokio::select! {
         () = cancel.cancelled() => Ok(()),
         joined = &mut appending => {
             appended = Some(joined);
             Ok(())
         }
-        heard = hear(&mut reader, &context.status, &pieces) => heard,
-        acked = acknowledge(&mut writer, context) => acked,
+        heard = hear(&mut reader, &context.status, &pieces, &asks) => heard,
+        acked = acknowledge(&mut writer, context, version, asked) => acked,
     };
     // What was received whole is still appended; the next hello then speaks of all of it.
     drop(pieces);
@@ -173,6 +183,7 @@ async fn hear<R: AsyncRead + Unpin>(
     reader: &mut MessageReader<R>,
     status: &Upstream,
     pieces: &mpsc::Sender<(SegmentNo, u64, Body)>,
+    asks: &watch::Sender<u8>,
 ) -> Ended<()> {
     loop {
         match reader.next().await? {
@@ -183,7 +194,10 @@ async fn hear<R: AsyncRead + Unpin>(
                     return Ok(());
                 }
             }
-            Some(Message::Keepalive(k)) => status.keepalive(&k)?,
+            Some(Message::Keepalive(k)) => {
+                asks.send_if_modified(|a| std::mem::replace(a, k.asks.unwrap_or(0)) != *a);
+                status.keepalive(&k)?;
+            }
             Some(Message::Goodbye { code, reason }) => return Err(End::Refused(code, reason)),
             Some(other) => return Err(End::Lost(net::unexpected(&other))),
             None => {
@@ -194,14 +208,21 @@ async fn hear<R: AsyncRead + Unpin>(
     }
 }
 
-/// Says where this node stands whenever that changes, and at least every half timeout.
-async fn acknowledge<W, P>(writer: &mut MessageWriter<W>, context: &ReceiveContext<P>) -> Ended<()>
+/// Says where this node stands whenever that changes, and at least every half timeout. What is written but not yet
+/// durable is told at once only where the upstream has asked for it.
+async fn acknowledge<W, P>(
+    writer: &mut MessageWriter<W>,
+    context: &ReceiveContext<P>,
+    version: u16,
+    mut asked: watch::Receiver<u8>,
+) -> Ended<()>
 where
     W: AsyncWrite + Unpin,
     P: Progress,
 {
     let mut tail_of = context.log.subscribe();
     let mut applied_of = context.applied.clone();
+    let mut written_of = context.log.subscribe_written();
     let half = context.peer_timeout / 2;
     let mut last: Option<(Ack, Instant)> = None;
     loop {
@@ -209,14 +230,17 @@ where
         if let Some(e) = context.log.failure() {
             return Err(End::Local(e));
         }
-        let (apply, apply_time) = {
+        let write_too = *asked.borrow_and_update() & ASKS_WRITE != 0;
+        let (apply, apply_time, moves) = {
             let applied = applied_of.borrow_and_update();
-            (applied.lsn(), applied.time())
+            (applied.lsn(), applied.time(), applied.moves())
         };
         context.status.positions(tail.end, (tail.commit, tail.commit_time), apply);
         let flush = tail.end.max(context.start);
-        let write = context.log.written().max(flush);
-        let ack = Ack { write, flush, apply, apply_time };
+        let write = (*written_of.borrow_and_update()).max(flush);
+        let bits = if moves { ACK_APPLIES } else { 0 } | if context.never_counts { ACK_NEVER } else { 0 };
+        let flags = (version >= VERSION_SLOTS).then_some(bits);
+        let ack = Ack { write, flush, apply, apply_time, flags };
         if last.is_none_or(|(sent, at)| sent != ack || at.elapsed() >= half) {
             writer.send(&Message::Ack(ack)).await?;
             last = Some((ack, Instant::now()));
@@ -225,6 +249,8 @@ where
         tokio::select! {
             changed = tail_of.changed() => changed.map_err(|_| closed("log"))?,
             changed = applied_of.changed() => changed.map_err(|_| closed("directory"))?,
+            changed = written_of.changed(), if write_too => changed.map_err(|_| closed("log"))?,
+            changed = asked.changed() => changed.map_err(|_| closed("connection"))?,
             () = tokio::time::sleep_until(due) => {}
         }
     }

@@ -48,6 +48,9 @@ impl Progress for At {
     fn time(&self) -> i64 {
         self.1
     }
+    fn moves(&self) -> bool {
+        true
+    }
 }
 
 fn options(dir: &Path) -> LogOptions {
@@ -138,6 +141,7 @@ fn follow_as(name: &str, node: NodeId, dir: tempfile::TempDir, upstream: &str) -
         log: log.clone(),
         start: Lsn::FIRST,
         applied: at,
+        never_counts: false,
         peer_timeout: Duration::from_secs(1),
         status: Arc::clone(&status),
     };

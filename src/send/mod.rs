@@ -20,14 +20,16 @@ use crate::log::{Log, StoredReader, Tail};
 use crate::net::{self, Ancestry, HANDSHAKE, MessageReader, MessageWriter, Quiet, Traffic};
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::session::{self, Here, Proof};
-use crate::wire::{Code, Decision, Hello, Keepalive, Message, SHA256_EMPTY, VERSION_ORIGIN};
+use crate::wire::{
+    ASKS_WRITE, Code, Decision, Hello, Keepalive, Message, SHA256_EMPTY, VERSION_ORIGIN, VERSION_SLOTS,
+};
 
 mod door;
 mod peers;
 
 pub use door::{Card, Halt, decline};
 use peers::Session;
-pub use peers::{FollowerStatus, PeerState, Peers};
+pub use peers::{FollowerStatus, PeerState, Peers, Ticket};
 
 /// Stored bytes read and sent at once: little is lost when a line breaks, and both ends work side by side.
 const PIECE: usize = 256 << 10;
@@ -81,6 +83,7 @@ impl ServeContext {
 
 /// Serves until cancelled. A log that can't be written any more is served as far as it is durable.
 pub async fn serve(listener: impl Borrow<TcpListener>, context: ServeContext, cancel: CancellationToken) {
+    context.peers.serve(context.log.subscribe());
     let context = Arc::new(context);
     let places = Arc::new(Semaphore::new(context.max_followers));
     let token = cancel.clone();
@@ -251,7 +254,7 @@ where
         hello: &Hello,
         decision: &Decision,
     ) -> std::result::Result<(), Leave> {
-        let told = session::common_version(hello.versions).is_some_and(|v| v >= VERSION_ORIGIN);
+        let version = session::common_version(hello.versions).unwrap_or_default();
         let Decision::StreamFrom { segment, offset } = decision else {
             session.state(PeerState::Filling);
             let progress = |files, bytes| {
@@ -266,7 +269,7 @@ where
                 keepalive: context.peer_timeout / 2,
                 resume: *decision == Decision::ResumeFill,
             };
-            let alive = || Message::Keepalive(keepalive(context, &context.log.tail(), told));
+            let alive = || Message::Keepalive(keepalive(context, &context.log.tail(), version, false));
             return tokio::select! {
                 reason = context.halt.halted() => Err(Leave::Said(Code::NotReady, waits(&reason))),
                 filled = fill::serve(&mut self.reader, &mut self.writer, serving, &alive, &progress) => {
@@ -278,7 +281,7 @@ where
         let Self { reader, writer } = self;
         tokio::select! {
             heard = hear(reader, session) => heard.map_err(Leave::Failed),
-            sent = stream(writer, context, session, (*segment, *offset), told) => sent,
+            sent = stream(writer, context, session, (*segment, *offset), version) => sent,
         }
     }
 }
@@ -339,7 +342,8 @@ fn proof(log: &Log, hello: &Hello, here: &Here) -> Result<Proof> {
     Ok(log.prefix_hash(hello.segment, hello.offset)?.map_or(Proof::Short, Proof::Hash))
 }
 
-fn keepalive(context: &ServeContext, tail: &Tail, told: bool) -> Keepalive {
+/// `version`: what the follower understands; `hasty`: it is to acknowledge what it has only written.
+fn keepalive(context: &ServeContext, tail: &Tail, version: u16, hasty: bool) -> Keepalive {
     Keepalive {
         end: tail.end,
         commit: tail.commit,
@@ -347,7 +351,8 @@ fn keepalive(context: &ServeContext, tail: &Tail, told: bool) -> Keepalive {
         commit_time: tail.commit_time,
         exact_time: tail.exact_time,
         now: context.ancestry.now(),
-        origin: told.then(|| context.ancestry.origin(context.peer_timeout)),
+        origin: (version >= VERSION_ORIGIN).then(|| context.ancestry.origin(context.peer_timeout)),
+        asks: (version >= VERSION_SLOTS).then_some(if hasty { ASKS_WRITE } else { 0 }),
     }
 }
 
@@ -366,23 +371,27 @@ async fn hear<R: AsyncRead + Unpin>(reader: &mut MessageReader<R>, session: &Ses
     }
 }
 
-/// Sends durable log from a stored byte of a segment on, for ever. `told`: the follower knows what an origin is.
+/// Sends durable log from a stored byte of a segment on, for ever.
 async fn stream<W: AsyncWrite + Unpin>(
     writer: &mut MessageWriter<W>,
     context: &ServeContext,
     session: &Session,
     (segment, offset): (SegmentNo, u64),
-    told: bool,
+    version: u16,
 ) -> std::result::Result<(), Leave> {
     let mut tail_of = context.log.subscribe();
     let half = context.peer_timeout / 2;
     let mut pieces = Pieces { reader: None, segment, offset };
+    let mut hasty_of = context.peers.hasty();
     let mut last = None::<Instant>;
     loop {
         let tail = *tail_of.borrow_and_update();
         loop {
-            if last.is_none_or(|t| t.elapsed() >= half) {
-                writer.send(&Message::Keepalive(keepalive(context, &tail, told))).await?;
+            // Before the log, so that it is acknowledged as it is wanted.
+            let new_wish = hasty_of.has_changed().unwrap_or(false);
+            if last.is_none_or(|t| t.elapsed() >= half) || new_wish {
+                let hasty = *hasty_of.borrow_and_update();
+                writer.send(&Message::Keepalive(keepalive(context, &tail, version, hasty))).await?;
                 last = Some(Instant::now());
             }
             let Some((segment, offset, bytes)) = pieces.next(context, &tail).await? else { break };
@@ -400,6 +409,7 @@ async fn stream<W: AsyncWrite + Unpin>(
                     return Err(Leave::Said(Code::Shutdown, "the log was closed".to_owned()));
                 }
             }
+            Ok(()) = hasty_of.changed() => hasty_of.mark_changed(),
             () = tokio::time::sleep_until(due) => {}
         }
     }

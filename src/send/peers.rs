@@ -1,14 +1,20 @@
-//! Who is connected: one entry per follower's name, kept after it left, shown by `status`.
+//! Who is connected: one entry per follower's name, kept after it left, shown by `status`. Whatever changes the
+//! confirmations of a follower is told to the board of those that wait for them.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::error::{Error, ErrorKind};
+use crate::log::Tail;
 use crate::net::{Traffic, wall_clock};
 use crate::position::{Lsn, NodeId};
+use crate::quorum::{self, Candidate, Level, Positions, SyncState};
+use crate::sync::{Board, Confirmed, InForce, Rules, Wait};
 use crate::wire::Ack;
 
 /// Most names remembered; of those that are away, the one longest away is forgotten first.
@@ -67,6 +73,12 @@ pub struct FollowerStatus {
     pub filled_bytes: u64,
     /// Why it left, or was sent away.
     pub reason: Option<String>,
+    /// As in pg_stat_replication.
+    pub sync_state: SyncState,
+    /// Its place in the list of synchronous followers, from 1; 0: it is not there.
+    pub sync_priority: usize,
+    /// Its confirmations count now, at the level in force.
+    pub sync_counts: bool,
 }
 
 fn text<S: serde::Serializer>(lsn: &Lsn, s: S) -> Result<S::Ok, S::Error> {
@@ -80,12 +92,90 @@ struct Peer {
     connection: u64,
     cancel: CancellationToken,
     traffic: Arc<Traffic>,
+    /// Its directory moves.
+    applies: bool,
+    /// It was set up never to count.
+    never: bool,
+    /// It was close enough, and has not fallen too far behind since.
+    near: bool,
+}
+
+impl Peer {
+    fn positions(&self) -> Positions {
+        Positions { write: self.status.write, flush: self.status.flush, apply: self.status.apply }
+    }
+
+    fn candidate(&self) -> Candidate<'_> {
+        let state = self.status.state;
+        Candidate {
+            name: &self.status.name,
+            attached: matches!(state, PeerState::Catchup | PeerState::Streaming),
+            streaming: state == PeerState::Streaming,
+            near: self.near,
+            eligible: !self.never,
+            applies: self.applies,
+            at: self.positions(),
+        }
+    }
+
+    /// What its confirmations depend on.
+    fn stand(&self) -> (PeerState, Positions, bool, bool) {
+        (self.status.state, self.positions(), self.applies, self.never)
+    }
+
+    /// A newcomer counts once it is close; one that counts goes on while it is not too far behind.
+    fn judge(&mut self, rules: &Rules, end: Lsn) {
+        if self.status.state != PeerState::Streaming {
+            self.near = false;
+            return;
+        }
+        let name = &self.status.name;
+        let (behind, limit) = (end.since(self.positions().at(rules.level)), rules.max_lag);
+        if self.near && limit > 0 && behind > limit {
+            self.near = false;
+            tracing::warn!(
+                "follower '{name}' is {behind} bytes behind at level {}, more than sync_max_lag: it does not count until \
+                 it has caught up",
+                rules.level.word()
+            );
+        } else if !self.near {
+            let close = end.since(self.status.flush) <= rules.near;
+            self.near = close && (limit == 0 || behind <= limit.min(rules.near));
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     peers: BTreeMap<String, Peer>,
     connections: u64,
+    board: Board,
+    /// The end of the log that is served.
+    tail: Option<watch::Receiver<Tail>>,
+}
+
+impl Inner {
+    /// Those that are connected, in the order in which they came.
+    fn candidates(peers: &BTreeMap<String, Peer>) -> Vec<Candidate<'_>> {
+        let mut here: Vec<&Peer> = peers.values().filter(|p| p.status.state != PeerState::Away).collect();
+        here.sort_unstable_by_key(|p| p.connection);
+        here.into_iter().map(Peer::candidate).collect()
+    }
+
+    /// Something changed that confirmations depend on.
+    fn look(&mut self) {
+        if self.board.idle() {
+            return;
+        }
+        self.review();
+    }
+
+    fn review(&mut self) {
+        let end = self.tail.as_ref().map_or(Lsn::ZERO, |t| t.borrow().end);
+        let rules = self.board.rules().clone();
+        self.peers.values_mut().for_each(|p| p.judge(&rules, end));
+        self.board.look(&Self::candidates(&self.peers));
+    }
 }
 
 /// The registry of followers.
@@ -109,7 +199,59 @@ impl Peers {
             status.heard = p.traffic.heard();
             status
         });
-        each.collect()
+        let mut list: Vec<FollowerStatus> = each.collect();
+        let (rules, candidates) = (inner.board.rules(), Inner::candidates(&inner.peers));
+        let decision = quorum::decide(&rules.policy, rules.level, &candidates);
+        for (candidate, (state, rank)) in candidates.iter().zip(decision.members) {
+            if let Some(status) = list.iter_mut().find(|s| s.name == candidate.name) {
+                (status.sync_state, status.sync_priority) = (state, rank);
+                status.sync_counts = rank > 0 && candidate.counts(rules.level);
+            }
+        }
+        list
+    }
+
+    /// The log that is served from now on.
+    pub(super) fn serve(&self, tail: watch::Receiver<Tail>) {
+        self.lock().tail = Some(tail);
+    }
+
+    /// Takes new rules of synchronous replication into force, for those that wait too.
+    pub fn set_rules(&self, rules: Rules) {
+        let mut inner = self.lock();
+        inner.board.set_rules(rules);
+        inner.review();
+    }
+
+    /// Follows whether the followers are there that have to confirm.
+    #[must_use]
+    pub fn in_force(&self) -> watch::Receiver<InForce> {
+        self.lock().board.in_force()
+    }
+
+    /// How far the policy in force has confirmed, at each level; `None` where the quorum is missing.
+    #[must_use]
+    pub fn confirmed(&self) -> [Option<Lsn>; 3] {
+        let inner = self.lock();
+        let (policy, candidates) = (&inner.board.rules().policy, Inner::candidates(&inner.peers));
+        Level::ALL.map(|level| quorum::decide(policy, level, &candidates).confirmed)
+    }
+
+    /// Begins to wait for a confirmation.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when too many wait.
+    pub fn wait_for(self: &Arc<Self>, wait: Wait) -> crate::error::Result<Ticket> {
+        let mut inner = self.lock();
+        let (number, answer) = inner.board.put(wait)?;
+        inner.review();
+        drop(inner);
+        Ok(Ticket { peers: Arc::clone(self), number, answer })
+    }
+
+    /// Follows whether log that is only written is to be acknowledged.
+    pub(super) fn hasty(&self) -> watch::Receiver<bool> {
+        self.lock().board.hasty()
     }
 
     /// Whether every follower that is connected and takes log has `lsn` durably.
@@ -159,8 +301,21 @@ impl Peers {
             filled_files: 0,
             filled_bytes: 0,
             reason: None,
+            sync_state: SyncState::Async,
+            sync_priority: 0,
+            sync_counts: false,
         };
-        let peer = Peer { status, node, connection, cancel: cancel.clone(), traffic: Arc::clone(traffic) };
+        let (cancelled, traffic) = (cancel.clone(), Arc::clone(traffic));
+        let peer = Peer {
+            status,
+            node,
+            connection,
+            cancel: cancelled,
+            traffic,
+            applies: false,
+            never: false,
+            near: false,
+        };
         match inner.peers.entry(name.to_owned()) {
             Slot::Vacant(slot) => {
                 slot.insert(peer);
@@ -177,6 +332,7 @@ impl Peers {
             }
         }
         forget(&mut inner);
+        inner.look();
         Ok(Session { peers: Arc::clone(self), name: name.to_owned(), connection, cancel })
     }
 }
@@ -203,7 +359,11 @@ impl Session {
     pub(super) fn update(&self, edit: impl FnOnce(&mut FollowerStatus)) {
         let mut inner = self.peers.lock();
         if let Some(p) = inner.peers.get_mut(&self.name).filter(|p| p.connection == self.connection) {
+            let before = p.stand();
             edit(&mut p.status);
+            if p.stand() != before {
+                inner.look();
+            }
         }
     }
 
@@ -212,12 +372,50 @@ impl Session {
     }
 
     pub(super) fn ack(&self, ack: &Ack) {
-        self.update(|s| {
-            s.write = ack.write;
-            s.flush = ack.flush;
-            s.apply = ack.apply;
-            s.apply_time = ack.apply_time;
-        });
+        let mut inner = self.peers.lock();
+        let Some(p) = inner.peers.get_mut(&self.name).filter(|p| p.connection == self.connection) else { return };
+        let before = p.stand();
+        let s = &mut p.status;
+        (s.write, s.flush, s.apply) = (ack.write, ack.flush, ack.apply);
+        s.apply_time = ack.apply_time;
+        let named = !before.3 && ack.never();
+        (p.applies, p.never) = (ack.applies(), ack.never());
+        if p.stand() == before {
+            return;
+        }
+        inner.look();
+        if named && inner.board.rules().policy.names.iter().any(|n| n.eq_ignore_ascii_case(&self.name)) {
+            tracing::warn!(
+                "follower '{0}' is named in synchronous_followers but says sync_candidate = false: it does not count; take \
+                 it out of the list or its word back",
+                self.name
+            );
+        }
+    }
+}
+
+/// A caller's place on the board; it is given up when this is dropped.
+#[derive(Debug)]
+pub struct Ticket {
+    peers: Arc<Peers>,
+    number: u64,
+    answer: oneshot::Receiver<Confirmed>,
+}
+
+impl Ticket {
+    /// Waits, for ever if need be.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Cancelled`] when nobody can answer any more.
+    pub async fn confirmed(&mut self) -> crate::error::Result<Confirmed> {
+        let gone = |_| Error::new(ErrorKind::Cancelled, "nobody hears followers any more");
+        (&mut self.answer).await.map_err(gone)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.peers.lock().board.drop_ticket(self.number);
     }
 }
 

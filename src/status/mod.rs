@@ -11,7 +11,8 @@
 //! | `capture` | leader only: cuts, gaps, holds, watches, what only a scan found |
 //! | `apply` | follower only: `lsn`, `cut`, `state`, `paused`, local edits, skipped for lack of privilege |
 //! | `upstream` | follower only: the node it follows, state of the connection, progress of a fill; `leader_silent`: seconds since that node had news of the leader, if it has none |
-//! | `followers` | who is connected here: `name`, `state`, `sent`, `write`, `flush`, `apply` |
+//! | `followers` | who is connected here: `name`, `state`, `sent`, `write`, `flush`, `apply`; as in pg_stat_replication `sync_state` (`sync`, `potential`, `quorum`, `async`) and `sync_priority`; `sync_counts`: its confirmations count now |
+//! | `sync` | leader only: `policy` (empty: asynchronous), `level`, `loss` as configured; `satisfied`: enough followers count, `required` and `present` how many; `missing_since` in ns since 1970; `write`, `flush`, `apply`: positions up to which the policy has confirmed, `null`: the quorum is missing, or nobody has to confirm; `waiters`: callers of `towline wait` now; `replicated`, `local_only`, `unknown`: how those before ended; `frozen_since`: the application is frozen until the quorum is there, `freeze_error`: it should be but can't be, `override_until`: an operator lets it run, all of them or `null` |
 //! | `lag` | follower only: `bytes`, and `seconds`: age of the oldest commit not yet applied, `null` when all that is known are applied and there has been no news of the leader for longer than `peer_timeout`, directly or through the upstream |
 //! | `guarantee` | one sentence: what holds right now |
 
@@ -20,5 +21,5 @@ mod model;
 mod render;
 
 pub use health::health;
-pub use model::{Failure, Lag, LogPart, Status};
+pub use model::{Failure, Lag, LogPart, Status, SyncPart};
 pub use render::render;

@@ -22,6 +22,7 @@ pub struct Status {
     pub upstream: Option<Value>,
     pub followers: Vec<Value>,
     pub lag: Option<Lag>,
+    pub sync: Option<SyncPart>,
     pub guarantee: String,
 }
 
@@ -48,6 +49,29 @@ pub struct LogPart {
     pub exact: String,
     pub segment: String,
     pub commit_time: i64,
+}
+
+/// Synchronous replication on a leader.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs, reason = "the table of the module describes the keys")]
+pub struct SyncPart {
+    pub policy: String,
+    pub level: &'static str,
+    pub loss: &'static str,
+    pub satisfied: bool,
+    pub required: u64,
+    pub present: u64,
+    pub missing_since: Option<i64>,
+    pub write: Option<String>,
+    pub flush: Option<String>,
+    pub apply: Option<String>,
+    pub waiters: u64,
+    pub replicated: u64,
+    pub local_only: u64,
+    pub unknown: u64,
+    pub frozen_since: Option<i64>,
+    pub freeze_error: Option<String>,
+    pub override_until: Option<i64>,
 }
 
 /// How far behind a follower is.

@@ -11,6 +11,37 @@ fn distance(ns: i64) -> String {
     format!("{} s", now.abs_diff(ns) / 1_000_000_000)
 }
 
+/// One line about synchronous replication.
+fn synchronous(v: &Value) -> String {
+    let text = |p: &str| v.pointer(p).and_then(Value::as_str).unwrap_or("-").to_owned();
+    let number = |p: &str| v.pointer(p).and_then(Value::as_i64);
+    let mut out = format!("{} at level {}, ", text("/sync/policy"), text("/sync/level"));
+    let (present, required) = (number("/sync/present"), number("/sync/required"));
+    let _ = match number("/sync/missing_since") {
+        None => write!(out, "satisfied, confirmed up to {}", text(&format!("/sync/{}", text("/sync/level")))),
+        Some(since) => write!(
+            out,
+            "MISSING for {}: {} of {} followers count",
+            distance(since),
+            present.unwrap_or(0),
+            required.unwrap_or(0)
+        ),
+    };
+    if let Some(since) = number("/sync/frozen_since") {
+        let _ = write!(out, "; the application is FROZEN for {}: `towline sync release` thaws it", distance(since));
+    }
+    if let Some(until) = number("/sync/override_until") {
+        let _ = write!(out, "; released by an operator for {} more", distance(until));
+    }
+    if let Some(error) = v.pointer("/sync/freeze_error").and_then(Value::as_str) {
+        let _ = write!(out, "; the application can't be frozen: {error}");
+    }
+    if let Some(waiters) = number("/sync/waiters").filter(|n| *n > 0) {
+        let _ = write!(out, "; {waiters} callers wait");
+    }
+    out
+}
+
 /// The table for people.
 #[must_use]
 pub fn render(v: &Value) -> String {
@@ -52,26 +83,30 @@ pub fn render(v: &Value) -> String {
         let age = age.map_or_else(|| "age unknown".to_owned(), |s| format!("{s} s"));
         row("lag", format!("{} bytes, {age}", text("/lag/bytes")));
     }
+    if v.pointer("/sync/policy").and_then(Value::as_str).is_some_and(|p| !p.is_empty()) {
+        row("sync", synchronous(v));
+    }
     row("guarantee", text("/guarantee"));
     if let Some(Value::Array(followers)) =
         v.get("followers").filter(|f| f.as_array().is_some_and(|a| !a.is_empty()))
     {
         let _ = writeln!(
             out,
-            "\n{:<20} {:<12} {:<14} {:<14} {:<14} {:<14}",
-            "follower", "state", "sent", "write", "flush", "apply"
+            "\n{:<20} {:<12} {:<14} {:<14} {:<14} {:<14} {:<9}",
+            "follower", "state", "sent", "write", "flush", "apply", "sync"
         );
         for f in followers {
             let cell = |k: &str| f.get(k).and_then(Value::as_str).unwrap_or("-").to_owned();
             let _ = writeln!(
                 out,
-                "{:<20} {:<12} {:<14} {:<14} {:<14} {:<14}",
+                "{:<20} {:<12} {:<14} {:<14} {:<14} {:<14} {:<9}",
                 cell("name"),
                 cell("state"),
                 cell("sent"),
                 cell("write"),
                 cell("flush"),
-                cell("apply")
+                cell("apply"),
+                cell("sync_state")
             );
         }
     }

@@ -16,8 +16,8 @@
 //! | 1 | hello | receiver | see below |
 //! | 2 | welcome | sender | version u16, system id u64, timeline u32, decision u8, segment u64, offset u64, code u8, name blob, reason blob, from version 2 on lineage |
 //! | 3 | log | sender | segment u64, offset u64, stored bytes of that segment's file to the end |
-//! | 4 | keepalive | sender | end u64, commit u64, exact u64, commit time i64, exact time i64, sender's clock i64, from version 2 on silent u64, lineage |
-//! | 5 | ack | receiver | write u64, flush u64, apply u64, commit time at apply i64 |
+//! | 4 | keepalive | sender | end u64, commit u64, exact u64, commit time i64, exact time i64, sender's clock i64, from version 2 on silent u64, lineage, from version 3 on asks u8 (see [`ASKS_WRITE`]) |
+//! | 5 | ack | receiver | write u64, flush u64, apply u64, commit time at apply i64, from version 3 on flags u8 (see [`ACK_APPLIES`], [`ACK_NEVER`]) |
 //! | 6 | snapshot data | sender | offset u64, bytes of the catalog checkpoint to the end |
 //! | 7 | snapshot end | sender | commit LSN u64, length u64, SHA-256 32 bytes |
 //! | 8 | fill request | receiver | batch u32, starved u8 (percent of the time since the last request that the receiver waited for bytes), count u32, count x file id u64 |
@@ -85,6 +85,13 @@ pub const VERSION_MAX: u16 = 3;
 pub const VERSION_ORIGIN: u16 = 2;
 /// From this version on, acks say what counts, slots are told downstream, and a directory can be resynced.
 pub const VERSION_SLOTS: u16 = 3;
+/// Bit of an ack's flags: what is applied counts. Not set by a receiver whose directory rests: paused, stopped at a
+/// target, refused, or one that only receives.
+pub const ACK_APPLIES: u8 = 1;
+/// Bit of an ack's flags: the receiver was set up never to count for synchronous replication.
+pub const ACK_NEVER: u8 = 2;
+/// Bit of what a keepalive asks for: an ack as soon as log is written, before it is durable.
+pub const ASKS_WRITE: u8 = 1;
 /// First bytes of every hello.
 pub const MAGIC: [u8; 8] = *b"towline\0";
 /// Bytes before the payload.
@@ -168,8 +175,8 @@ impl Kind {
             Self::Hello => HELLO_MAX,
             Self::Welcome => 40 + 4 + NAME_MAX + 4 + REASON_MAX + LINEAGE_BYTES,
             Self::Log => 16 + LOG_MAX,
-            Self::Keepalive => 56 + LINEAGE_BYTES,
-            Self::Ack => 32,
+            Self::Keepalive => 57 + LINEAGE_BYTES,
+            Self::Ack => 33,
             Self::SnapshotData => 8 + SNAPSHOT_PIECE,
             Self::SnapshotEnd => 48,
             Self::FillRequest => 9 + 8 * BATCH_IDS,
@@ -226,6 +233,8 @@ pub struct Keepalive {
     pub now: i64,
     /// Where the log comes from; `None` for, and from, a node that does not know it.
     pub origin: Option<Origin>,
+    /// What the sender asks for, bits; `None` for, and from, a node that does not know it. Not without an origin.
+    pub asks: Option<u8>,
 }
 
 /// What a sender knows of where its log comes from.
@@ -248,6 +257,22 @@ pub struct Ack {
     pub apply: Lsn,
     /// Time of the commit at `apply`.
     pub apply_time: i64,
+    /// What counts, bits; `None` for, and from, a node that does not know them.
+    pub flags: Option<u8>,
+}
+
+impl Ack {
+    /// Whether the receiver's directory moves. One that can't say so says it by its positions.
+    #[must_use]
+    pub fn applies(&self) -> bool {
+        self.flags.is_none_or(|f| f & ACK_APPLIES != 0)
+    }
+
+    /// Whether the receiver was set up never to count.
+    #[must_use]
+    pub fn never(&self) -> bool {
+        self.flags.is_some_and(|f| f & ACK_NEVER != 0)
+    }
 }
 
 /// How the items of fill data are stored in the message.
@@ -415,6 +440,9 @@ impl Message {
                 if let Some(origin) = &k.origin {
                     out.put_u64(origin.silent);
                     origin.lineage.put(out);
+                    if let Some(asks) = k.asks {
+                        out.put_u8(asks);
+                    }
                 }
             }
             Self::Ack(a) => {
@@ -422,6 +450,9 @@ impl Message {
                 out.put_u64(a.flush.0);
                 out.put_u64(a.apply.0);
                 out.put_i64(a.apply_time);
+                if let Some(flags) = a.flags {
+                    out.put_u8(flags);
+                }
             }
             Self::SnapshotData { offset, bytes } => {
                 out.put_u64(*offset);
@@ -489,12 +520,14 @@ fn decode_payload(kind: Kind, body: Vec<u8>) -> Result<Message, DecodeError> {
             exact_time: r.i64("exact time")?,
             now: r.i64("clock")?,
             origin: if r.rest().is_empty() { None } else { Some(take_origin(&mut r)?) },
+            asks: optional(&mut r, "asks")?,
         }),
         Kind::Ack => Message::Ack(Ack {
             write: Lsn(r.u64("write")?),
             flush: Lsn(r.u64("flush")?),
             apply: Lsn(r.u64("apply")?),
             apply_time: r.i64("apply time")?,
+            flags: optional(&mut r, "ack flags")?,
         }),
         Kind::SnapshotData => {
             let offset = r.u64("snapshot offset")?;
@@ -534,6 +567,11 @@ fn decode_payload(kind: Kind, body: Vec<u8>) -> Result<Message, DecodeError> {
     };
     r.finish()?;
     Ok(message)
+}
+
+/// A byte at the end that older versions don't have.
+fn optional(r: &mut Reader<'_>, what: &'static str) -> Result<Option<u8>, DecodeError> {
+    if r.rest().is_empty() { Ok(None) } else { r.u8(what).map(Some) }
 }
 
 fn take_origin(r: &mut Reader<'_>) -> Result<Origin, DecodeError> {
