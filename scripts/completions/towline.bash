@@ -195,7 +195,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__follower)
-            opts="-h --config --data --state --listen --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --leader --upstream-role --apply-cuts --local-edits --paused --log-level --log-json --help"
+            opts="-h --config --data --state --listen --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --leader --upstream-role --apply-cuts --local-edits --paused --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -255,6 +255,18 @@ _towline() {
                     ;;
                 --compression)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --synchronous-followers)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --synchronous-level)
+                    COMPREPLY=($(compgen -W "write flush apply" -- "${cur}"))
+                    return 0
+                    ;;
+                --sync-loss)
+                    COMPREPLY=($(compgen -W "report freeze" -- "${cur}"))
                     return 0
                     ;;
                 --leader)
@@ -285,7 +297,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__leader)
-            opts="-h --config --data --state --listen --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --log-level --log-json --help"
+            opts="-h --config --data --state --listen --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -345,6 +357,18 @@ _towline() {
                     ;;
                 --compression)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --synchronous-followers)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --synchronous-level)
+                    COMPREPLY=($(compgen -W "write flush apply" -- "${cur}"))
+                    return 0
+                    ;;
+                --sync-loss)
+                    COMPREPLY=($(compgen -W "report freeze" -- "${cur}"))
                     return 0
                     ;;
                 --log-level)

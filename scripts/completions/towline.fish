@@ -53,9 +53,15 @@ complete -c towline -n "__fish_towline_using_subcommand leader" -l peer-timeout 
 complete -c towline -n "__fish_towline_using_subcommand leader" -l segment-timeout -d 'A non-empty segment is sealed after this time' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l scrub-rate -d 'Bytes a second of background hashing' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l compression -d 'zstd level of the log' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l synchronous-followers -d 'Who has to confirm changes: \'ANY n (..)\', \'FIRST n (..)\', a plain list, \'*\'' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l synchronous-level -d 'What they have to have done' -r -f -a "write\t'Its operating system has it: survives the death of the follower\'s process'
+flush\t'It is durable in its log'
+apply\t'It is visible in its directory'"
+complete -c towline -n "__fish_towline_using_subcommand leader" -l sync-loss -d 'What happens while too few of them are there' -r -f -a "report\t'It is said; callers that wait for confirmations wait'
+freeze\t'The application is frozen until they are there again'"
 complete -c towline -n "__fish_towline_using_subcommand leader" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l log-json -d 'Write the daemon\'s log as JSON lines'
-complete -c towline -n "__fish_towline_using_subcommand leader" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand leader" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c towline -n "__fish_towline_using_subcommand follower" -l config -d 'Configuration file' -r -F
 complete -c towline -n "__fish_towline_using_subcommand follower" -l data -d 'Data directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand follower" -l state -d 'State directory, towline\'s own' -r -F
@@ -70,6 +76,12 @@ complete -c towline -n "__fish_towline_using_subcommand follower" -l peer-timeou
 complete -c towline -n "__fish_towline_using_subcommand follower" -l segment-timeout -d 'A non-empty segment is sealed after this time' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l scrub-rate -d 'Bytes a second of background hashing' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l compression -d 'zstd level of the log' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l synchronous-followers -d 'Who has to confirm changes: \'ANY n (..)\', \'FIRST n (..)\', a plain list, \'*\'' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l synchronous-level -d 'What they have to have done' -r -f -a "write\t'Its operating system has it: survives the death of the follower\'s process'
+flush\t'It is durable in its log'
+apply\t'It is visible in its directory'"
+complete -c towline -n "__fish_towline_using_subcommand follower" -l sync-loss -d 'What happens while too few of them are there' -r -f -a "report\t'It is said; callers that wait for confirmations wait'
+freeze\t'The application is frozen until they are there again'"
 complete -c towline -n "__fish_towline_using_subcommand follower" -l leader -d 'Address of the node to follow; several, with commas between them, are tried in turn' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l upstream-role -d 'Which of them to follow' -r -f -a "any\t'Whichever answers first'
 leader\t'The leader only'
