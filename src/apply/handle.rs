@@ -164,7 +164,9 @@ impl ApplyHandle {
     /// Goes on after a pause.
     pub fn resume(&self) {
         self.shared.lock().pause = false;
-        self.shared.applied.send_modify(|applied| applied.moves = applied.consistent && self.failure().is_none());
+        self.shared
+            .applied
+            .send_modify(|applied| applied.moves = applied.consistent && self.failure().is_none());
         self.set_paused(false);
         self.shared.wake.notify_one();
     }

@@ -59,7 +59,9 @@ pub(super) fn part(peers: &Peers, config: &Config) -> SyncPart {
 pub(super) fn guarantee(part: &SyncPart) -> String {
     match (part.policy.as_str(), part.satisfied) {
         ("", _) => "; replication is asynchronous".to_owned(),
-        (policy, true) => format!("; what `towline wait` says is replicated is confirmed by {policy} at {}", part.level),
+        (policy, true) => {
+            format!("; what `towline wait` says is replicated is confirmed by {policy} at {}", part.level)
+        }
         (policy, false) => format!("; {policy} is not there: nothing is confirmed"),
     }
 }

@@ -264,13 +264,19 @@ pub fn decide(policy: &Policy, level: Level, candidates: &[Candidate<'_>]) -> De
 pub fn decide_all(level: Level, candidates: &[Candidate<'_>]) -> Option<Lsn> {
     let attached = candidates.iter().filter(|c| c.attached && c.eligible);
     // One whose directory rests has not confirmed what it may never apply.
-    let reached = attached.map(|c| if level == Level::Apply && !c.applies { Lsn::ZERO } else { c.at.at(level) });
+    let reached =
+        attached.map(|c| if level == Level::Apply && !c.applies { Lsn::ZERO } else { c.at.at(level) });
     reached.min()
 }
 
 /// Who has confirmed a position: of those that count, or of all that are attached.
 #[must_use]
-pub fn confirmers(policy: Option<&Policy>, level: Level, lsn: Lsn, candidates: &[Candidate<'_>]) -> Vec<String> {
+pub fn confirmers(
+    policy: Option<&Policy>,
+    level: Level,
+    lsn: Lsn,
+    candidates: &[Candidate<'_>],
+) -> Vec<String> {
     let able = |c: &&Candidate<'_>| match policy {
         Some(policy) => c.counts(level) && policy.rank(c.name) > 0,
         None => c.attached && c.eligible && (level != Level::Apply || c.applies),

@@ -71,7 +71,8 @@ fn decisions_are_those_of_the_data_files() {
 
 #[test]
 fn the_grammar_is_that_of_the_data_file() {
-    for line in include_str!("../../tests/fixtures/quorum/grammar.txt").lines().filter(|l| !l.starts_with('#'))
+    for line in
+        include_str!("../../tests/fixtures/quorum/grammar.txt").lines().filter(|l| !l.starts_with('#'))
     {
         if let Some((text, part)) = line.split_once(" =! ") {
             let error = text.parse::<Policy>().expect_err(text).to_string();

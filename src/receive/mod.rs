@@ -27,8 +27,8 @@ use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::segment;
 use crate::session;
 use crate::wire::{
-    ACK_APPLIES, ACK_NEVER, ASKS_WRITE, Ack, Body, Code, Decision, Hello, Message, SHA256_EMPTY, VERSION_MAX, VERSION_MIN,
-    VERSION_SLOTS, Want,
+    ACK_APPLIES, ACK_NEVER, ASKS_WRITE, Ack, Body, Code, Decision, Hello, Message, SHA256_EMPTY, VERSION_MAX,
+    VERSION_MIN, VERSION_SLOTS, Want,
 };
 
 /// Pieces of log (at most 1 MiB each) received but not yet handed to the log.

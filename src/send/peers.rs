@@ -373,7 +373,9 @@ impl Session {
 
     pub(super) fn ack(&self, ack: &Ack) {
         let mut inner = self.peers.lock();
-        let Some(p) = inner.peers.get_mut(&self.name).filter(|p| p.connection == self.connection) else { return };
+        let Some(p) = inner.peers.get_mut(&self.name).filter(|p| p.connection == self.connection) else {
+            return;
+        };
         let before = p.stand();
         let s = &mut p.status;
         (s.write, s.flush, s.apply) = (ack.write, ack.flush, ack.apply);

@@ -28,7 +28,11 @@ fn synchronous(v: &Value) -> String {
         ),
     };
     if let Some(since) = number("/sync/frozen_since") {
-        let _ = write!(out, "; the application is FROZEN for {}: `towline sync release` thaws it", distance(since));
+        let _ = write!(
+            out,
+            "; the application is FROZEN for {}: `towline sync release` thaws it",
+            distance(since)
+        );
     }
     if let Some(until) = number("/sync/override_until") {
         let _ = write!(out, "; released by an operator for {} more", distance(until));
