@@ -26,6 +26,10 @@ mod upstreams;
 
 pub use upstreams::{Answer, Turns, UPSTREAMS_MAX, UpstreamRole, verdict};
 
+mod commits;
+
+pub use commits::Commits;
+
 /// What a sender knows of itself when a receiver says hello.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Here {

@@ -37,6 +37,14 @@ pub fn may_read(dir: impl AsFd, name: &[u8], kind: Kind) -> bool {
     rfs::accessat(dir, name, access, AtFlags::EACCESS | AtFlags::SYMLINK_NOFOLLOW).is_ok()
 }
 
+/// Bytes that may still be written to the file system of `path` without privilege, and the sum of these and the used
+/// ones: what `df` takes its percentage from.
+pub fn room(path: &Path) -> io::Result<(u64, u64)> {
+    let s = rfs::statvfs(path)?;
+    let usable = s.f_blocks.saturating_sub(s.f_bfree).saturating_add(s.f_bavail);
+    Ok((s.f_bavail.saturating_mul(s.f_frsize), usable.saturating_mul(s.f_frsize)))
+}
+
 /// What statx says of one inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {

@@ -1,5 +1,6 @@
 //! One generation of a follower: the first copy if there is none, then apply, receive, and serving onward.
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,8 +9,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::port::Port;
+use super::show::{cuts_part, log_part};
 use super::source::{FollowerSource, Source};
-use super::{Engine, Node, blocking, bounded_stop, lag, log_part, until_failure};
+use super::{Engine, Node, blocking, bounded_stop, until_failure};
 use crate::apply::{
     self, Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Inexact, LocalEdits,
 };
@@ -21,7 +24,7 @@ use crate::net::{Sources, Upstream, UpstreamStatus};
 use crate::position::Lsn;
 use crate::receive::{self, Progress};
 use crate::state::{Control, FillState};
-use crate::status::{Failure, Status};
+use crate::status::{Failure, Lag, Status};
 use crate::sys::{self, Root};
 use crate::wire::Code;
 
@@ -207,13 +210,19 @@ async fn follow(
         never_counts: !config.sync_candidate,
         peer_timeout: config.peer_timeout.0,
         status: Arc::clone(&follower.upstream),
+        below: {
+            let node = Arc::clone(node);
+            Arc::new(move || node.port.below())
+        },
     };
     let mut receiving = pin!(receive::run(context, cancel.clone()));
     let failed = until_failure(node, &cancel, || log.failure().or_else(|| apply.failure()));
     let usable = note_usable(node, apply, &control);
+    let mut noting = pin!(note_commits(node, log));
     let e = tokio::select! {
         r = &mut receiving => return r,
         r = usable => return r,
+        never = &mut noting => match never {},
         e = failed => e,
     };
     match e {
@@ -225,11 +234,23 @@ async fn follow(
             node.port.fail(node, &e).await;
             tokio::select! {
                 r = &mut receiving => r,
+                never = &mut noting => match never {},
                 () = node.stand_still(e) => Ok(()),
                 e = until_failure(node, &cancel, || log.failure()) => e.map_or(Ok(()), Err),
             }
         }
         other => other.map_or(Ok(()), Err),
+    }
+}
+
+/// Remembers when commits were made, for the lag of those that follow this node.
+async fn note_commits(node: &Node, log: &Log) -> Infallible {
+    let mut tail = log.subscribe();
+    loop {
+        node.port.peers().committed(&tail.borrow_and_update());
+        if tail.changed().await.is_err() {
+            return std::future::pending().await;
+        }
     }
 }
 
@@ -268,7 +289,7 @@ impl Follower {
         Ok(json!({"lsn": at.lsn.to_string(), "cut": at.cut.to_string(), "paused": pause}))
     }
 
-    pub(crate) fn fill_status(&self, status: &mut Status) {
+    pub(crate) fn fill_status(&self, port: &Port, status: &mut Status) {
         let upstream = self.upstream.status();
         status.upstream = serde_json::to_value(&upstream).ok();
         if let Some((state, failure)) = refusal(&upstream) {
@@ -288,8 +309,9 @@ impl Follower {
         }
         status.apply = Some(value);
         status.log = Some(log_part(log));
+        status.cuts = cuts_part(log, port);
         let (bytes, seconds) = self.upstream.lag(self.peer_timeout);
-        status.lag = Some(lag(bytes, seconds));
+        status.lag = Some(Lag { bytes, seconds });
         status.guarantee = if applied.consistent {
             format!("the directory stands on or moves between {} cuts of the leader's", applied.cut)
         } else {

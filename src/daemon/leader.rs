@@ -7,9 +7,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::port::Port;
+use super::show::{cuts_part, log_part};
 use super::source::{LeaderSource, Source};
 use super::sync;
-use super::{Engine, Node, blocking, bounded_stop, log_part, recover, until_failure};
+use super::{Engine, Node, blocking, bounded_stop, recover, until_failure};
 use crate::capture::{Capture, CaptureHandle, CaptureOptions};
 use crate::config::Config;
 use crate::control::Request;
@@ -95,7 +97,11 @@ async fn note_segments(node: &Arc<Node>, log: &Log) -> Infallible {
     let mut tail = log.subscribe();
     let mut noted = Lsn::ZERO;
     loop {
-        let end = tail.borrow_and_update().end;
+        let end = {
+            let now = tail.borrow_and_update();
+            node.port.peers().committed(&now);
+            now.end
+        };
         if end.segment() > noted.segment() || noted <= Lsn::FIRST && end > noted {
             // The note is a guard against accidents: what keeps it from being written is shown by what fails next.
             match note_reached(node, end).await {
@@ -208,7 +214,7 @@ impl Leader {
         self.capture.reload(options(config));
     }
 
-    pub(crate) fn fill_status(&self, status: &mut Status) {
+    pub(crate) fn fill_status(&self, port: &Port, status: &mut Status) {
         let stats = self.capture.stats();
         let value = serde_json::to_value(&stats).unwrap_or_default();
         if let Some(hold) = value.get("hold").and_then(Value::as_str) {
@@ -229,6 +235,7 @@ impl Leader {
         }
         status.capture = Some(value);
         status.log = Some(log_part(&self.log));
+        status.cuts = cuts_part(&self.log, port);
         "watching: each commit is an exact or a file cut of the directory; followers apply exact cuts"
             .clone_into(&mut status.guarantee);
     }

@@ -26,6 +26,7 @@ mod leader;
 mod options;
 mod port;
 mod recover;
+mod show;
 mod source;
 mod sync;
 mod trouble;
@@ -43,9 +44,9 @@ use crate::config::{self, Config};
 use crate::control::{self, Answer, Request};
 use crate::disk;
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::net;
 use crate::position::{NodeId, SystemId};
 use crate::state::{Control, FillState, Role, StateDir};
-use crate::status::{Lag, LogPart, Status, health};
 
 pub use options::{Flags, Reach, reach};
 use trouble::Phase;
@@ -80,6 +81,8 @@ pub(crate) struct Node {
     pub(crate) port: port::Port,
     pub(crate) data: PathBuf,
     pub(crate) paused: std::sync::atomic::AtomicBool,
+    /// When the process began, ns since 1970.
+    started: i64,
     file: Option<PathBuf>,
     flags: Flags,
     /// The state directory was made by this process.
@@ -202,6 +205,7 @@ fn open(start: Start) -> Result<Node> {
         port: port::Port::default(),
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),
+        started: net::wall_clock(),
         file: start.file,
         flags: start.flags,
         fresh,
@@ -371,7 +375,7 @@ pub(crate) async fn bounded_stop(what: &'static str, work: impl FnOnce() -> Resu
 fn answer(node: Arc<Node>, request: Request) -> Answer {
     Box::pin(async move {
         match request {
-            Request::Status => status(&node),
+            Request::Status => show::shown(node).await,
             Request::Reload => reload(&node).await,
             Request::Stop => {
                 node.stop.cancel();
@@ -455,57 +459,6 @@ async fn reload(node: &Arc<Node>) -> Result<Value> {
     node.retry.notify_waiters();
     tracing::info!("configuration read again from '{}': {change}", file.display());
     Ok(change.answer())
-}
-
-fn status(node: &Arc<Node>) -> Result<Value> {
-    let (word, error) = {
-        let phase = lock(&node.phase);
-        let role = node.state.control().map_or(Role::Follower, |c| c.role);
-        (phase.word(), phase.failure(role))
-    };
-    let control = node.state.set_up()?;
-    let mut status = Status {
-        role: control.role.word(),
-        name: node.name(),
-        version: env!("CARGO_PKG_VERSION"),
-        data: node.data.display().to_string(),
-        system: control.system.to_string(),
-        timeline: control.timeline.0,
-        state: word.to_owned(),
-        error,
-        followers: node.port.followers(),
-        ..Status::default()
-    };
-    match node.engine() {
-        Some(Engine::Leader(l)) => l.fill_status(&mut status),
-        Some(Engine::Follower(f)) => f.fill_status(&mut status),
-        None => "nothing is replicated until the node is running".clone_into(&mut status.guarantee),
-    }
-    if control.role == Role::Leader {
-        let part = sync::part(node.port.peers(), &node.config());
-        status.guarantee += &sync::guarantee(&part);
-        status.sync = Some(part);
-    }
-    status.health = health(&status);
-    serde_json::to_value(status).map_err(|e| Error::new(ErrorKind::Io, e.to_string()))
-}
-
-/// The positions of a log for `status`.
-pub(crate) fn log_part(log: &crate::log::Log) -> LogPart {
-    let tail = log.tail();
-    LogPart {
-        written: log.written().to_string(),
-        end: tail.end.to_string(),
-        commit: tail.commit.to_string(),
-        exact: tail.exact.to_string(),
-        segment: format!("{:016X}", tail.segment.0),
-        commit_time: tail.commit_time,
-    }
-}
-
-/// Lag in bytes and seconds as `status` shows it.
-pub(crate) fn lag(bytes: u64, seconds: Option<f64>) -> Lag {
-    Lag { bytes, seconds }
 }
 
 /// Waits until a watched failure appears, the state directory is gone, or the stop is asked for.

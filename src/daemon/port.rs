@@ -16,6 +16,7 @@ use crate::log::Log;
 use crate::net::Ancestry;
 use crate::position::{SystemId, TimelineId};
 use crate::send::{self, Card, Halt, Peers, ServeContext};
+use crate::wire::Below;
 
 /// The port of a node; it is opened once.
 #[derive(Default)]
@@ -57,9 +58,20 @@ impl Desk {
 }
 
 impl Port {
-    /// Every follower known.
+    /// Every follower known, with how far behind it is.
     pub(crate) fn followers(&self) -> Vec<Value> {
-        self.peers.list().iter().map(|p| serde_json::to_value(p).unwrap_or_default()).collect()
+        let list = self.peers.survey(self.leaders_clock());
+        list.iter().map(|p| serde_json::to_value(p).unwrap_or_default()).collect()
+    }
+
+    /// The same and those behind them, as the upstream is told.
+    pub(crate) fn below(&self) -> Vec<Below> {
+        self.peers.below(self.leaders_clock())
+    }
+
+    /// What the clock that stamps commits shows, ns since 1970.
+    pub(crate) fn leaders_clock(&self) -> i64 {
+        lock(&self.ancestry).now()
     }
 
     /// The same, to wait for them.

@@ -53,6 +53,8 @@ pub struct UpstreamStatus {
     pub name: Option<String>,
     /// State of the connection.
     pub state: UpstreamState,
+    /// The protocol version spoken with it; 0 before it answered.
+    pub protocol: u16,
     /// The refusal, when there was one.
     pub code: Option<Code>,
     /// What ended the last attempt.
@@ -130,6 +132,12 @@ impl Upstream {
         self.ancestry.clone()
     }
 
+    /// The protocol version spoken with the upstream; 0 before it answered.
+    #[must_use]
+    pub fn protocol(&self) -> u16 {
+        self.lock().0.protocol
+    }
+
     /// The node that follows.
     #[must_use]
     pub fn node(&self) -> NodeId {
@@ -158,6 +166,7 @@ impl Upstream {
     /// # Errors
     /// This node's log would come from itself, or whether the upstream is what was asked for is not known.
     pub fn welcomed(&self, welcome: &Welcome, wants: RoleWanted) -> Ended<()> {
+        self.update(|s| s.protocol = welcome.version);
         let refused = matches!(welcome.decision, Decision::Refuse { .. });
         if wants != RoleWanted::Any && welcome.version < VERSION_SLOTS && !refused {
             let reason = "the upstream is too old to say whether it is the leader; update it".to_owned();

@@ -27,8 +27,8 @@ use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::segment;
 use crate::session;
 use crate::wire::{
-    ACK_APPLIES, ACK_NEVER, ASKS_WRITE, Ack, Body, Code, Decision, Hello, Message, SHA256_EMPTY, VERSION_MAX,
-    VERSION_MIN, VERSION_SLOTS, Want,
+    ACK_APPLIES, ACK_NEVER, ASKS_WRITE, Ack, Below, Body, Code, Decision, Hello, Message, SHA256_EMPTY,
+    VERSION_MAX, VERSION_MIN, VERSION_SLOTS, Want,
 };
 
 /// Pieces of log (at most 1 MiB each) received but not yet handed to the log.
@@ -66,6 +66,8 @@ pub struct ReceiveContext<P> {
     pub peer_timeout: Duration,
     /// Where the state of all this is shown.
     pub status: Arc<Upstream>,
+    /// Who follows this node, and whom they serve: the upstream is told.
+    pub below: Arc<dyn Fn() -> Vec<Below> + Send + Sync>,
 }
 
 /// Follows until cancelled.
@@ -225,6 +227,7 @@ where
     let mut written_of = context.log.subscribe_written();
     let half = context.peer_timeout / 2;
     let mut last: Option<(Ack, Instant)> = None;
+    let mut report = Report::default();
     loop {
         let tail = *tail_of.borrow_and_update();
         if let Some(e) = context.log.failure() {
@@ -245,7 +248,8 @@ where
             writer.send(&Message::Ack(ack)).await?;
             last = Some((ack, Instant::now()));
         }
-        let due = last.map_or_else(Instant::now, |(_, at)| at + half);
+        report.send(writer, context, half).await?;
+        let due = last.map_or_else(Instant::now, |(_, at)| at + half).min(report.due(half));
         tokio::select! {
             changed = tail_of.changed() => changed.map_err(|_| closed("log"))?,
             changed = applied_of.changed() => changed.map_err(|_| closed("directory"))?,
@@ -253,6 +257,45 @@ where
             changed = asked.changed() => changed.map_err(|_| closed("connection"))?,
             () = tokio::time::sleep_until(due) => {}
         }
+    }
+}
+
+/// What the upstream was told of those that follow this node.
+#[derive(Default)]
+struct Report {
+    at: Option<Instant>,
+    /// Somebody was named.
+    named: bool,
+}
+
+impl Report {
+    fn due(&self, half: Duration) -> Instant {
+        self.at.map_or_else(Instant::now, |at| at + half)
+    }
+
+    /// Tells of them at the pace of keepalives, if there are any, and once when there are none any more.
+    async fn send<W, P>(
+        &mut self,
+        writer: &mut MessageWriter<W>,
+        context: &ReceiveContext<P>,
+        half: Duration,
+    ) -> Ended<()>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        if self.due(half) > Instant::now() {
+            return Ok(());
+        }
+        self.at = Some(Instant::now());
+        if context.status.protocol() < VERSION_SLOTS {
+            return Ok(());
+        }
+        let below = (context.below)();
+        if !below.is_empty() || self.named {
+            self.named = !below.is_empty();
+            writer.send(&Message::Below(below)).await?;
+        }
+        Ok(())
     }
 }
 

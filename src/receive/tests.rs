@@ -144,6 +144,7 @@ fn follow_as(name: &str, node: NodeId, dir: tempfile::TempDir, upstream: &str) -
         never_counts: false,
         peer_timeout: Duration::from_secs(1),
         status: Arc::clone(&status),
+        below: Arc::new(Vec::new),
     };
     let task = tokio::spawn(run(context, cancel.clone()));
     Follower { dir, log, applied, status, cancel, task }

@@ -26,10 +26,12 @@ use crate::wire::{
 
 mod door;
 mod peers;
+mod tree;
 
 pub use door::{Card, Halt, decline};
 use peers::Session;
 pub use peers::{FollowerStatus, PeerState, Peers, Ticket};
+pub use tree::{LagStatus, NodeBelow};
 
 /// Stored bytes read and sent at once: little is lost when a line breaks, and both ends work side by side.
 const PIECE: usize = 256 << 10;
@@ -361,6 +363,7 @@ async fn hear<R: AsyncRead + Unpin>(reader: &mut MessageReader<R>, session: &Ses
     loop {
         match reader.next().await? {
             Some(Message::Ack(ack)) => session.ack(&ack),
+            Some(Message::Below(nodes)) => session.told(nodes),
             Some(Message::Goodbye { reason, .. }) => {
                 tracing::debug!("goodbye: {}", net::one_line(&reason));
                 return Ok(());

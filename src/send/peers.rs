@@ -9,13 +9,15 @@ use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::tree::{self, LagStatus, NodeBelow};
 use crate::error::{Error, ErrorKind};
 use crate::log::Tail;
 use crate::net::{Traffic, wall_clock};
 use crate::position::{Lsn, NodeId};
 use crate::quorum::{self, Candidate, Level, Positions, SyncState};
+use crate::session::Commits;
 use crate::sync::{Board, Confirmed, InForce, Rules, Wait};
-use crate::wire::Ack;
+use crate::wire::{Ack, Below};
 
 /// Most names remembered; of those that are away, the one longest away is forgotten first.
 const NAMES: usize = 256;
@@ -79,9 +81,13 @@ pub struct FollowerStatus {
     pub sync_priority: usize,
     /// Its confirmations count now, at the level in force.
     pub sync_counts: bool,
+    /// How far it is behind, once it said where it stands.
+    pub lag: Option<LagStatus>,
+    /// Who follows it, as it told.
+    pub followers: Vec<NodeBelow>,
 }
 
-fn text<S: serde::Serializer>(lsn: &Lsn, s: S) -> Result<S::Ok, S::Error> {
+pub(super) fn text<S: serde::Serializer>(lsn: &Lsn, s: S) -> Result<S::Ok, S::Error> {
     s.collect_str(lsn)
 }
 
@@ -98,6 +104,8 @@ struct Peer {
     never: bool,
     /// It was close enough, and has not fallen too far behind since.
     near: bool,
+    /// Who follows it, and when it said so.
+    below: (Vec<Below>, i64),
 }
 
 impl Peer {
@@ -152,6 +160,9 @@ struct Inner {
     board: Board,
     /// The end of the log that is served.
     tail: Option<watch::Receiver<Tail>>,
+    commits: Commits,
+    /// Durable end of the log.
+    end: Lsn,
 }
 
 impl Inner {
@@ -254,6 +265,47 @@ impl Peers {
         self.lock().board.hasty()
     }
 
+    /// The log was published up to here.
+    pub fn committed(&self, tail: &Tail) {
+        let mut inner = self.lock();
+        inner.end = tail.end;
+        inner.commits.saw(tail.commit, tail.commit_time);
+    }
+
+    /// Time of the oldest commit behind `lsn`, ns since 1970 by the leader's clock; `None` when there is none.
+    #[must_use]
+    pub fn oldest_after(&self, lsn: Lsn) -> Option<i64> {
+        self.lock().commits.oldest_after(lsn)
+    }
+
+    /// As [`Self::list`], with how far each is behind when the leader's clock shows `now`.
+    #[must_use]
+    pub fn survey(&self, now: i64) -> Vec<FollowerStatus> {
+        let mut list = self.list();
+        let inner = self.lock();
+        for status in &mut list {
+            // Before its first ack nothing is known of where it stands.
+            status.lag = (status.apply > Lsn::ZERO).then(|| {
+                let age = inner.commits.age(status.apply, now);
+                LagStatus::new(inner.end, [status.sent, status.write, status.flush, status.apply], Some(age))
+            });
+            if let Some(peer) = inner.peers.get(&status.name) {
+                status.followers = tree::nested(&peer.below.0, peer.below.1);
+            }
+        }
+        list
+    }
+
+    /// Every follower and who follows it, to be told to the node that this one follows.
+    #[must_use]
+    pub fn below(&self, now: i64) -> Vec<Below> {
+        let list = self.survey(now);
+        let inner = self.lock();
+        let none = Vec::new();
+        let told = |name: &str| inner.peers.get(name).map_or(&none, |p| &p.below.0);
+        tree::flat(list.iter().map(|status| (status, told(&status.name).as_slice())), wall_clock())
+    }
+
     /// Whether every follower that is connected and takes log has `lsn` durably.
     #[must_use]
     pub fn all_flushed(&self, lsn: Lsn) -> bool {
@@ -304,6 +356,8 @@ impl Peers {
             sync_state: SyncState::Async,
             sync_priority: 0,
             sync_counts: false,
+            lag: None,
+            followers: Vec::new(),
         };
         let (cancelled, traffic) = (cancel.clone(), Arc::clone(traffic));
         let peer = Peer {
@@ -315,6 +369,7 @@ impl Peers {
             applies: false,
             never: false,
             near: false,
+            below: Default::default(),
         };
         match inner.peers.entry(name.to_owned()) {
             Slot::Vacant(slot) => {
@@ -371,6 +426,14 @@ impl Session {
         self.update(|s| s.state = state);
     }
 
+    /// The follower told who follows it.
+    pub(super) fn told(&self, below: Vec<Below>) {
+        let mut inner = self.peers.lock();
+        if let Some(p) = inner.peers.get_mut(&self.name).filter(|p| p.connection == self.connection) {
+            p.below = (below, wall_clock());
+        }
+    }
+
     pub(super) fn ack(&self, ack: &Ack) {
         let mut inner = self.peers.lock();
         let Some(p) = inner.peers.get_mut(&self.name).filter(|p| p.connection == self.connection) else {
@@ -424,6 +487,8 @@ impl Drop for Ticket {
 impl Drop for Session {
     fn drop(&mut self) {
         self.state(PeerState::Away);
+        // What is behind it is not known any more.
+        self.told(Vec::new());
     }
 }
 
@@ -494,6 +559,50 @@ mod tests {
         let list = peers.list();
         assert!(list.len() <= NAMES);
         assert_eq!(list.iter().filter(|p| p.state != PeerState::Away).count(), kept.len());
+    }
+
+    #[test]
+    fn lag_is_the_age_of_the_oldest_commit_that_is_missing_and_nothing_at_idle() {
+        let (peers, second) = (Arc::new(Peers::default()), 1_000_000_000);
+        let s = join(&peers, "a", "1");
+        let lag = |now: i64| peers.survey(now * second)[0].lag.map(|l| (l.bytes, l.seconds));
+        let commit = |lsn: u64, time: i64| {
+            let (lsn, commit_time) = (Lsn(lsn), time * second);
+            peers.committed(&Tail { end: lsn, commit: lsn, commit_time, ..Tail::default() });
+        };
+        commit(100, 10);
+        assert_eq!(lag(11), None, "it has not said where it stands");
+        s.ack(&Ack { apply: Lsn(100), ..Ack::default() });
+        assert_eq!(lag(10_000), Some((0, Some(0.0))), "idle for hours");
+        // Paused, or away: the age grows, of the first commit that it does not show.
+        commit(150, 10_000);
+        commit(190, 10_050);
+        assert_eq!(lag(10_060), Some((90, Some(60.0))));
+        s.ack(&Ack { apply: Lsn(150), ..Ack::default() });
+        assert_eq!(lag(10_060), Some((40, Some(10.0))));
+        drop(s);
+        assert_eq!(lag(10_070), Some((40, Some(20.0))));
+        assert_eq!(peers.oldest_after(Lsn(190)), None);
+    }
+
+    #[test]
+    fn who_follows_a_follower_is_shown_below_it_and_told_upward() {
+        let (leader, middle) = (Arc::new(Peers::default()), Arc::new(Peers::default()));
+        let (near, far) = (join(&leader, "near", "1"), join(&middle, "far", "2"));
+        far.state(PeerState::Streaming);
+        let deep = Below { name: "deep".to_owned(), state: "away".to_owned(), ..Below::default() };
+        far.told(vec![deep]);
+        middle.committed(&Tail { end: Lsn(50), commit: Lsn(50), commit_time: 7, ..Tail::default() });
+        far.ack(&Ack { flush: Lsn(50), apply: Lsn(40), ..Ack::default() });
+        near.told(middle.below(10));
+        let list = leader.survey(0);
+        let [below] = &list[0].followers[..] else { panic!("{list:?}") };
+        assert_eq!((below.name.as_str(), below.state.as_str(), below.flush), ("far", "streaming", Lsn(50)));
+        assert_eq!(below.lag.map(|l| (l.bytes, l.seconds)), Some((10, Some(3e-9))));
+        assert!(below.followers[0].name == "deep" && below.followers[0].lag.is_none());
+        assert_eq!(leader.below(0).iter().map(|b| b.depth).collect::<Vec<_>>(), [0, 1, 2]);
+        drop(near);
+        assert!(leader.survey(0)[0].followers.is_empty(), "nothing is known of them now");
     }
 
     #[test]

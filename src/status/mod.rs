@@ -1,25 +1,144 @@
-//! What `towline status` shows. The JSON form is a contract: keys are only ever added.
+//! What `towline status` shows. The JSON form is a contract: keys are only ever added, and each stands in the table
+//! below, which a test compares with what live nodes print. `X[].` is each item of the list `X`; what has no value
+//! is `null`. Positions are texts like `0/1000000`; times are nanoseconds since 1970.
 //!
 //! | key | meaning |
 //! | --- | --- |
-//! | `role`, `name`, `version`, `data` | who this is |
-//! | `system`, `timeline` | what it replicates |
+//! | `role` | `leader` or `follower` |
+//! | `name` | the node's name among its peers |
+//! | `version` | of the program |
+//! | `data` | the data directory |
+//! | `system` | what it replicates |
+//! | `timeline` | the epoch of its log |
+//! | `node` | its id, made once |
+//! | `started` | when the process began |
+//! | `now` | the node's clock |
 //! | `state` | `starting`, `filling`, `recovering`, `running`, `stopping`; `healing`: damaged log is fetched again; `stalled`: failed, tried again by itself; `corrupt`, `missing`, `diverged`, `refused`, `config`: failed, and needs help; `held`: a guard waits for `towline confirm` |
 //! | `health` | `ok`; `starting`; `behind`; `paused`: stands still until `towline resume`; `cut-off`: a follower without its upstream, or whose upstream has had no news of the leader for too long; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator |
-//! | `error` | `null`, or what keeps the node from `running`: `kind`, `message`, `remedy`, `needs_help`, `since` and `next_retry` in ns since 1970 (`null`: it is not tried by time), `attempts` |
-//! | `log` | `written`, `end`, `commit`, `exact`: positions; `segment`; `commit_time` in ns since 1970 |
-//! | `capture` | leader only: cuts, gaps, holds, watches, what only a scan found |
-//! | `apply` | follower only: `lsn`, `cut`, `state`, `paused`, local edits, skipped for lack of privilege |
-//! | `upstream` | follower only: the node it follows, state of the connection, progress of a fill; `leader_silent`: seconds since that node had news of the leader, if it has none |
-//! | `followers` | who is connected here: `name`, `state`, `sent`, `write`, `flush`, `apply`; as in pg_stat_replication `sync_state` (`sync`, `potential`, `quorum`, `async`) and `sync_priority`; `sync_counts`: its confirmations count now |
-//! | `sync` | leader only: `policy` (empty: asynchronous), `level`, `loss` as configured; `satisfied`: enough followers count, `required` and `present` how many; `missing_since` in ns since 1970; `write`, `flush`, `apply`: positions up to which the policy has confirmed, `null`: the quorum is missing, or nobody has to confirm; `waiters`: callers of `towline wait` now; `replicated`, `local_only`, `unknown`: how those before ended; `frozen_since`: the application is frozen until the quorum is there, `freeze_error`: it should be but can't be, `override_until`: an operator lets it run, all of them or `null` |
-//! | `lag` | follower only: `bytes`, and `seconds`: age of the oldest commit not yet applied, `null` when all that is known are applied and there has been no news of the leader for longer than `peer_timeout`, directly or through the upstream |
+//! | `error` | what keeps the node from `running` |
+//! | `error.kind` | its class, as in the exit codes |
+//! | `error.message` | what it is |
+//! | `error.remedy` | what to do about it |
+//! | `error.needs_help` | whether it stays until somebody does something |
+//! | `error.since` | when it began |
+//! | `error.attempts` | how often it was tried again |
+//! | `error.next_retry` | when it is tried next; `null`: it is not tried by time |
+//! | `log` | the node's own log |
+//! | `log.written` | end of what is handed to the file system |
+//! | `log.end` | end of what is durable |
+//! | `log.commit` | end of the last complete change set |
+//! | `log.exact` | end of the last one with an exact cut |
+//! | `log.segment` | the newest segment |
+//! | `log.commit_time` | when `log.commit` was made, by the leader's clock |
+//! | `cuts` | how good the newest cuts in the log are |
+//! | `cuts.newest` | `exact`, or `file`: commits wait for an exact cut |
+//! | `cuts.exact_time` | when the newest exact cut was, by the leader's clock |
+//! | `cuts.exact_age` | seconds since the oldest commit that waits for an exact cut; 0 when none does, however long ago the newest was |
+//! | `cuts.waiting_bytes` | bytes of log that wait for one |
+//! | `capture` | leader only: what capture did since the start, and sees |
+//! | `capture.cuts_exact`, `capture.cuts_file` | change sets by cut |
+//! | `capture.last_exact`, `capture.last_exact_time` | position and time of the last exact one |
+//! | `capture.gaps` | times that changes were missed and had to be looked for |
+//! | `capture.gap_open` | whether that is going on |
+//! | `capture.found_by_scan` | changes that only a scan found |
+//! | `capture.unstable` | files that changed while they were read |
+//! | `capture.events` | events of the kernel |
+//! | `capture.overflows` | times its queue overflowed |
+//! | `capture.watches`, `capture.unwatched` | directories watched, and those that only scans see |
+//! | `capture.hot_files`, `capture.hot_dropped` | files polled, and those that were too many for that |
+//! | `capture.hidden_processes` | programs whose mappings may not be looked at |
+//! | `capture.unhashed_files` | files whose content was not read yet |
+//! | `capture.other_file_systems` | mounts below, which are left out |
+//! | `capture.files` | files and directories of the tree |
+//! | `capture.freezes`, `capture.freeze_failures` | times the application was held still, and failed to be |
+//! | `capture.freeze_last_ms`, `capture.freeze_longest_ms` | how long the last and the longest took |
+//! | `capture.freeze_clones` | files cloned meanwhile |
+//! | `capture.freeze_read_bytes` | bytes read meanwhile |
+//! | `capture.unreadable` | a path that can't be read |
+//! | `capture.refused` | a path that is not replicated, and why |
+//! | `capture.hold` | what a guard holds |
+//! | `capture.hold_since` | since when |
+//! | `capture.hold_deletes` | whether `towline confirm` lets it through |
+//! | `apply` | follower only: the directory |
+//! | `apply.lsn` | what it shows |
+//! | `apply.cut` | `exact` or `file` |
+//! | `apply.consistent` | whether it is usable |
+//! | `apply.state` | `recovering`, `filling`, `idle`, `applying`, `paused`, `stopped`, `failed` |
+//! | `apply.paused` | whether a pause was asked for |
+//! | `apply.checkpoint`, `apply.checkpoints` | the newest durable checkpoint, and how many since the start |
+//! | `apply.commits`, `apply.records`, `apply.batches` | change sets, records and steps since the start |
+//! | `apply.inexact` | why it stands still, when exact cuts stay away for longer than allowed |
+//! | `apply.inexact_applied` | file cuts that were applied for that reason |
+//! | `apply.redone`, `apply.scanned` | bytes of log redone and entries looked at at the start |
+//! | `apply.suspects` | files redone after a crash that are still to be compared |
+//! | `apply.skipped_privilege` | what is in the catalog only for want of privilege: how many by class |
+//! | `apply.local_edits_total`, `apply.local_edits_repaired` | changes by others seen and put right since the start |
+//! | `apply.local_edits_standing` | those that the last round of the patrol met |
+//! | `apply.patrols` | rounds of the patrol |
+//! | `apply.local_edits` | the first of them |
+//! | `apply.local_edits[].path`, `apply.local_edits[].what` | which, and what is different |
+//! | `upstream` | follower only: the node it follows |
+//! | `upstream.addresses` | where it may be |
+//! | `upstream.wanted_role` | what is asked for there: `any`, `leader`, `follower` |
+//! | `upstream.address`, `upstream.name` | where it is, and its name |
+//! | `upstream.state` | `connecting`, `filling`, `streaming`, `refused`, `resync` |
+//! | `upstream.protocol` | the version spoken with it |
+//! | `upstream.code` | why it refuses |
+//! | `upstream.error` | what ended the last attempt |
+//! | `upstream.attempts`, `upstream.since`, `upstream.next_retry` | failed attempts, since when, and when the next is made |
+//! | `upstream.end`, `upstream.commit`, `upstream.exact` | its positions |
+//! | `upstream.heard` | when it was last heard |
+//! | `upstream.leader_silent` | seconds since it had news of the leader, if it has none |
+//! | `upstream.fill` | progress of the first copy |
+//! | `upstream.fill.files`, `upstream.fill.files_total` | regular files |
+//! | `upstream.fill.bytes`, `upstream.fill.bytes_total` | their content |
+//! | `followers` | who is connected here, or was |
+//! | `followers[].name`, `followers[].address` | who, and from where |
+//! | `followers[].state` | `connecting`, `filling`, `catchup`, `streaming`, `away` |
+//! | `followers[].sent`, `followers[].write`, `followers[].flush`, `followers[].apply` | its positions |
+//! | `followers[].apply_time` | when the commit at `apply` was made |
+//! | `followers[].connected`, `followers[].heard` | when it came, and when it was last heard |
+//! | `followers[].bytes_received`, `followers[].bytes_sent` | over this connection |
+//! | `followers[].filled_files`, `followers[].filled_bytes` | sent by a first copy over it |
+//! | `followers[].reason` | why it left |
+//! | `followers[].sync_state` | as in pg_stat_replication: `sync`, `potential`, `quorum`, `async` |
+//! | `followers[].sync_priority` | its place in the list of synchronous followers, from 1; 0: it is not there |
+//! | `followers[].sync_counts` | whether its confirmations count now, at the level in force |
+//! | `followers[].lag` | how far behind it is; `null` before it said where it stands |
+//! | `followers[].lag.sent_bytes`, `followers[].lag.write_bytes`, `followers[].lag.flush_bytes` | bytes of log that have not come so far |
+//! | `followers[].lag.bytes` | bytes of log that its directory does not show |
+//! | `followers[].lag.seconds` | age of the oldest commit that its directory does not show, by the leader's clock; 0 when there is none |
+//! | `followers[].followers` | the nodes that follow it, as it tells every half `peer_timeout`: `name`, `state`, positions, `heard`, `lag`, `followers` |
+//! | `sync` | leader only: synchronous replication |
+//! | `sync.policy` | who has to confirm; empty: nobody |
+//! | `sync.level`, `sync.loss` | as configured |
+//! | `sync.satisfied` | whether enough followers count |
+//! | `sync.required`, `sync.present` | how many have to, and do |
+//! | `sync.missing_since` | since when there are too few |
+//! | `sync.write`, `sync.flush`, `sync.apply` | up to where the policy has confirmed at each level; `null`: the quorum is missing, or nobody has to confirm |
+//! | `sync.waiters` | callers of `towline wait` now |
+//! | `sync.replicated`, `sync.local_only`, `sync.unknown` | how those before ended |
+//! | `sync.frozen_since` | the application is frozen until the quorum is there |
+//! | `sync.freeze_error` | why it should be but can't be |
+//! | `sync.override_until` | until when an operator lets it run |
+//! | `lag` | follower only |
+//! | `lag.bytes` | bytes of the leader's log that the directory does not show |
+//! | `lag.seconds` | age of the oldest commit not yet applied; `null` when all that is known are applied and there has been no news of the leader for longer than `peer_timeout`, directly or through the upstream |
+//! | `disk` | room on the file systems of the two directories; `null` where it can't be asked for |
+//! | `disk.state`, `disk.data` | `free_bytes`, `size_bytes`, `free_percent` |
 //! | `guarantee` | one sentence: what holds right now |
 
 mod health;
 mod model;
+mod notices;
+mod rates;
 mod render;
+mod view;
+pub mod words;
 
 pub use health::health;
-pub use model::{Failure, Lag, LogPart, Status, SyncPart};
-pub use render::render;
+pub use model::{CutsPart, DiskPart, Failure, Lag, LogPart, Room, Status, SyncPart};
+pub use notices::{Notice, WORDS as NOTICES, notices, waiting};
+pub use rates::{Rates, rates};
+pub use render::{render, render_with};
+pub use view::View;

@@ -13,16 +13,21 @@ pub struct Status {
     pub data: String,
     pub system: String,
     pub timeline: u32,
+    pub node: String,
+    pub started: i64,
+    pub now: i64,
     pub state: String,
     pub health: &'static str,
     pub error: Option<Failure>,
     pub log: Option<LogPart>,
+    pub cuts: Option<CutsPart>,
     pub capture: Option<Value>,
     pub apply: Option<Value>,
     pub upstream: Option<Value>,
     pub followers: Vec<Value>,
     pub lag: Option<Lag>,
     pub sync: Option<SyncPart>,
+    pub disk: DiskPart,
     pub guarantee: String,
 }
 
@@ -72,6 +77,33 @@ pub struct SyncPart {
     pub frozen_since: Option<i64>,
     pub freeze_error: Option<String>,
     pub override_until: Option<i64>,
+}
+
+/// How good the newest cuts in the log are.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "the table of the module describes the keys")]
+pub struct CutsPart {
+    pub newest: &'static str,
+    pub exact_time: i64,
+    pub exact_age: f64,
+    pub waiting_bytes: u64,
+}
+
+/// Room on the file systems that the node writes to.
+#[derive(Clone, Debug, Default, Serialize)]
+#[allow(missing_docs, reason = "the table of the module describes the keys")]
+pub struct DiskPart {
+    pub state: Option<Room>,
+    pub data: Option<Room>,
+}
+
+/// Room on a file system.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[allow(missing_docs, reason = "the table of the module describes the keys")]
+pub struct Room {
+    pub free_bytes: u64,
+    pub size_bytes: u64,
+    pub free_percent: f64,
 }
 
 /// How far behind a follower is.

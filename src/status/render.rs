@@ -1,140 +1,313 @@
-//! The answer for people.
+//! The answer for people: one screen, what is wrong first, then the numbers, then a table of the cascade.
 
 use std::fmt::Write;
 
 use serde_json::Value;
 
-/// How long ago, or how far ahead, a time is.
-fn distance(ns: i64) -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let now = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
-    format!("{} s", now.abs_diff(ns) / 1_000_000_000)
-}
+use super::notices::{notices, waiting};
+use super::words::{bytes, plain, span};
+use super::{Rates, View};
 
-/// One line about synchronous replication.
-fn synchronous(v: &Value) -> String {
-    let text = |p: &str| v.pointer(p).and_then(Value::as_str).unwrap_or("-").to_owned();
-    let number = |p: &str| v.pointer(p).and_then(Value::as_i64);
-    let mut out = format!("{} at level {}, ", text("/sync/policy"), text("/sync/level"));
-    let (present, required) = (number("/sync/present"), number("/sync/required"));
-    let _ = match number("/sync/missing_since") {
-        None => write!(out, "satisfied, confirmed up to {}", text(&format!("/sync/{}", text("/sync/level")))),
-        Some(since) => write!(
-            out,
-            "MISSING for {}: {} of {} followers count",
-            distance(since),
-            present.unwrap_or(0),
-            required.unwrap_or(0)
-        ),
-    };
-    if let Some(since) = number("/sync/frozen_since") {
-        let _ = write!(
-            out,
-            "; the application is FROZEN for {}: `towline sync release` thaws it",
-            distance(since)
-        );
-    }
-    if let Some(until) = number("/sync/override_until") {
-        let _ = write!(out, "; released by an operator for {} more", distance(until));
-    }
-    if let Some(error) = v.pointer("/sync/freeze_error").and_then(Value::as_str) {
-        let _ = write!(out, "; the application can't be frozen: {error}");
-    }
-    if let Some(waiters) = number("/sync/waiters").filter(|n| *n > 0) {
-        let _ = write!(out, "; {waiters} callers wait");
-    }
-    out
-}
+/// Columns of the first part.
+const LABEL: usize = 10;
 
-/// The table for people.
+/// The page for people.
 #[must_use]
 pub fn render(v: &Value) -> String {
-    let text = |p: &str| match v.pointer(p) {
-        None | Some(Value::Null) => "-".to_owned(),
-        Some(Value::String(s)) => s.clone(),
-        Some(other) => other.to_string(),
-    };
-    let mut out = String::new();
-    let mut row = |k: &str, val: String| {
-        let _ = writeln!(out, "{k:<12} {val}");
-    };
-    row("node", format!("{} ({}), towline {}", text("/name"), text("/role"), text("/version")));
-    row("data", text("/data"));
-    row("system", format!("{} timeline {}", text("/system"), text("/timeline")));
-    row("state", text("/state"));
-    row("health", text("/health"));
-    if v.get("error").is_some_and(|e| !e.is_null()) {
-        row("error", format!("{}: {}", text("/error/kind"), text("/error/message")));
-        row("remedy", text("/error/remedy"));
-        let number = |p: &str| v.pointer(p).and_then(Value::as_i64);
-        let since = number("/error/since").map_or_else(String::new, |t| format!("for {}", distance(t)));
-        let next = number("/error/next_retry").map_or_else(String::new, |t| {
-            format!(", tried {} times, next in {}", text("/error/attempts"), distance(t))
-        });
-        row("since", since + &next);
-    }
-    row(
-        "log",
-        format!("commit {} exact {} end {}", text("/log/commit"), text("/log/exact"), text("/log/end")),
-    );
-    for part in ["capture", "apply", "upstream"] {
-        if let Some(Value::Object(map)) = v.get(part) {
-            row(part, flat(map));
-        }
-    }
-    if v.get("lag").is_some_and(|l| !l.is_null()) {
-        let age = v.pointer("/lag/seconds").and_then(Value::as_f64);
-        let age = age.map_or_else(|| "age unknown".to_owned(), |s| format!("{s} s"));
-        row("lag", format!("{} bytes, {age}", text("/lag/bytes")));
-    }
-    if v.pointer("/sync/policy").and_then(Value::as_str).is_some_and(|p| !p.is_empty()) {
-        row("sync", synchronous(v));
-    }
-    row("guarantee", text("/guarantee"));
-    if let Some(Value::Array(followers)) =
-        v.get("followers").filter(|f| f.as_array().is_some_and(|a| !a.is_empty()))
-    {
-        let _ = writeln!(
-            out,
-            "\n{:<20} {:<12} {:<14} {:<14} {:<14} {:<14} {:<9}",
-            "follower", "state", "sent", "write", "flush", "apply", "sync"
-        );
-        for f in followers {
-            let cell = |k: &str| f.get(k).and_then(Value::as_str).unwrap_or("-").to_owned();
-            let _ = writeln!(
-                out,
-                "{:<20} {:<12} {:<14} {:<14} {:<14} {:<14} {:<9}",
-                cell("name"),
-                cell("state"),
-                cell("sent"),
-                cell("write"),
-                cell("flush"),
-                cell("apply"),
-                cell("sync_state")
-            );
-        }
-    }
-    out
+    render_with(v, None)
 }
 
-/// `key value, key value`: nulls, zeros and empty lists say nothing and are left out.
-fn flat(map: &serde_json::Map<String, Value>) -> String {
-    let said = map.iter().filter(|(_, v)| match v {
-        Value::Null | Value::Bool(false) => false,
-        Value::Number(n) => n.as_f64() != Some(0.0),
-        Value::String(s) => !s.is_empty(),
-        Value::Array(a) => !a.is_empty(),
-        Value::Object(o) => !o.is_empty(),
-        Value::Bool(true) => true,
+/// The same with bytes a second since the last look.
+#[must_use]
+pub fn render_with(v: &Value, rates: Option<&Rates>) -> String {
+    let v = View(v);
+    let mut page = Page::default();
+    who(v, &mut page);
+    trouble(v, &mut page);
+    log(v, rates, &mut page);
+    match v.text("/role") {
+        "leader" => capture(v, &mut page),
+        _ => follower(v, &mut page),
+    }
+    synchronous(v, &mut page);
+    disk(v, &mut page);
+    for notice in notices(v) {
+        page.row("notice", format!("{}: {}", notice.word, notice.text));
+    }
+    page.row("guarantee", v.text("/guarantee"));
+    cascade(v, rates, &mut page);
+    page.0
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn row(&mut self, label: &str, text: impl AsRef<str>) {
+        let _ = writeln!(self.0, "{label:<LABEL$} {}", plain(text.as_ref()).trim_end());
+    }
+}
+
+fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
+/// Time since `path`, by the clock of the node.
+fn since(v: View<'_>, path: &str) -> Option<String> {
+    let (then, now) = (v.time(path)?, v.time("/now")?);
+    Some(seconds_between(then, now))
+}
+
+fn seconds_between(then: i64, now: i64) -> String {
+    span(std::time::Duration::from_nanos(now.abs_diff(then)).as_secs_f64())
+}
+
+fn who(v: View<'_>, page: &mut Page) {
+    let up = since(v, "/started").map(|s| format!(", up {s}")).unwrap_or_default();
+    page.row(
+        "node",
+        format!("{} ({}), towline {}{up}", v.text("/name"), v.text("/role"), v.text("/version")),
+    );
+    page.row("data", v.text("/data"));
+    page.row("system", format!("{} timeline {}", v.text("/system"), v.count("/timeline")));
+    page.row("state", v.text("/state"));
+    page.row("health", v.text("/health"));
+}
+
+fn trouble(v: View<'_>, page: &mut Page) {
+    if !v.has("/error") {
+        return;
+    }
+    page.row("error", format!("{}: {}", v.text("/error/kind"), v.text("/error/message")));
+    page.row("remedy", v.text("/error/remedy"));
+    let since = since(v, "/error/since").map(|s| format!("for {s}")).unwrap_or_default();
+    let next = v.time("/error/next_retry").zip(v.time("/now")).map(|(next, now)| {
+        let pause = seconds_between(next.max(now), now);
+        format!(", tried {} times, next in {pause}", v.count("/error/attempts"))
     });
-    let parts: Vec<String> = said
-        .map(|(k, v)| match v {
-            Value::String(s) => format!("{k} {s}"),
-            Value::Bool(true) => k.clone(),
-            other => format!("{k} {other}"),
-        })
-        .collect();
-    parts.join(", ")
+    page.row("since", since + &next.unwrap_or_default());
+}
+
+fn log(v: View<'_>, rates: Option<&Rates>, page: &mut Page) {
+    if !v.has("/log") {
+        return;
+    }
+    let rate = rates.and_then(|r| r.log).map(|r| format!(", {}/s", bytes(r))).unwrap_or_default();
+    page.row(
+        "log",
+        format!(
+            "end {}  commit {}  exact {}{rate}",
+            v.text("/log/end"),
+            v.text("/log/commit"),
+            v.text("/log/exact")
+        ),
+    );
+    let newest = v.time("/log/commit_time").zip(v.time("/now"));
+    let newest = newest.map(|(then, now)| format!("newest commit {} ago", seconds_between(then, now)));
+    let cuts = match (v.has("/cuts"), waiting(v)) {
+        (false, _) => "none yet".to_owned(),
+        (true, None) => format!("exact; {}", newest.unwrap_or_default()),
+        (true, Some(waiting)) => format!("file: {waiting}; {}", newest.unwrap_or_default()),
+    };
+    page.row("cuts", cuts);
+}
+
+/// `count what`, for what there is.
+fn counted(v: View<'_>, keys: &[(&str, &str)]) -> String {
+    let said = keys.iter().map(|(path, what)| (v.count(path), what)).filter(|(n, _)| *n > 0);
+    said.map(|(n, what)| format!(", {what} {n}")).collect()
+}
+
+fn capture(v: View<'_>, page: &mut Page) {
+    if !v.has("/capture") {
+        return;
+    }
+    let mut text = format!(
+        "files {}, exact cuts {}, file cuts {}",
+        v.count("/capture/files"),
+        v.count("/capture/cuts_exact"),
+        v.count("/capture/cuts_file")
+    );
+    text += &counted(
+        v,
+        &[
+            ("/capture/gaps", "gaps"),
+            ("/capture/found_by_scan", "found by scans"),
+            ("/capture/hot_files", "polled files"),
+            ("/capture/unhashed_files", "files not hashed yet"),
+            ("/capture/other_file_systems", "mounts left out"),
+        ],
+    );
+    page.row("capture", text);
+    let freezes = v.count("/capture/freezes");
+    if freezes > 0 {
+        let (last, longest) = (v.count("/capture/freeze_last_ms"), v.count("/capture/freeze_longest_ms"));
+        let failed = counted(v, &[("/capture/freeze_failures", "failed")]);
+        page.row("freezes", format!("{freezes}, last {last} ms, longest {longest} ms{failed}"));
+    }
+    let hold = v.text("/capture/hold");
+    if !hold.is_empty() {
+        page.row("hold", hold);
+    }
+}
+
+fn follower(v: View<'_>, page: &mut Page) {
+    upstream(v, page);
+    if v.has("/apply") {
+        let paused = if v.flag("/apply/paused") { ", paused" } else { "" };
+        let rest = counted(
+            v,
+            &[
+                ("/apply/commits", "commits"),
+                ("/apply/local_edits_total", "local edits"),
+                ("/apply/inexact_applied", "file cuts taken"),
+                ("/apply/suspects", "files to compare"),
+            ],
+        );
+        let (lsn, cut, state) = (v.text("/apply/lsn"), v.text("/apply/cut"), v.text("/apply/state"));
+        page.row("apply", format!("{lsn} ({cut} cut), {state}{paused}{rest}"));
+    }
+    if v.has("/lag") {
+        let age = v.number("/lag/seconds").map_or_else(|| "age unknown".to_owned(), span);
+        page.row("lag", format!("{}, {age}", bytes(v.count("/lag/bytes"))));
+    }
+}
+
+fn upstream(v: View<'_>, page: &mut Page) {
+    if !v.has("/upstream") {
+        return;
+    }
+    let name = v.text("/upstream/name");
+    let name = if name.is_empty() { String::new() } else { format!("{name} at ") };
+    let heard = since(v, "/upstream/heard").map(|s| format!(", heard {s} ago")).unwrap_or_default();
+    let silent = v.number("/upstream/leader_silent");
+    let silent =
+        silent.map(|s| format!(", which has had no news of the leader for {}", span(s))).unwrap_or_default();
+    page.row(
+        "upstream",
+        format!("{name}{}, {}{heard}{silent}", v.text("/upstream/address"), v.text("/upstream/state")),
+    );
+    let error = v.text("/upstream/error");
+    if !error.is_empty() && !v.has("/error") {
+        page.row("", error);
+    }
+    if v.has("/upstream/fill") && v.text("/upstream/state") == "filling" {
+        page.row(
+            "fill",
+            format!(
+                "{} of {} files, {} of {}",
+                v.count("/upstream/fill/files"),
+                v.count("/upstream/fill/files_total"),
+                bytes(v.count("/upstream/fill/bytes")),
+                bytes(v.count("/upstream/fill/bytes_total"))
+            ),
+        );
+    }
+}
+
+fn synchronous(v: View<'_>, page: &mut Page) {
+    let policy = v.text("/sync/policy");
+    if policy.is_empty() {
+        return;
+    }
+    let level = v.text("/sync/level");
+    let mut text = format!("{policy} at level {level}, ");
+    let _ = match since(v, "/sync/missing_since") {
+        None => write!(text, "satisfied, confirmed up to {}", or_dash(v.text(&format!("/sync/{level}")))),
+        Some(since) => {
+            let (present, required) = (v.count("/sync/present"), v.count("/sync/required"));
+            write!(text, "MISSING for {since}: {present} of {required} followers count")
+        }
+    };
+    if let Some(since) = since(v, "/sync/frozen_since") {
+        let _ = write!(text, "; the application is FROZEN for {since}: `towline sync release` thaws it");
+    }
+    if let Some(until) = since(v, "/sync/override_until") {
+        let _ = write!(text, "; released by an operator for {until} more");
+    }
+    let error = v.text("/sync/freeze_error");
+    if !error.is_empty() {
+        let _ = write!(text, "; the application can't be frozen: {error}");
+    }
+    let waiters = v.count("/sync/waiters");
+    if waiters > 0 {
+        let _ = write!(text, "; {waiters} callers wait");
+    }
+    page.row("sync", text);
+}
+
+fn disk(v: View<'_>, page: &mut Page) {
+    let room = |which: &str| {
+        let at = v.at(&format!("/disk/{which}"))?;
+        let percent = at.number("/free_percent").unwrap_or_default();
+        Some(format!("{which} {} free ({percent:.1} %)", bytes(at.count("/free_bytes"))))
+    };
+    let rooms: Vec<String> = ["state", "data"].into_iter().filter_map(room).collect();
+    if !rooms.is_empty() {
+        page.row("disk", rooms.join(", "));
+    }
+}
+
+/// The followers, and below each those that follow it.
+fn cascade(v: View<'_>, rates: Option<&Rates>, page: &mut Page) {
+    let head = ["FOLLOWER", "STATE", "SYNC", "SENT", "WRITE", "FLUSH", "APPLY", "LAG", "AGE"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    if rates.is_some() {
+        rows[0].push("RATE".to_owned());
+    }
+    for follower in v.list("/followers") {
+        branch(follower, "", rates, &mut rows);
+    }
+    if rows.len() > 1 {
+        page.0.push('\n');
+        page.0 += &table(&rows, 2);
+    }
+}
+
+fn branch(f: View<'_>, indent: &str, rates: Option<&Rates>, rows: &mut Vec<Vec<String>>) {
+    let cell = |key: &str| plain(or_dash(f.text(key)));
+    let mut row = vec![format!("{indent}{}", cell("/name")), cell("/state"), cell("/sync_state")];
+    // Nothing is known of a position before the first ack; zero is none.
+    row.extend(["/sent", "/write", "/flush", "/apply"].map(|k| match f.lsn(k) {
+        None | Some(0) => "-".to_owned(),
+        Some(_) => cell(k),
+    }));
+    let known = f.has("/lag");
+    row.push(if known { bytes(f.count("/lag/bytes")) } else { "-".to_owned() });
+    row.push(f.number("/lag/seconds").map_or_else(|| "-".to_owned(), span));
+    if let Some(rates) = rates {
+        // Only the connections of this node are counted here.
+        let rate = if indent.is_empty() { rates.followers.get(f.text("/name")) } else { None };
+        row.push(rate.map_or_else(|| "-".to_owned(), |r| format!("{}/s", bytes(*r))));
+    }
+    rows.push(row);
+    let deeper = if indent.is_empty() { "`- ".to_owned() } else { format!("   {indent}") };
+    for below in f.list("/followers") {
+        branch(below, &deeper, rates, rows);
+    }
+}
+
+/// Rows in columns as wide as their widest cell, those from the seventh on to the right.
+fn table(rows: &[Vec<String>], gap: usize) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (c, cell) in row.iter().enumerate() {
+            let width = widths[c];
+            if c >= 7 {
+                let _ = write!(line, "{cell:>width$}");
+            } else {
+                let _ = write!(line, "{cell:<width$}");
+            }
+            line.push_str(&" ".repeat(gap));
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
 }
 
 #[cfg(test)]
@@ -143,24 +316,52 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn the_table_names_the_error_and_every_follower() {
-        let v = json!({"name": "a", "role": "leader", "state": "stalled", "health": "retrying", "error": {"kind": "disk-full", "message": "no room", "remedy": "free space", "since": 0, "attempts": 3, "next_retry": 0},
-            "capture": {"gaps": 2, "hold": null}, "lag": {"bytes": 5, "seconds": null}, "followers": [{"name": "b", "state": "streaming", "flush": "0/1"}]});
+    fn the_page_names_the_error_and_every_follower() {
+        let v = json!({"name": "a", "role": "leader", "state": "stalled", "health": "retrying", "now": 9_000_000_000_i64,
+            "error": {"kind": "disk-full", "message": "no room", "remedy": "free space", "since": 1, "attempts": 3, "next_retry": 10_000_000_000_i64},
+            "capture": {"gaps": 2, "hold": null, "gap_open": true},
+            "disk": {"state": {"free_bytes": 2048, "free_percent": 7.5}, "data": null},
+            "followers": [
+                {"name": "b", "state": "streaming", "flush": "0/00000001", "apply": "0/00000000", "lag": null, "followers": [
+                    {"name": "c", "state": "away", "flush": "0/00000001", "lag": {"bytes": 4096, "seconds": 3.0},
+                     "followers": [{"name": "d", "state": "catchup"}]}]},
+                {"name": "e\u{1b}[2J", "state": "filling"}]});
         let text = render(&v);
+        for words in [
+            "disk-full: no room",
+            "free space",
+            "for 9.0 s, tried 3 times, next in 1.0 s",
+            "retrying",
+            "gaps 2",
+            "notice     gap:",
+            "state 2.0 KiB free (7.5 %)",
+            "\nb         streaming  -     -     -      0/00000001  -",
+            "`- c      away",
+            "4.0 KiB  3.0 s",
+            "   `- d   catchup",
+        ] {
+            assert!(text.contains(words), "{words:?} in\n{text}");
+        }
+        assert!(!text.contains("hold") && !text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn a_quorum_that_is_missing_is_said_with_what_it_does() {
+        let mut v = json!({"role": "leader", "now": 5_000_000_000_i64, "sync": {"policy": "ANY 1 (b, c)", "level": "flush",
+            "flush": "0/00000009", "present": 0, "required": 1, "missing_since": null, "waiters": 2}});
         assert!(
-            [
-                "disk-full: no room",
-                "free space",
-                "tried 3 times",
-                "retrying",
-                "streaming",
-                "gaps 2",
-                "5 bytes, age unknown"
-            ]
-            .iter()
-            .all(|w| text.contains(w)),
-            "{text}"
+            render(&v)
+                .contains("ANY 1 (b, c) at level flush, satisfied, confirmed up to 0/00000009; 2 callers")
         );
-        assert!(!text.contains("hold"), "{text}");
+        v["sync"]["missing_since"] = json!(1_000_000_000_i64);
+        v["sync"]["frozen_since"] = json!(2_000_000_000_i64);
+        let text = render(&v);
+        assert!(text.contains("MISSING for 4.0 s: 0 of 1") && text.contains("FROZEN for 3.0 s"), "{text}");
+    }
+
+    #[test]
+    fn a_lag_that_is_not_known_is_said_to_be_so() {
+        let v = json!({"role": "follower", "lag": {"bytes": 5, "seconds": null}});
+        assert!(render(&v).contains("5 B, age unknown"));
     }
 }

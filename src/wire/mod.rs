@@ -27,6 +27,7 @@
 //! | 12 | fill end | sender | end LSN u64 |
 //! | 13 | goodbye | both | code u8, reason blob |
 //! | 14 | slots | sender, from version 3 on | count u16, count x (name blob, position u64, active u8): all slots that the sender knows and that are not lost |
+//! | 20 | below | receiver | from version 3 on: the nodes that follow the receiver; see the table of `wire::below` |
 //!
 //! The hello is frozen: every version reads the first 16 bytes of its payload, and ignores what follows
 //! the fields it knows.
@@ -64,12 +65,15 @@ use std::ops::Deref;
 use crate::codec::{DecodeError, Put, Reader};
 use crate::position::{FileId, Lsn, SegmentNo};
 
+mod below;
 mod hello;
 mod items;
 mod lineage;
 mod slots;
 
+pub use below::{BELOW_MAX, Below};
 pub use hello::{Code, Decision, Hello, RoleWanted, Want, Welcome};
+
 use hello::{clip, put_hello, put_welcome, take_hello, take_welcome, text};
 pub use items::{ITEM_HEAD, Item, Items, Outcome, put_item_end, put_item_head};
 use lineage::LINEAGE_BYTES;
@@ -140,11 +144,12 @@ pub enum Kind {
     FillEnd = 12,
     Goodbye = 13,
     Slots = 14,
+    Below = 20,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Hello,
         Self::Welcome,
         Self::Log,
@@ -159,6 +164,7 @@ impl Kind {
         Self::FillEnd,
         Self::Goodbye,
         Self::Slots,
+        Self::Below,
     ];
 
     fn from_u8(v: u8) -> Result<Self, DecodeError> {
@@ -186,6 +192,7 @@ impl Kind {
             Self::FillEnd => 8,
             Self::Goodbye => 1 + 4 + REASON_MAX,
             Self::Slots => SLOTS_BYTES,
+            Self::Below => below::BELOW_BYTES,
         }
     }
 }
@@ -303,6 +310,7 @@ pub enum Message {
     FillEnd { end: Lsn },
     Goodbye { code: Code, reason: String },
     Slots(Vec<SlotAt>),
+    Below(Vec<Below>),
 }
 
 /// Starts a message of `kind` in an empty buffer: the header is filled in by [`finish`].
@@ -400,6 +408,7 @@ impl Message {
             Self::FillEnd { .. } => Kind::FillEnd,
             Self::Goodbye { .. } => Kind::Goodbye,
             Self::Slots(_) => Kind::Slots,
+            Self::Below(_) => Kind::Below,
         }
     }
 
@@ -481,6 +490,7 @@ impl Message {
                 out.put_blob(clip(reason, REASON_MAX));
             }
             Self::Slots(slots) => put_slots(slots, out),
+            Self::Below(nodes) => below::put(nodes, out),
         }
     }
 
@@ -564,6 +574,7 @@ fn decode_payload(kind: Kind, body: Vec<u8>) -> Result<Message, DecodeError> {
             reason: text(r.blob(REASON_MAX, "reason")?, "reason")?,
         },
         Kind::Slots => Message::Slots(take_slots(&mut r)?),
+        Kind::Below => Message::Below(below::take(&mut r)?),
     };
     r.finish()?;
     Ok(message)

@@ -68,6 +68,14 @@ fn samples(data: &[u8], n: u64) -> Vec<Message> {
         Message::Goodbye { code: Code::Busy, reason: reason() },
         Message::Slots(Vec::new()),
         Message::Slots(vec![slot("a", n, true), slot(&"b".repeat(NAME_MAX), 0, false)]),
+        Message::Below(vec![]),
+        Message::Below(vec![Below {
+            state: "streaming".to_owned(),
+            name: "far".to_owned(),
+            apply: Lsn(n),
+            lag: Some(n >> 1),
+            ..Below::default()
+        }]),
     ]
 }
 

@@ -13,6 +13,7 @@ mod clones;
 mod excludes;
 mod full;
 mod garbage;
+mod health;
 mod limits;
 mod links;
 mod lost;

@@ -1,0 +1,86 @@
+//! What is not as it should be though the node runs: each a line of `status`, and a warning of `check`.
+
+use super::View;
+use super::words::{bytes, span};
+
+/// One thing that is said.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Notice {
+    /// Its kind: what `check --accept` takes.
+    pub word: &'static str,
+    /// What it is, and what to do about it.
+    pub text: String,
+}
+
+/// Every kind of notice.
+pub const WORDS: [&str; 7] = ["gap", "skipped", "unreadable", "hidden", "unwatched", "edits", "inexact"];
+
+/// What there is to say of a node.
+#[must_use]
+pub fn notices(v: View<'_>) -> Vec<Notice> {
+    let mut out = Vec::new();
+    let mut say = |word, text| out.push(Notice { word, text });
+    if v.flag("/capture/gap_open") {
+        say(
+            "gap",
+            "changes were missed: what differs is being looked for; until then the history is approximate"
+                .into(),
+        );
+    }
+    let skipped: Vec<String> = v
+        .counts("/apply/skipped_privilege")
+        .filter(|(_, n)| *n > 0)
+        .map(|(class, n)| format!("{n} {class}"))
+        .collect();
+    if !skipped.is_empty() {
+        let list = skipped.join(", ");
+        say(
+            "skipped",
+            format!("kept in the catalog only, for want of privilege: {list}; run the follower as root"),
+        );
+    }
+    let unreadable = v.text("/capture/unreadable");
+    if !unreadable.is_empty() {
+        say("unreadable", format!("not replicated, because it can't be read: {unreadable}"));
+    }
+    let hidden = v.count("/capture/hidden_processes");
+    if hidden > 0 {
+        let text = format!(
+            "{hidden} processes may not be looked into: what they store through mappings is found by the scrub only; run \
+             the leader as root or as their user"
+        );
+        say("hidden", text);
+    }
+    let unwatched = v.count("/capture/unwatched");
+    if unwatched > 0 {
+        let text = format!(
+            "{unwatched} directories are not watched, only scanned: raise fs.inotify.max_user_watches, then `towline reload`"
+        );
+        say("unwatched", text);
+    }
+    let edits = v.count("/apply/local_edits_standing");
+    if edits > 0 {
+        let first = v.list("/apply/local_edits").next().map_or("", |e| e.text("/path")).to_owned();
+        say(
+            "edits",
+            format!(
+                "{edits} changes by others stand in this follower's directory, like '{first}'; undo them"
+            ),
+        );
+    }
+    let inexact = v.text("/apply/inexact");
+    if !inexact.is_empty() {
+        say("inexact", inexact.to_owned());
+    }
+    out
+}
+
+/// What waits for an exact cut, in words; `None` when nothing does.
+#[must_use]
+pub fn waiting(v: View<'_>) -> Option<String> {
+    let waiting = v.count("/cuts/waiting_bytes");
+    (v.text("/cuts/newest") == "file").then(|| {
+        let age = v.number("/cuts/exact_age").unwrap_or_default();
+        format!("{} of log wait for an exact cut, for {}", bytes(waiting), span(age))
+    })
+}
