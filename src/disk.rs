@@ -408,6 +408,7 @@ impl SyncFile {
     pub fn sync_data(&mut self) -> Result<()> {
         self.check()?;
         let result = self.file.sync_data();
+        sys::pulse::beat();
         self.latch("sync", result)
     }
 

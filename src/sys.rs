@@ -13,6 +13,7 @@ use rustix::fs::{self as rfs, AtFlags, FileType, Mode, OFlags, RawDir, ResolveFl
 use crate::catalog::LocalId;
 use crate::record::{Attrs, Kind, Time};
 
+pub mod pulse;
 pub mod raw;
 
 /// A directory of this name at the root of a data directory is a follower's own: new content is
@@ -112,6 +113,7 @@ fn mask() -> StatxFlags {
 
 /// Stats `name` in `dir` without following a symlink. `None`: there is no such name.
 pub fn stat_at(dir: impl AsFd, name: &[u8]) -> io::Result<Option<Stat>> {
+    pulse::beat();
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     match rfs::statx(dir, name, flags, mask()) {
         Ok(x) => to_stat(&x).map(Some),
@@ -122,6 +124,7 @@ pub fn stat_at(dir: impl AsFd, name: &[u8]) -> io::Result<Option<Stat>> {
 
 /// Like [`stat_at`], for a name that is already NUL-terminated (the hot path of scans).
 pub fn stat_at_c(dir: impl AsFd, name: &CStr) -> io::Result<Option<Stat>> {
+    pulse::beat();
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     match rfs::statx(dir, name, flags, mask()) {
         Ok(x) => to_stat(&x).map(Some),
@@ -211,6 +214,7 @@ const PATH_PART: usize = 4000;
 
 /// Opens `rel` beneath `base` with openat2: RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS.
 pub fn open_beneath(base: BorrowedFd<'_>, rel: &[u8], flags: OFlags, mode: u32) -> io::Result<OwnedFd> {
+    pulse::beat();
     if rel.len() > PATH_PART {
         let cut = rel[..PATH_PART].iter().rposition(|&b| b == b'/').ok_or(rustix::io::Errno::NAMETOOLONG)?;
         let part = open_beneath(base, &rel[..cut], OFlags::PATH | OFlags::DIRECTORY, 0)?;
@@ -404,7 +408,10 @@ pub fn read_at(fd: impl AsFd, buf: &mut [u8], offset: u64) -> io::Result<usize> 
     while done < buf.len() {
         match rustix::io::pread(&fd, &mut buf[done..], offset + done as u64) {
             Ok(0) => break,
-            Ok(n) => done += n,
+            Ok(n) => {
+                pulse::beat();
+                done += n;
+            }
             Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
@@ -418,6 +425,7 @@ pub fn write_at(fd: impl AsFd, mut buf: &[u8], mut offset: u64) -> io::Result<()
         match rustix::io::pwrite(&fd, buf, offset) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(n) => {
+                pulse::beat();
                 buf = &buf[n..];
                 offset += n as u64;
             }

@@ -11,7 +11,7 @@ use crate::fold::Fold;
 use crate::log::{Frame, Log, Tail};
 use crate::position::Lsn;
 use crate::record::{Record, Records};
-use crate::sys::Root;
+use crate::sys::{Root, pulse};
 
 use super::checkpoints::Checkpoints;
 use super::content::Contents;
@@ -78,6 +78,7 @@ impl Engine {
     /// The body of the thread.
     pub(super) fn run(self) {
         let shared = Arc::clone(&self.shared);
+        shared.pulse.adopt();
         let result = self.work();
         let mut control = shared.lock();
         let state = match &result {
@@ -163,6 +164,7 @@ impl Running {
             if stop {
                 return Ok(());
             }
+            pulse::beat();
             self.guard.look(&self.site.root)?;
             if !pause && let Some(batch) = self.next_batch()? {
                 self.shared.lock().resting = false;
@@ -256,6 +258,7 @@ impl Running {
                 () = tokio::time::sleep(timeout) => Woken::Time,
             }
         });
+        pulse::beat();
         match self.log.failure() {
             Some(e) => Err(e.wrap("the log failed")),
             None => Ok(woken),

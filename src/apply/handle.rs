@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::log::Log;
 use crate::position::Lsn;
 use crate::sys::Root;
+use crate::sys::pulse::Pulse;
 use crate::{checkpoint, fold};
 
 use super::engine::Engine;
@@ -40,6 +41,7 @@ pub(super) struct Shared {
     pub(super) root: Arc<Root>,
     /// Held for writing from the fold of a batch until the directory has followed.
     pub(super) gate: RwLock<()>,
+    pub(super) pulse: Pulse,
 }
 
 impl Shared {
@@ -125,6 +127,7 @@ impl Apply {
             catalog: Arc::clone(&fold.catalog),
             root: Arc::clone(&root),
             gate: RwLock::new(()),
+            pulse: Pulse::default(),
         });
         let engine = Engine::new(root, paths, log, fold, filled, options, Arc::clone(&shared));
         let thread = std::thread::Builder::new()
@@ -233,6 +236,19 @@ impl ApplyHandle {
     #[must_use]
     pub fn failure(&self) -> Option<Error> {
         self.shared.lock().failure.clone()
+    }
+
+    /// Signs of life of the engine so far; `None` once it has ended or was told to stop. Wakes it, so that one that
+    /// has nothing to do gives another.
+    #[must_use]
+    pub fn probe(&self) -> Option<u64> {
+        let control = self.shared.lock();
+        if control.stop || control.ended || control.failure.is_some() {
+            return None;
+        }
+        drop(control);
+        self.shared.wake.notify_one();
+        Some(self.shared.pulse.beats())
     }
 
     /// Stops on a cut, with a checkpoint that makes the next start a comparison only.

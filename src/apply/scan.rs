@@ -14,6 +14,7 @@ use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::position::FileId;
 use crate::record::Kind;
+use crate::sys::pulse::{self, Pulse};
 use crate::sys::{self, STAGE_DIR, Stat};
 
 use super::notes::{UNKNOWN, is_unknown};
@@ -114,8 +115,10 @@ pub(crate) fn scan(site: &Site, catalog: &Catalog) -> Result<Found> {
     let todo = Mutex::new(Todo { visited: HashSet::from([FileId::ROOT, STAGE]), ..Todo::default() });
     first.share(&todo);
     let mut found = first.found;
+    let pulse = pulse::mine();
     std::thread::scope(|scope| {
         let work = || {
+            pulse.iter().for_each(Pulse::adopt);
             let mut scanner = scanner();
             scanner.work(&todo, &more);
             scanner.found

@@ -27,7 +27,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Cut, FileId, Lsn, SystemId};
 use crate::quiesce::Quiesce;
 use crate::record::{GapReason, Time};
-use crate::sys::{self, Root, Stat};
+use crate::sys::{self, Root, Stat, pulse};
 
 /// A guard that holds looks again at this pace.
 const HOLD_LOOK: Duration = Duration::from_millis(500);
@@ -222,6 +222,7 @@ impl Engine {
 
     fn work(&mut self) -> Result<()> {
         loop {
+            pulse::beat();
             let stopping = self.shared.stop.load(Ordering::SeqCst);
             if let Some(e) = self.shared.log.failure() {
                 return Err(e);

@@ -58,6 +58,7 @@ use crate::fold::Fold;
 use crate::log::Log;
 use crate::position::{FileId, Lsn};
 use crate::record::Time;
+use crate::sys::pulse::Pulse;
 use crate::sys::{Root, Stat};
 use hints::Hints;
 
@@ -157,6 +158,7 @@ struct Shared {
     confirmed: AtomicBool,
     stop: Arc<AtomicBool>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    pulse: Pulse,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -219,12 +221,14 @@ impl Capture {
             confirmed: AtomicBool::new(false),
             stop: Arc::default(),
             thread: Mutex::new(None),
+            pulse: Pulse::default(),
         });
         let mut engine = engine::Engine::start(Arc::clone(&shared), state, options)?;
         let running = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("capture".to_owned())
             .spawn(move || {
+                running.pulse.adopt();
                 if let Err(e) = engine.run() {
                     *lock(&running.failure) = Some(e);
                 }
@@ -345,6 +349,17 @@ impl CaptureHandle {
     #[must_use]
     pub fn failure(&self) -> Option<Error> {
         lock(&self.shared.failure).clone()
+    }
+
+    /// Signs of life of the engine so far; `None` once it has failed or was told to stop. Wakes it, so that one that
+    /// has nothing to do gives another.
+    #[must_use]
+    pub fn probe(&self) -> Option<u64> {
+        if self.shared.stop.load(Ordering::SeqCst) || self.failure().is_some() {
+            return None;
+        }
+        self.shared.hints.wake();
+        Some(self.shared.pulse.beats())
     }
 
     /// Makes a last pass and a checkpoint, and stops.

@@ -17,6 +17,7 @@ use crate::catalog::{Catalog, Seen};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::FileId;
 use crate::record::{Kind, Record};
+use crate::sys::pulse::{self, Pulse};
 use crate::sys::{self, Root, Stat};
 
 /// Threads of a scan that others wait for.
@@ -50,9 +51,13 @@ impl Scanner {
         self.hints.add(b"", flag::SCAN);
         let todo: Mutex<Todo> = Mutex::new((vec![(Vec::new(), FileId::ROOT)], 0));
         let more = Condvar::new();
+        let pulse = pulse::mine();
         std::thread::scope(|scope| {
             for _ in 0..THREADS {
-                scope.spawn(|| self.work(&todo, &more));
+                scope.spawn(|| {
+                    pulse.iter().for_each(Pulse::adopt);
+                    self.work(&todo, &more);
+                });
             }
         });
     }

@@ -270,6 +270,12 @@ async fn note_usable(node: &Arc<Node>, apply: &ApplyHandle, control: &Control) -
 }
 
 impl Follower {
+    /// Signs of life of apply and of the log's writer, as far as they are there.
+    pub(super) fn probe(&self) -> Vec<u64> {
+        let apply = self.apply.as_ref().and_then(ApplyHandle::probe);
+        apply.into_iter().chain(self.log.as_ref().and_then(Log::probe)).collect()
+    }
+
     pub(crate) fn pause(&self, pause: bool) -> Result<Value> {
         let Some(apply) = &self.apply else {
             let text = "the first copy is under way: there is no cut to rest on yet; try again when status says running";

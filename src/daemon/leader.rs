@@ -210,6 +210,11 @@ impl Leader {
         }
     }
 
+    /// Signs of life of capture and of the log's writer.
+    pub(super) fn probe(&self) -> Vec<u64> {
+        [self.capture.probe(), self.log.probe()].into_iter().flatten().collect()
+    }
+
     pub(crate) fn reload(&self, config: &Config) {
         self.capture.reload(options(config));
     }

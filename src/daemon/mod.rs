@@ -28,6 +28,7 @@ mod port;
 mod recover;
 mod show;
 mod source;
+mod supervisor;
 mod sync;
 mod trouble;
 
@@ -49,6 +50,7 @@ use crate::position::{NodeId, SystemId};
 use crate::state::{Control, FillState, Role, StateDir};
 
 pub use options::{Flags, Reach, reach};
+use supervisor::Supervisor;
 use trouble::Phase;
 
 /// How long a stop may take before the process ends without the final checkpoint.
@@ -94,6 +96,7 @@ pub(crate) struct Node {
     /// Ends a pause between two generations.
     retry: tokio::sync::Notify,
     stop: CancellationToken,
+    supervisor: Supervisor,
 }
 
 /// The engines of the present generation.
@@ -101,6 +104,16 @@ pub(crate) struct Node {
 pub(crate) enum Engine {
     Leader(leader::Leader),
     Follower(follower::Follower),
+}
+
+impl Engine {
+    /// Signs of life of the threads that should give some.
+    fn probe(&self) -> Vec<u64> {
+        match self {
+            Self::Leader(l) => l.probe(),
+            Self::Follower(f) => f.probe(),
+        }
+    }
 }
 
 pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -111,12 +124,14 @@ pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Node {
     pub(crate) fn phase(&self, word: &'static str) {
         lock(&self.phase).enter(word);
+        self.supervisor.changed();
     }
 
     /// Says what keeps the node from running, and waits until it is worth another try.
     pub(crate) async fn stand_still(&self, e: Error) {
         tracing::error!(kind = e.kind().word(), "{e}");
         let pause = lock(&self.phase).fail(e);
+        self.supervisor.changed();
         tokio::select! {
             () = self.stop.cancelled() => {}
             () = self.retry.notified() => {}
@@ -148,7 +163,8 @@ impl Node {
 /// # Errors
 /// What makes a start impossible; everything else is shown in `status` and tried again.
 pub fn run(start: Start) -> Result<ExitCode> {
-    let node = Arc::new(open(start)?);
+    let supervisor = Supervisor::from_environment();
+    let node = Arc::new(open(start, supervisor)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -160,7 +176,7 @@ pub fn run(start: Start) -> Result<ExitCode> {
 }
 
 /// Checks the directories, takes the lock, settles the role.
-fn open(start: Start) -> Result<Node> {
+fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
     let config = start.config;
     config.check()?;
     let need = |dir: &Option<PathBuf>, key: &str| {
@@ -214,6 +230,7 @@ fn open(start: Start) -> Result<Node> {
         turn: Mutex::new(CancellationToken::new()),
         retry: tokio::sync::Notify::new(),
         stop: CancellationToken::new(),
+        supervisor,
     })
 }
 
@@ -245,6 +262,7 @@ fn check_start(config: &Config, wanted: Role, data: &Path, state: &Path) -> Resu
 
 async fn live(node: Arc<Node>) -> Result<()> {
     let signals = tokio::spawn(watch_signals(Arc::clone(&node)));
+    let telling = tokio::spawn(supervisor::run(Arc::clone(&node)));
     let socket_cancel = CancellationToken::new();
     let socket = {
         let (path, cancel, node) = (node.state.socket(), socket_cancel.clone(), Arc::clone(&node));
@@ -252,10 +270,14 @@ async fn live(node: Arc<Node>) -> Result<()> {
         tokio::spawn(async move { control::serve(&path, handler, cancel).await })
     };
     let result = generations(&node).await;
+    if let Err(e) = &result {
+        node.supervisor.failed(e).await;
+    }
     node.port.close().await;
     socket_cancel.cancel();
     let _ = socket.await;
     signals.abort();
+    telling.abort();
     result
 }
 
@@ -427,7 +449,15 @@ fn not_running(node: &Node) -> Error {
     )
 }
 
+/// Reads the configuration again. The service manager is told, whoever asked for it.
 async fn reload(node: &Arc<Node>) -> Result<Value> {
+    node.supervisor.reloading().await;
+    let result = read_again(node).await;
+    node.supervisor.reloaded(result.as_ref().err()).await;
+    result
+}
+
+async fn read_again(node: &Arc<Node>) -> Result<Value> {
     let Some(file) = node.file.clone() else {
         // There is nothing to read, but what waits for an operator can be tried again.
         if lock(&node.phase).error().is_some() {

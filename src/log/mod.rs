@@ -24,6 +24,7 @@ use crate::position::{Cut, Lsn, SegmentNo, SystemId, TimelineId};
 use crate::record::{Record, Records};
 use crate::segment::{FRAME_LEN, FrameHeader, HEADER_LEN, RAW_MAX, flags, stored_bound};
 use crate::sys;
+use crate::sys::pulse::Pulse;
 
 pub mod dump;
 mod extent;
@@ -113,6 +114,7 @@ struct Shared {
     moved: Condvar,
     published: watch::Sender<Tail>,
     written: watch::Sender<Lsn>,
+    pulse: Pulse,
 }
 
 /// Data behind a poisoned lock is as good as before: each critical section leaves it whole.
@@ -133,6 +135,7 @@ impl Shared {
             moved: Condvar::new(),
             published: watch::Sender::new(tail),
             written: watch::Sender::new(tail.end),
+            pulse: Pulse::default(),
             options,
         }
     }
@@ -398,6 +401,17 @@ impl Log {
     #[must_use]
     pub fn failure(&self) -> Option<Error> {
         lock(&self.shared.progress).failed.clone()
+    }
+
+    /// Signs of life of the writer so far; `None` once it has failed or was told to stop. Wakes it, so that one that
+    /// has nothing to do gives another.
+    #[must_use]
+    pub fn probe(&self) -> Option<u64> {
+        if lock(&self.shared.queue).closing || self.failure().is_some() {
+            return None;
+        }
+        self.shared.work.notify_one();
+        Some(self.shared.pulse.beats())
     }
 
     /// Flushes what is queued and stops the writer, for every clone.

@@ -189,6 +189,7 @@ impl FrameReader {
     }
 
     fn advance(&mut self, limit: Lsn, payload: bool) -> Result<Option<(FrameHeader, usize)>> {
+        sys::pulse::beat();
         loop {
             if self.lsn >= limit {
                 return Ok(None);

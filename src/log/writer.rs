@@ -19,6 +19,7 @@ use super::{SYNC_BYTES, Shared, Tail, lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Lsn, SegmentNo};
 use crate::segment::{FRAME_LEN, FrameHeader, Header, Marks, TRAILER_LEN, stored_bound};
+use crate::sys::pulse;
 
 /// Uncompressed bytes that are taken from the queue at once.
 const BATCH: usize = 1 << 20;
@@ -60,6 +61,7 @@ impl Writer {
     }
 
     pub(super) fn run(mut self) {
+        self.shared.pulse.adopt();
         let mut jobs = Vec::new();
         let mut result = Ok(());
         while result.is_ok() && self.wait(&mut jobs) {
@@ -83,6 +85,7 @@ impl Writer {
         queue.done();
         self.shared.room.notify_all();
         loop {
+            pulse::beat();
             let deadline = queue.sleep_until();
             queue.take(BATCH, jobs);
             if !jobs.is_empty() {
@@ -106,6 +109,7 @@ impl Writer {
 
     fn batch(&mut self, jobs: &mut Vec<Job>) -> Result<()> {
         for job in jobs.drain(..) {
+            pulse::beat();
             match job {
                 Job::Frame { header, raw } => self.frame(header, &raw)?,
                 Job::Seal => self.seal()?,

@@ -31,6 +31,22 @@ pub fn start_writing(file: impl AsFd) {
     }
 }
 
+/// Takes a variable out of the environment, so that no process started from here on inherits it. While other threads
+/// run it stays there: to be called at the start of the program.
+#[must_use]
+pub fn take_variable(name: &str) -> Option<std::ffi::OsString> {
+    let value = std::env::var_os(name)?;
+    let alone = std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1);
+    if alone {
+        // SAFETY: only another thread could read the environment meanwhile, and there is none.
+        #[allow(unsafe_code, reason = "no safe function does this")]
+        unsafe {
+            std::env::remove_var(name);
+        }
+    }
+    Some(value)
+}
+
 #[cfg(all(test, target_env = "gnu"))]
 mod tests {
     use super::*;

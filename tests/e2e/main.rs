@@ -24,6 +24,7 @@ mod order;
 mod pages;
 mod privilege;
 mod reload;
+mod service;
 mod streaming;
 mod trouble;
 mod writers;

@@ -217,7 +217,7 @@ impl Node {
         });
     }
 
-    fn signal(&mut self, signal: nix::sys::signal::Signal) {
+    pub(crate) fn signal(&mut self, signal: nix::sys::signal::Signal) {
         if self.ended().is_none() {
             let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("pid"));
             nix::sys::signal::kill(pid, signal).expect("kill");
