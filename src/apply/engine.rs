@@ -9,7 +9,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fold::Fold;
 use crate::log::{Frame, Log, Tail};
-use crate::position::Lsn;
+use crate::net::Ancestry;
+use crate::position::{Cut, Lsn};
 use crate::record::{Record, Records};
 use crate::sys::{Root, pulse};
 
@@ -22,12 +23,20 @@ use super::intake::{Batch, Frames, Intake, KEEP_BYTES, Source};
 use super::notes::Notes;
 use super::patience::{Inexact, Patience, Verdict};
 use super::patrol::Patrol;
+use super::reach::Reach;
 use super::recover::reconcile;
 use super::refusal::Refusal;
 use super::scan::Found;
 use super::site::Site;
+use super::until::{Commit, Until};
 use super::work::Work;
 use super::{Applied, ApplyOptions, ApplyPaths, ApplyState};
+
+/// How much of what a delay releases next is noted at once, in nanoseconds: 1 s.
+const NOTED_AHEAD: i64 = 1_000_000_000;
+/// Shortest and longest wait for the end of a delay before the leader's clock is looked at again.
+const DELAY_LEAST: Duration = Duration::from_millis(1);
+const DELAY_MOST: Duration = Duration::from_secs(10);
 
 /// The engine of one start.
 pub(super) struct Engine {
@@ -47,6 +56,8 @@ pub(super) struct Running {
     pub(super) intake: Intake,
     pub(super) checkpoints: Checkpoints,
     patience: (Patience, Inexact),
+    pub(super) reach: Reach,
+    clock: Ancestry,
     pub(super) shared: Arc<Shared>,
     pub(super) log: Log,
     pub(super) patrol: Patrol,
@@ -130,6 +141,8 @@ impl Engine {
                 Patience::new(self.options.max_inexact, self.options.max_inexact_bytes),
                 self.options.inexact,
             ),
+            reach: Reach::open(self.paths.reach(), self.filled.is_some())?,
+            clock: self.options.clock.clone(),
             shared: self.shared,
             patrol: Patrol::new(),
             guard: Guard::new(&self.root)?,
@@ -157,16 +170,19 @@ impl Running {
 
     fn follow(&mut self) -> Result<()> {
         loop {
-            let (stop, pause) = {
+            let (stop, pause, until) = {
                 let control = self.shared.lock();
-                (control.stop, control.pause)
+                (control.stop, control.pause, control.until)
             };
             if stop {
                 return Ok(());
             }
             pulse::beat();
             self.guard.look(&self.site.root)?;
+            self.bound(until, pause)?;
+            let pause = pause || self.target(until)?;
             if !pause && let Some(batch) = self.next_batch()? {
+                self.reaches(until, &batch)?;
                 self.shared.lock().resting = false;
                 self.set_state(ApplyState::Applying);
                 self.batch(&batch)?;
@@ -179,9 +195,10 @@ impl Running {
                 continue;
             }
             self.shared.rest();
+            let pause = pause || self.target(until)?;
             self.set_state(if pause { ApplyState::Paused } else { ApplyState::Idle });
             let wait = self.checkpoints.due_in(&self.fold).min(Duration::from_secs(3600));
-            let wait = if pause { wait } else { wait.min(self.patience_left()) };
+            let wait = if pause { wait } else { wait.min(self.patience_left()).min(self.delay_left()) };
             let wait = if pause { wait } else { wait.min(self.patrol.due_in()) };
             let wait = wait.min(self.guard.due_in());
             let wait = if self.site.later.is_empty() { wait } else { Duration::ZERO };
@@ -215,7 +232,9 @@ impl Running {
                     "no exact cut for {} s; configure freeze on the leader, or apply_cuts = \"file\" here",
                     age.as_secs()
                 );
-                let applies = self.patience.1 == Inexact::Apply;
+                // A delay, or a target, holds cuts of files back too.
+                let newest = if self.patience.1 == Inexact::Apply { self.intake.newest() } else { None };
+                let applies = newest.is_some();
                 if !said {
                     tracing::warn!("{}{text}", if applies { "a cut of files is applied: " } else { "" });
                 }
@@ -224,12 +243,79 @@ impl Running {
                     self.checkpoints.allow_file_cuts()?;
                     self.site.stats().inexact_applied += 1;
                     self.patience.0.look(None, Instant::now());
-                    return Ok(self.intake.newest());
+                    return Ok(newest);
                 }
             }
             Verdict::Content | Verdict::Waits(_) => {}
         }
         Ok(batch)
+    }
+
+    /// Takes in how much may be applied, and notes durably how far the directory is where not all may.
+    fn bound(&mut self, until: Until, pause: bool) -> Result<()> {
+        self.intake.bound(until)?;
+        self.intake.clock(self.clock.now());
+        let here = self.fold.read().lsn();
+        match (pause, until.bounded()) {
+            (true, _) => self.reach.rests(here),
+            (false, true) => self.reach.bind(here),
+            (false, false) => Ok(()),
+        }
+    }
+
+    /// A batch is about to change the directory.
+    fn reaches(&mut self, until: Until, batch: &Batch) -> Result<()> {
+        if !until.bounded() {
+            return self.reach.free();
+        }
+        // One note for what becomes due within a moment.
+        let soon = self.intake.horizon(self.clock.now().saturating_add(NOTED_AHEAD));
+        self.reach.bind(soon.map_or(batch.end(), |l| l.max(batch.end())))
+    }
+
+    /// How long a delay holds the next cut back.
+    fn delay_left(&self) -> Duration {
+        if self.shared.lock().until.delay.is_zero() {
+            return Duration::MAX;
+        }
+        match self.intake.due() {
+            Some(due) if due != i64::MIN => {
+                let left = due.saturating_sub(self.clock.now());
+                // What is known of the leader's clock may change meanwhile.
+                Duration::from_nanos(u64::try_from(left).unwrap_or(0)).clamp(DELAY_LEAST, DELAY_MOST)
+            }
+            _ => Duration::MAX,
+        }
+    }
+
+    /// Whether the directory rests on the target; then it stays there until it is resumed.
+    fn target(&mut self, until: Until) -> Result<bool> {
+        let Some(stop) = until.stop else { return Ok(false) };
+        let (lsn, cut, time) = {
+            let catalog = self.fold.read();
+            (catalog.lsn(), catalog.cut(), catalog.time())
+        };
+        let here = Commit { end: lsn, time: Some(time), exact: cut == Cut::Exact };
+        if !self.intake.reached(here) {
+            return Ok(false);
+        }
+        self.reach.rests(lsn)?;
+        {
+            let mut control = self.shared.lock();
+            // A resume came first.
+            if control.until.stop.is_none() {
+                return Ok(false);
+            }
+            control.pause = true;
+        }
+        tracing::info!(%lsn, %cut, target = %stop, "the target is reached: the directory stays here until it is resumed");
+        let mut stats = self.site.stats();
+        stats.paused = true;
+        stats.stopped = Some(format!("{lsn}"));
+        drop(stats);
+        self.shared.applied.send_modify(|applied| applied.moves = false);
+        self.shared.reached.send_replace(true);
+        Ok(true)
     }
 
     /// How long until more patience would be too much.
@@ -370,7 +456,9 @@ impl Running {
         if self.site.later.is_empty() {
             self.checkpoints.now(&self.fold, &self.site)?;
         }
-        tracing::info!(lsn = %self.fold.read().lsn(), took = ?started.elapsed(), "apply stopped cleanly");
+        let lsn = self.fold.read().lsn();
+        self.reach.rests(lsn)?;
+        tracing::info!(%lsn, took = ?started.elapsed(), "apply stopped cleanly");
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
@@ -14,6 +15,7 @@ use crate::sys::pulse::Pulse;
 use crate::{checkpoint, fold};
 
 use super::engine::Engine;
+use super::until::Until;
 use super::{Applied, ApplyOptions, ApplyPaths, ApplyState, ApplyStats};
 
 /// What was asked of the engine, and where it is.
@@ -21,6 +23,8 @@ use super::{Applied, ApplyOptions, ApplyPaths, ApplyState, ApplyStats};
 pub(super) struct Control {
     pub(super) pause: bool,
     pub(super) stop: bool,
+    /// How much of the log may be applied.
+    pub(super) until: Until,
     /// The directory stands on a cut and will until the next wake-up.
     pub(super) resting: bool,
     /// Times it came to rest.
@@ -36,6 +40,8 @@ pub(super) struct Shared {
     pub(super) wake: Notify,
     pub(super) applied: watch::Sender<Applied>,
     pub(super) ended: watch::Sender<bool>,
+    /// The target was reached.
+    pub(super) reached: watch::Sender<bool>,
     pub(super) stats: Arc<Mutex<ApplyStats>>,
     pub(super) catalog: Arc<RwLock<Catalog>>,
     pub(super) root: Arc<Root>,
@@ -106,12 +112,15 @@ impl Apply {
         fold.blocks.set_logged(true);
         let stats = ApplyStats {
             paused: options.paused,
+            delay: options.delay.as_secs_f64(),
+            stop_at: options.stop_at.map(|s| s.to_string()),
             checkpoint: checkpoint.to_string(),
             checkpoint_lsn: checkpoint,
             ..ApplyStats::default()
         };
+        let until = Until { delay: options.delay, stop: options.stop_at };
         let shared = Arc::new(Shared {
-            control: Mutex::new(Control { pause: options.paused, ..Control::default() }),
+            control: Mutex::new(Control { pause: options.paused, until, ..Control::default() }),
             changed: Condvar::new(),
             wake: Notify::new(),
             applied: watch::Sender::new(Applied {
@@ -123,6 +132,7 @@ impl Apply {
                 moves: false,
             }),
             ended: watch::Sender::new(false),
+            reached: watch::Sender::new(false),
             stats: Arc::new(Mutex::new(stats)),
             catalog: Arc::clone(&fold.catalog),
             root: Arc::clone(&root),
@@ -164,9 +174,29 @@ impl ApplyHandle {
         Ok(*self.shared.applied.borrow())
     }
 
-    /// Goes on after a pause.
+    /// Becomes true when the directory rests on the target at which it was to stop.
+    #[must_use]
+    pub fn reached(&self) -> watch::Receiver<bool> {
+        self.shared.reached.subscribe()
+    }
+
+    /// From now on change sets become visible so long after their commits.
+    pub fn set_delay(&self, delay: Duration) {
+        self.shared.lock().until.delay = delay;
+        self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).delay = delay.as_secs_f64();
+        self.shared.wake.notify_one();
+    }
+
+    /// Goes on after a pause, and past a target that was reached.
     pub fn resume(&self) {
-        self.shared.lock().pause = false;
+        let mut control = self.shared.lock();
+        control.pause = false;
+        if *self.shared.reached.borrow() {
+            control.until.stop = None;
+            let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+            (stats.stop_at, stats.stopped) = (None, None);
+        }
+        drop(control);
         self.shared
             .applied
             .send_modify(|applied| applied.moves = applied.consistent && self.failure().is_none());

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::{Frame, FrameReader};
 use crate::position::{Lsn, SystemId, TimelineId};
+use crate::record::{Record, Records};
 use crate::segment::flags;
 
 use super::ApplyCuts;
+use super::until::{self, Until};
 
 /// A batch takes more change sets while it has less raw log than this: 64 MiB.
 pub(crate) const BATCH_BYTES: u64 = 64 << 20;
@@ -22,6 +24,14 @@ pub(crate) struct Span {
     pub(crate) end: Lsn,
     pub(crate) exact: bool,
     pub(crate) aborted: bool,
+    /// When it was committed, if that had to be known.
+    pub(crate) time: Option<i64>,
+}
+
+impl Span {
+    pub(crate) fn commit(&self) -> until::Commit {
+        until::Commit { end: self.end, time: self.time, exact: self.exact && !self.aborted }
+    }
 }
 
 /// Where the log is.
@@ -49,6 +59,9 @@ pub(crate) struct Intake {
     open: Option<Lsn>,
     spans: VecDeque<Span>,
     cuts: ApplyCuts,
+    /// How much may be applied, and the leader's clock when that was last asked.
+    until: Until,
+    now: i64,
     /// How many of `spans` end on a cut to rest on.
     rests: usize,
 }
@@ -77,11 +90,83 @@ impl Batch {
 impl Intake {
     pub(crate) fn open(source: Source, from: Lsn, cuts: ApplyCuts) -> Result<Self> {
         let ahead = source.open(from)?;
-        Ok(Self { source, ahead, behind: None, open: None, spans: VecDeque::new(), cuts, rests: 0 })
+        Ok(Self {
+            source,
+            ahead,
+            behind: None,
+            open: None,
+            spans: VecDeque::new(),
+            cuts,
+            until: Until::default(),
+            now: i64::MAX,
+            rests: 0,
+        })
     }
 
     pub(crate) fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// From here on so much may be applied. What was looked at already is looked at again where times are needed.
+    pub(crate) fn bound(&mut self, until: Until) -> Result<()> {
+        if until.timed() && !self.until.timed() {
+            let from = self.spans.front().map(|s| s.start).or(self.open);
+            if let Some(from) = from {
+                self.ahead = self.source.open(from)?;
+                (self.open, self.rests) = (None, 0);
+                self.spans.clear();
+            }
+        }
+        self.until = until;
+        Ok(())
+    }
+
+    /// What the leader's clock shows, which decides what a delay holds back.
+    pub(crate) fn clock(&mut self, now: i64) {
+        self.now = now;
+    }
+
+    /// How many change sets in front may be applied at `now`.
+    fn allowed(&self, now: i64) -> usize {
+        let held = |s: &Span| self.until.past(s.commit()) || self.until.due(s.time) > now;
+        let count = self.spans.iter().position(held).unwrap_or(self.spans.len());
+        let ends =
+            self.spans.iter().take(count).position(|s| self.rest_on(s) && self.until.ends_on(s.commit()));
+        ends.map_or(count, |i| i + 1)
+    }
+
+    /// Where the directory will be at most at `now`, when it goes on.
+    pub(crate) fn horizon(&self, now: i64) -> Option<Lsn> {
+        self.allowed(now).checked_sub(1).and_then(|i| self.spans.get(i)).map(|s| s.end)
+    }
+
+    /// When the next cut to rest on may be applied, by the leader's clock; `None`: there is none, or none but past the
+    /// target.
+    pub(crate) fn due(&self) -> Option<i64> {
+        let mut due = i64::MIN;
+        for span in &self.spans {
+            if self.until.past(span.commit()) {
+                return None;
+            }
+            due = due.max(self.until.due(span.time));
+            if self.rest_on(span) {
+                return Some(due);
+            }
+        }
+        None
+    }
+
+    /// Whether no cut is left between the directory, which is on one at `at`, and the target, whatever is to come.
+    pub(crate) fn reached(&self, at: until::Commit) -> bool {
+        if self.until.ends_on(at) {
+            return true;
+        }
+        let beyond = match self.until.stop {
+            Some(super::StopAt::Lsn(target)) => self.ahead.position() > target,
+            Some(super::StopAt::Time(_)) => self.spans.iter().any(|s| self.until.past(s.commit())),
+            Some(super::StopAt::Exact) | None => false,
+        };
+        beyond && self.due().is_none()
     }
 
     /// The next batch within the durable log before `limit`; `None` when no cut is reached yet.
@@ -97,6 +182,18 @@ impl Intake {
         Ok(newest.filter(|&n| self.spans[n - 1].end >= floor).map(|n| self.take(n)))
     }
 
+    /// Everything up to the first cut before `limit` at or after `floor`.
+    pub(crate) fn first(&mut self, limit: Lsn, floor: Lsn) -> Result<Option<Batch>> {
+        loop {
+            if let Some(i) = self.spans.iter().position(|s| s.end >= floor && self.rest_on(s)) {
+                return Ok(Some(self.take(i + 1)));
+            }
+            if !self.look(limit)? {
+                return Ok(None);
+            }
+        }
+    }
+
     /// Bytes of the complete change sets that wait for a cut to rest on; `None` when there are none.
     pub(crate) fn stuck(&self) -> Option<u64> {
         let some = self.rests == 0 && self.spans.iter().any(|s| !s.aborted);
@@ -105,7 +202,8 @@ impl Intake {
 
     /// Everything up to the newest change set that is complete, whatever its cut.
     pub(crate) fn newest(&mut self) -> Option<Batch> {
-        let newest = self.spans.iter().rposition(|s| !s.aborted)?;
+        let allowed = self.spans.iter().take(self.allowed(self.now));
+        let newest = allowed.enumerate().rfind(|(_, s)| !s.aborted)?.0;
         Some(self.take(newest + 1))
     }
 
@@ -150,7 +248,8 @@ impl Intake {
     fn ready(&self) -> Option<usize> {
         let first = self.spans.front()?.start;
         let mut best = None;
-        for (i, span) in self.spans.iter().enumerate() {
+        let allowed = if self.until.bounded() { self.allowed(self.now) } else { self.spans.len() };
+        for (i, span) in self.spans.iter().take(allowed).enumerate() {
             if best.is_some() && span.end.since(first) > BATCH_BYTES {
                 break;
             }
@@ -161,9 +260,29 @@ impl Intake {
         best
     }
 
+    /// The next frame, without its records, and the time of the commit in it where that matters.
+    fn peek(&mut self, limit: Lsn) -> Result<Option<(Frame, Option<i64>)>> {
+        if !self.until.timed() {
+            let header = self.ahead.next_header(limit)?;
+            return Ok(header
+                .map(|h| (Frame { start: h.start, end: h.end(), flags: h.flags, raw: Vec::new() }, None)));
+        }
+        let Some(frame) = self.ahead.next(limit)? else { return Ok(None) };
+        let mut time = None;
+        if frame.flags & flags::ENDS != 0 {
+            for record in Records::new(&frame.raw) {
+                let (_, record) = record.map_err(|e| Error::from(e).with_kind(ErrorKind::Corrupt))?;
+                if let Record::Commit(commit) = record {
+                    time = Some(commit.time);
+                }
+            }
+        }
+        Ok(Some((Frame { raw: Vec::new(), ..frame }, time)))
+    }
+
     /// Takes one frame's header; false at the durable end.
     fn look(&mut self, limit: Lsn) -> Result<bool> {
-        let Some(header) = self.ahead.next_header(limit)? else { return Ok(false) };
+        let Some((header, time)) = self.peek(limit)? else { return Ok(false) };
         let starts = header.flags & flags::STARTS != 0;
         match self.open {
             None if starts => self.open = Some(header.start),
@@ -184,9 +303,10 @@ impl Intake {
         {
             let span = Span {
                 start,
-                end: header.end(),
+                end: header.end,
                 exact: header.flags & flags::EXACT != 0,
                 aborted: header.flags & flags::ABORT != 0,
+                time,
             };
             self.rests += usize::from(self.rest_on(&span));
             self.spans.push_back(span);
@@ -246,6 +366,89 @@ mod tests {
     use crate::log::{Log, LogOptions};
     use crate::position::Cut;
     use crate::record::{Commit, Record};
+
+    /// A log of commits at these times; every one that `exact` names is an exact cut.
+    fn log_of(dir: &std::path::Path, commits: &[(i64, bool)]) -> (Log, Source, Vec<Lsn>) {
+        let source = Source { dir: dir.to_owned(), system: SystemId(1), timeline: TimelineId(1) };
+        let log = Log::open_leader(LogOptions {
+            dir: source.dir.clone(),
+            system: source.system,
+            timeline: source.timeline,
+            segment_timeout: Duration::from_secs(3600),
+            level: 1,
+        })
+        .unwrap();
+        let mut ends = Vec::new();
+        for &(time, exact) in commits {
+            let cut = if exact { Cut::Exact } else { Cut::File };
+            let mut raw = Vec::new();
+            let commit = Commit { cut, partial: false, time, meta: 0, content: 0, inodes: 1 };
+            Record::Commit(commit).encode(&mut raw);
+            let exact = if exact { flags::EXACT } else { 0 };
+            let (_, end) = log.append(raw, flags::STARTS | flags::ENDS | exact).unwrap();
+            assert!(log.wait_durable(end, Duration::from_secs(60)).unwrap());
+            ends.push(end);
+        }
+        (log, source, ends)
+    }
+
+    #[test]
+    fn a_delay_holds_back_what_is_younger_and_everything_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        // The clock of the leader went back once.
+        let (log, source, ends) = log_of(dir.path(), &[(10, true), (30, false), (20, true), (40, true)]);
+        let mut intake = Intake::open(source, Lsn::FIRST, ApplyCuts::Exact).unwrap();
+        let end = log.tail().end;
+        let last = |intake: &mut Intake, now| {
+            intake.clock(now);
+            intake.next(end).unwrap().map(|b| b.end())
+        };
+        // Looked at before the delay was known.
+        assert!(intake.look(end).unwrap() && intake.look(end).unwrap());
+        intake.bound(Until { delay: Duration::from_nanos(5), stop: None }).unwrap();
+        assert_eq!((last(&mut intake, 14), intake.due()), (None, Some(15)));
+        assert_eq!(
+            (intake.horizon(14), intake.horizon(15), intake.horizon(34)),
+            (None, Some(ends[0]), Some(ends[0]))
+        );
+        assert_eq!(last(&mut intake, 20), Some(ends[0]));
+        assert_eq!((last(&mut intake, 34), intake.due()), (None, Some(35)));
+        assert_eq!(last(&mut intake, 35), Some(ends[2]));
+        assert_eq!(last(&mut intake, 44), None);
+        intake.bound(Until::default()).unwrap();
+        assert_eq!(last(&mut intake, 0), Some(ends[3]));
+    }
+
+    #[test]
+    fn a_target_ends_replay_on_the_last_cut_before_it() {
+        let commits = [(10, true), (20, false), (30, true), (40, true)];
+        let dir = tempfile::tempdir().unwrap();
+        let (log, source, ends) = log_of(dir.path(), &commits);
+        let end = log.tail().end;
+        let stops = |stop, cuts| {
+            let mut intake = Intake::open(source.clone(), Lsn::FIRST, cuts).unwrap();
+            intake.bound(Until { delay: Duration::ZERO, stop: Some(stop) }).unwrap();
+            let mut at = until::Commit { end: Lsn::FIRST, time: Some(0), exact: false };
+            while !intake.reached(at)
+                && let Some(batch) = intake.next(end).unwrap()
+            {
+                at = batch.spans.last().unwrap().commit();
+            }
+            (ends.iter().position(|e| *e == at.end), intake.reached(at))
+        };
+        use super::super::StopAt;
+        let before = |n: usize| StopAt::Lsn(Lsn(ends[n].0 - 1));
+        assert_eq!(stops(StopAt::Lsn(ends[2]), ApplyCuts::Exact), (Some(2), true));
+        assert_eq!(stops(before(2), ApplyCuts::Exact), (Some(0), true));
+        assert_eq!(stops(before(2), ApplyCuts::File), (Some(1), true));
+        assert_eq!(stops(before(0), ApplyCuts::Exact), (None, true));
+        assert_eq!(stops(StopAt::Time(30), ApplyCuts::Exact), (Some(2), true));
+        assert_eq!(stops(StopAt::Time(29), ApplyCuts::Exact), (Some(0), true));
+        assert_eq!(stops(StopAt::Exact, ApplyCuts::File), (Some(0), true));
+        // The log ends before the target: more may come.
+        assert_eq!(stops(StopAt::Lsn(Lsn(end.0 + 1)), ApplyCuts::Exact), (Some(3), false));
+        assert_eq!(stops(StopAt::Time(40), ApplyCuts::Exact), (Some(3), false));
+    }
 
     #[test]
     fn a_batch_is_read_from_where_the_last_one_ended() {

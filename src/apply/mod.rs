@@ -37,12 +37,14 @@ mod notes;
 mod patience;
 mod patrol;
 mod plan;
+mod reach;
 mod recover;
 mod refusal;
 mod scan;
 mod site;
 #[cfg(test)]
 mod tests;
+mod until;
 mod work;
 
 use std::collections::BTreeMap;
@@ -52,11 +54,13 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::disk::Note;
+use crate::net::Ancestry;
 use crate::position::{Cut, Lsn, SystemId, TimelineId};
 
 pub(crate) use guard::gone;
 pub use handle::{Apply, ApplyHandle};
 pub use patience::Inexact;
+pub use until::StopAt;
 
 /// Which cuts the directory may rest on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -97,6 +101,12 @@ pub struct ApplyOptions {
     pub checkpoint_interval: Duration,
     /// Start paused: recover, then rest on that cut.
     pub paused: bool,
+    /// A change set becomes visible when its commit is so old.
+    pub delay: Duration,
+    /// Where to stop, and stay.
+    pub stop_at: Option<StopAt>,
+    /// The leader's clock.
+    pub clock: Ancestry,
 }
 
 impl Default for ApplyOptions {
@@ -110,6 +120,9 @@ impl Default for ApplyOptions {
             checkpoint_bytes: 256 << 20,
             checkpoint_interval: Duration::from_secs(300),
             paused: false,
+            delay: Duration::ZERO,
+            stop_at: None,
+            clock: Ancestry::default(),
         }
     }
 }
@@ -144,6 +157,15 @@ impl ApplyPaths {
 
     fn doubts_in(state: &Path) -> Note {
         Note::new(state, "doubtful-files", ["apply::doubt", "apply::after_doubt", "apply::acquit"])
+    }
+
+    /// Where it is remembered how far the directory is.
+    pub(crate) fn reach(&self) -> Note {
+        Self::reach_in(self.state())
+    }
+
+    fn reach_in(state: &Path) -> Note {
+        Note::new(state, "reach", ["apply::bind", "apply::after_bind", "apply::unbind"])
     }
 
     fn state(&self) -> &Path {
@@ -205,6 +227,12 @@ pub struct ApplyStats {
     pub state: ApplyState,
     /// Whether a pause was asked for.
     pub paused: bool,
+    /// Seconds that a change set waits after its commit before it becomes visible; 0: none.
+    pub delay: f64,
+    /// The target at which replay stops.
+    pub stop_at: Option<String>,
+    /// The cut on which it stopped, once it is reached.
+    pub stopped: Option<String>,
     /// LSN of the newest durable checkpoint, as text: log before it is not needed by apply.
     pub checkpoint: String,
     /// The same as a number.

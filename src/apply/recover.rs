@@ -15,7 +15,7 @@ use std::time::Instant;
 use rustix::fs::{self as rfs, AtFlags, OFlags};
 
 use crate::catalog::{Catalog, block_hashes, blocks_of};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fold::Fold;
 use crate::position::{FileId, Lsn};
 use crate::record::{BLOCK, Kind};
@@ -24,11 +24,12 @@ use crate::sys;
 use super::ApplyState;
 use super::attrs::timestamps;
 use super::engine::Running;
-use super::intake::Batch;
+use super::intake::{Batch, Span};
 use super::notes::{Notes, is_unknown};
 use super::plan::{STAGE, Slot};
 use super::scan::{Difference, Found, scan};
 use super::site::{Site, clock, diverged, seen};
+use super::until::{Commit, Until};
 use super::work::Work;
 
 /// Bytes read at once when a content is compared.
@@ -102,17 +103,41 @@ impl Running {
         Ok(true)
     }
 
+    /// A directory that is past the target, or may be, has no way back.
+    fn within(&self, until: Until, last: Option<Commit>, certain: bool) -> Result<()> {
+        let (Some(last), Some(stop)) = (last.filter(|c| until.past(*c)), until.stop) else { return Ok(()) };
+        let text = format!(
+            "the directory {} {}, past the target {stop}: name a later target, take 'stop_at' away, or fill a node \
+             anew from a copy that is older than the target",
+            if certain { "stands at" } else { "may hold changes up to" },
+            last.end
+        );
+        Err(Error::new(ErrorKind::Refused, text))
+    }
+
     /// The log from the checkpoint to the newest cut, which for a first copy may have to arrive yet.
     fn what_to_redo(&mut self, from: Lsn, floor: Lsn) -> Result<Option<Batch>> {
         self.set_state(ApplyState::Recovering);
+        let until = self.shared.lock().until;
+        self.intake.bound(until)?;
         loop {
-            let limit = self.log.tail().end;
-            if let Some(batch) = self.intake.all(limit, floor)? {
+            let (limit, certain) = self.reach.redo(from, self.log.tail().end);
+            // What is not needed to make a first copy whole may have to wait.
+            let batch = if floor > from && until.bounded() {
+                self.intake.first(limit, floor)?
+            } else {
+                self.intake.all(limit, floor)?
+            };
+            if let Some(batch) = batch {
+                self.within(until, batch.spans.last().map(Span::commit), certain)?;
                 return Ok(Some(batch));
             }
             if from >= floor {
+                let time = Some(self.fold.read().time());
+                self.within(until, Some(Commit { end: from, time, exact: false }), certain)?;
                 return Ok(Some(Batch::default()));
             }
+            self.within(until, Some(Commit { end: floor, time: None, exact: false }), certain)?;
             if self.stopping() {
                 return Ok(None);
             }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, Cuts, LocalEdits, Size, Span, SyncLoss};
+use crate::config::{Config, Cuts, LocalEdits, Size, Span, StopAction, SyncLoss};
 use crate::quorum::Level;
 use crate::session::UpstreamRole;
 
@@ -133,6 +133,15 @@ pub struct Follower {
     /// Cuts to apply.
     #[arg(long, value_enum)]
     pub apply_cuts: Option<Cuts>,
+    /// How old a commit must be before it is shown.
+    #[arg(long, value_name = "SPAN")]
+    pub apply_delay: Option<Span>,
+    /// Stop replay there: a position, a time with its zone, or `exact`, the first exact cut.
+    #[arg(long, value_name = "LSN|TIME|exact")]
+    pub stop_at: Option<String>,
+    /// What to do there.
+    #[arg(long, value_enum)]
+    pub stop_action: Option<StopAction>,
     /// What to do about changes made in this follower's directory.
     #[arg(long, value_enum)]
     pub local_edits: Option<LocalEdits>,
@@ -273,6 +282,11 @@ impl Follower {
             c.leader.clone_from(&self.leader);
         }
         c.upstream_role = self.upstream_role.unwrap_or(c.upstream_role);
+        c.apply_delay = self.apply_delay.unwrap_or(c.apply_delay);
+        if self.stop_at.is_some() {
+            c.stop_at.clone_from(&self.stop_at);
+        }
+        c.stop_action = self.stop_action.unwrap_or(c.stop_action);
         c.apply_cuts = self.apply_cuts.unwrap_or(c.apply_cuts);
         c.local_edits = self.local_edits.unwrap_or(c.local_edits);
         c

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::apply::StopAt;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Sources;
 use crate::quorum::{Level, Policy};
@@ -17,7 +18,7 @@ mod rules;
 mod units;
 
 pub use rules::{address, check_address, check_apart, check_name, loopback_only};
-use rules::{check_exclude, check_upstreams, nearest, upstreams};
+use rules::{check_exclude, check_upstreams, nearest, one_or_more, upstreams};
 pub use units::{Size, Span};
 
 /// Most bytes of a configuration file.
@@ -41,6 +42,16 @@ pub enum Inexact {
     Report,
     /// Say so and apply the newest cut of files.
     Apply,
+}
+
+/// What a follower does at the target of `stop_at`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum StopAction {
+    /// Stays there, and takes log, until it is told to go on.
+    Pause,
+    /// The process ends, with exit code 0.
+    Exit,
 }
 
 /// What a follower does about a change somebody made in its directory.
@@ -75,7 +86,7 @@ pub struct Config {
     pub listen: Option<String>,
     /// Address of the node to follow, or several that are tried in turn, as a list or with commas between them. Its
     /// presence makes a new node a follower.
-    #[serde(deserialize_with = "rules::one_or_more")]
+    #[serde(deserialize_with = "one_or_more")]
     pub leader: Option<String>,
     /// Which of them to follow: `any`, the `leader` only, `follower`s only, or `prefer-follower`.
     pub upstream_role: UpstreamRole,
@@ -89,6 +100,12 @@ pub struct Config {
     pub max_inexact_bytes: Size,
     /// What a follower does after that: `report`, or `apply` the newest cut of files.
     pub inexact: Inexact,
+    /// How old a commit must be before a follower shows it; its log comes at once all the same.
+    pub apply_delay: Span,
+    /// Where a follower stops replay: a position, a time with its zone, or `exact`, the first exact cut.
+    pub stop_at: Option<String>,
+    /// What it does there: `pause` until `towline resume`, or `exit` with 0.
+    pub stop_action: StopAction,
     /// What to do about changes made in a follower's directory.
     pub local_edits: LocalEdits,
     /// A peer that sends nothing for this long is given up.
@@ -154,6 +171,9 @@ impl Default for Config {
             max_inexact: span(300),
             max_inexact_bytes: Size(1 << 30),
             inexact: Inexact::Report,
+            apply_delay: span(0),
+            stop_at: None,
+            stop_action: StopAction::Pause,
             local_edits: LocalEdits::Refuse,
             peer_timeout: span(10),
             segment_timeout: span(60),
@@ -247,6 +267,7 @@ impl Config {
         if self.checkpoint_bytes.0 == 0 {
             return bad("checkpoint_bytes is 0; the least is 1, and 256M is usual".to_owned());
         }
+        self.stop_target()?;
         if self.max_followers == 0 {
             return bad("max_followers is 0; the least is 1 (leave 'listen' out to serve nobody)".to_owned());
         }
@@ -277,6 +298,15 @@ impl Config {
             check_upstreams(leader)?;
         }
         Ok(())
+    }
+
+    /// Where a follower stops replay.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for what is no target.
+    pub fn stop_target(&self) -> Result<Option<StopAt>> {
+        let parsed = self.stop_at.as_deref().map(str::parse).transpose();
+        parsed.map_err(|e| Error::new(ErrorKind::Config, format!("stop_at: {e}")))
     }
 
     /// The nodes to follow, if any are given.
@@ -338,6 +368,9 @@ mod tests {
             ("leader = \"a:1,\"", "HOST:PORT"),
             ("leader = []", "HOST:PORT"),
             ("leader = [\"a:1\", \"b:2\", \"a:1\"]", "twice"),
+            ("stop_at = \"tomorrow\"", "2026-11-25T17:30:00Z"),
+            ("stop_action = \"halt\"", "exit"),
+            ("apply_delay = \"1\"", "duration"),
             ("leader = 7", "string"),
             ("upstream_role = \"primary\"", "prefer-follower"),
             ("rescan_interval = \"0s\"", "least"),

@@ -16,11 +16,11 @@ use super::{Engine, Node, blocking, bounded_stop, until_failure};
 use crate::apply::{
     self, Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Inexact, LocalEdits,
 };
-use crate::config::{self, Config, Cuts};
+use crate::config::{self, Config, Cuts, StopAction};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fill;
 use crate::log::{Log, LogOptions};
-use crate::net::{Sources, Upstream, UpstreamStatus};
+use crate::net::{Ancestry, Sources, Upstream, UpstreamStatus};
 use crate::position::Lsn;
 use crate::receive::{self, Progress};
 use crate::state::{Control, FillState};
@@ -119,8 +119,8 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
             return Ok(());
         }
     }
-    let (starter, started) = (Arc::clone(node), Arc::clone(&root));
-    let (apply, log, start) = blocking(move || start_apply(&starter, started)).await?;
+    let (starter, started, clock) = (Arc::clone(node), Arc::clone(&root), follower.upstream.ancestry());
+    let (apply, log, start) = blocking(move || start_apply(&starter, started, clock)).await?;
     (follower.apply, follower.log) = (Some(apply.clone()), Some(log.clone()));
     node.set_engine(Some(Engine::Follower(follower.clone())));
     node.phase("recovering");
@@ -138,7 +138,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
 }
 
 /// Opens the log and starts apply. The LSN is where an empty log begins.
-fn start_apply(node: &Arc<Node>, root: Arc<Root>) -> Result<(ApplyHandle, Log, Lsn)> {
+fn start_apply(node: &Arc<Node>, root: Arc<Root>, clock: Ancestry) -> Result<(ApplyHandle, Log, Lsn)> {
     let (config, control) = (node.config(), node.state.set_up()?);
     let log = Log::open_follower(LogOptions {
         dir: node.state.log(),
@@ -159,6 +159,10 @@ fn start_apply(node: &Arc<Node>, root: Arc<Root>) -> Result<(ApplyHandle, Log, L
     };
     let mut options = options(&config);
     options.paused = node.paused.load(Ordering::SeqCst);
+    options.clock = clock;
+    if !node.past_target.load(Ordering::SeqCst) {
+        options.stop_at = config.stop_target()?;
+    }
     let apply = Apply::start(root, paths, log.clone(), filled, options)?;
     let start = filled.map_or_else(|| apply.applied().borrow().lsn, |(start, _)| start);
     Ok((apply, log, start))
@@ -183,6 +187,9 @@ fn options(config: &Config) -> ApplyOptions {
         checkpoint_bytes: config.checkpoint_bytes.0,
         checkpoint_interval: config.checkpoint_interval.0,
         paused: false,
+        delay: config.apply_delay.0,
+        stop_at: None,
+        clock: Ancestry::default(),
     }
 }
 
@@ -219,7 +226,9 @@ async fn follow(
     let failed = until_failure(node, &cancel, || log.failure().or_else(|| apply.failure()));
     let usable = note_usable(node, apply, &control);
     let mut noting = pin!(note_commits(node, log));
+    let target = end_at_target(node, config, apply);
     let e = tokio::select! {
+        never = target => return never,
         r = &mut receiving => return r,
         r = usable => return r,
         never = &mut noting => match never {},
@@ -252,6 +261,16 @@ async fn note_commits(node: &Node, log: &Log) -> Infallible {
             return std::future::pending().await;
         }
     }
+}
+
+/// Where the target says so, the process ends once it is reached.
+async fn end_at_target(node: &Arc<Node>, config: &Config, apply: &ApplyHandle) -> Result<()> {
+    let mut reached = apply.reached();
+    if reached.wait_for(|r| *r).await.is_ok() && config.stop_action == StopAction::Exit {
+        tracing::info!(lsn = %apply.applied().borrow().lsn, "the target is reached: stopping");
+        node.stop.cancel();
+    }
+    std::future::pending().await
 }
 
 /// Once the directory stands on a cut the node runs; of a first copy the control file then says that it is whole.
@@ -293,6 +312,18 @@ impl Follower {
             return Err(Error::new(ErrorKind::Unavailable, text));
         }
         Ok(json!({"lsn": at.lsn.to_string(), "cut": at.cut.to_string(), "paused": pause}))
+    }
+
+    /// Whether the directory rests on the target of `stop_at`.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.apply.as_ref().is_some_and(|a| *a.reached().borrow())
+    }
+
+    /// Takes over what needs no new turn.
+    pub(crate) fn reload(&self, config: &Config) {
+        if let Some(apply) = &self.apply {
+            apply.set_delay(config.apply_delay.0);
+        }
     }
 
     pub(crate) fn fill_status(&self, port: &Port, status: &mut Status) {

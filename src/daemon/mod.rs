@@ -85,6 +85,8 @@ pub(crate) struct Node {
     pub(crate) paused: std::sync::atomic::AtomicBool,
     /// When the process began, ns since 1970.
     started: i64,
+    /// A target was reached, and the node told to go on.
+    pub(crate) past_target: std::sync::atomic::AtomicBool,
     file: Option<PathBuf>,
     flags: Flags,
     /// The state directory was made by this process.
@@ -222,6 +224,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),
         started: net::wall_clock(),
+        past_target: std::sync::atomic::AtomicBool::new(false),
         file: start.file,
         flags: start.flags,
         fresh,
@@ -420,6 +423,9 @@ async fn follower_request(node: &Arc<Node>, request: Request) -> Result<Value> {
     match node.engine() {
         Some(Engine::Follower(f)) => {
             node.paused.store(pause, std::sync::atomic::Ordering::SeqCst);
+            if !pause && f.is_stopped() {
+                node.past_target.store(true, std::sync::atomic::Ordering::SeqCst);
+            }
             blocking(move || f.pause(pause)).await
         }
         Some(Engine::Leader(_)) => {
@@ -482,7 +488,13 @@ async fn read_again(node: &Arc<Node>) -> Result<Value> {
             sync::enforce(node.port.peers(), &config)?;
             l.reload(&config);
         }
-        Some(Engine::Follower(_)) if change.needs_turn() => lock(&node.turn).cancel(),
+        Some(Engine::Follower(_)) if change.needs_turn() => {
+            if change.has("stop_at") {
+                node.past_target.store(false, std::sync::atomic::Ordering::SeqCst);
+            }
+            lock(&node.turn).cancel();
+        }
+        Some(Engine::Follower(f)) => f.reload(&config),
         _ => {}
     }
     // Whatever waits for an operator is tried again now.

@@ -52,6 +52,8 @@ const CAPTURE: &[&str] = &[
     "sync_near",
     "sync_max_lag",
 ];
+/// What a follower takes over while it runs.
+const FOLLOWER_LIVE: &[&str] = &["apply_delay"];
 /// What a follower takes over by a new turn: it comes to rest, and goes on from there.
 const FOLLOWER: &[&str] = &[
     "leader",
@@ -62,6 +64,8 @@ const FOLLOWER: &[&str] = &[
     "max_inexact_bytes",
     "inexact",
     "local_edits",
+    "stop_at",
+    "stop_action",
     "peer_timeout",
     "checkpoint_bytes",
     "checkpoint_interval",
@@ -90,7 +94,7 @@ pub fn reach(key: &str, role: Role) -> Reach {
         Role::Leader => (CAPTURE, LEADER_START),
         Role::Follower => (FOLLOWER, &[][..]),
     };
-    if live.contains(&key) {
+    if live.contains(&key) || (role == Role::Follower && FOLLOWER_LIVE.contains(&key)) {
         Reach::Live
     } else if FIXED.contains(&key) || start.contains(&key) {
         Reach::Restart
@@ -142,8 +146,13 @@ impl Change {
         config
     }
 
+    /// Whether this key is another, and in force.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.in_force.iter().any(|k| k == key)
+    }
+
     pub(super) fn needs_turn(&self) -> bool {
-        !self.in_force.is_empty()
+        self.in_force.iter().any(|k| FOLLOWER.contains(&k.as_str()))
     }
 
     pub(super) fn answer(&self) -> Value {
@@ -185,7 +194,10 @@ mod tests {
         );
         assert_eq!(follower.idle, ["exclude"]);
         assert!(
-            follower.needs_turn() && follower.to_string().contains("restart of the daemon: listen"),
+            follower.needs_turn()
+                && !Change::between(&old, &Config::parse("apply_delay = \"1h\"").unwrap(), Role::Follower)
+                    .needs_turn()
+                && follower.to_string().contains("restart of the daemon: listen"),
             "{follower}"
         );
         let leader = Change::between(&old, &new, Role::Leader);
@@ -202,7 +214,7 @@ mod tests {
     fn every_key_has_a_place() {
         let all = serde_json::to_value(Config::default()).unwrap();
         for key in all.as_object().unwrap().keys() {
-            let lists = [FIXED, CAPTURE, FOLLOWER, LEADER_START];
+            let lists = [FIXED, CAPTURE, FOLLOWER, FOLLOWER_LIVE, LEADER_START];
             assert!(lists.iter().any(|l| l.contains(&key.as_str())), "{key} is in no list");
         }
     }

@@ -20,9 +20,21 @@ pub fn health(s: &Status) -> &'static str {
             "cut-off"
         }
         _ if s.apply.as_ref().and_then(|a| a.get("paused")).is_some_and(|p| p == true) => "paused",
+        _ if s
+            .lag
+            .and_then(|l| l.seconds)
+            .is_some_and(|age| age >= BEHIND_SECONDS && age < delay(s) + BEHIND_SECONDS) =>
+        {
+            "delayed"
+        }
         _ if s.lag.and_then(|l| l.seconds).is_some_and(|s| s >= BEHIND_SECONDS) => "behind",
         _ => "ok",
     }
+}
+
+/// How long a follower is told to wait before it shows what it has.
+fn delay(s: &Status) -> f64 {
+    s.apply.as_ref().and_then(|a| a.get("delay")).and_then(Value::as_f64).unwrap_or(0.0)
 }
 
 #[cfg(test)]
@@ -41,6 +53,10 @@ mod tests {
             ..Status::default()
         };
         assert_eq!(health(&status), "behind");
+        status.apply = Some(json!({"paused": false, "delay": 60.0}));
+        assert_eq!(health(&status), "delayed");
+        status.lag = Some(Lag { bytes: 9, seconds: Some(61.5) });
+        assert_eq!(health(&status), "behind", "the delay alone does not explain that");
         status.apply = Some(json!({"paused": true}));
         assert_eq!(health(&status), "paused");
         status.upstream = Some(json!({"state": "connecting"}));

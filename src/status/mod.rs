@@ -14,7 +14,7 @@
 //! | `started` | when the process began |
 //! | `now` | the node's clock |
 //! | `state` | `starting`, `filling`, `recovering`, `running`, `stopping`; `healing`: damaged log is fetched again; `stalled`: failed, tried again by itself; `corrupt`, `missing`, `diverged`, `refused`, `config`: failed, and needs help; `held`: a guard waits for `towline confirm` |
-//! | `health` | `ok`; `starting`; `behind`; `paused`: stands still until `towline resume`; `cut-off`: a follower without its upstream, or whose upstream has had no news of the leader for too long; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator |
+//! | `health` | `ok`; `starting`; `behind`; `delayed`: shows what `apply_delay` allows; `paused`: stands still until `towline resume`; `cut-off`: a follower without its upstream, or whose upstream has had no news of the leader for too long; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator |
 //! | `error` | what keeps the node from `running` |
 //! | `error.kind` | its class, as in the exit codes |
 //! | `error.message` | what it is |
@@ -65,6 +65,9 @@
 //! | `apply.consistent` | whether it is usable |
 //! | `apply.state` | `recovering`, `filling`, `idle`, `applying`, `paused`, `stopped`, `failed` |
 //! | `apply.paused` | whether a pause was asked for |
+//! | `apply.delay` | seconds that a commit waits before it is shown |
+//! | `apply.stop_at` | the target at which replay stops |
+//! | `apply.stopped` | the position where it stopped, once the target is reached |
 //! | `apply.checkpoint`, `apply.checkpoints` | the newest durable checkpoint, and how many since the start |
 //! | `apply.commits`, `apply.records`, `apply.batches` | change sets, records and steps since the start |
 //! | `apply.inexact` | why it stands still, when exact cuts stay away for longer than allowed |

@@ -14,8 +14,9 @@ const HOLD: [&str; 3] = ["capture::hold", "capture::after_hold", "capture::relea
 const SUSPECT: [&str; 3] = ["blocks::suspect", "blocks::after_suspect", "blocks::acquit"];
 const REFUSAL: [&str; 3] = ["apply::refuse", "apply::after_refuse", "apply::forgive"];
 const DOUBT: [&str; 3] = ["apply::doubt", "apply::after_doubt", "apply::acquit"];
+const REACH: [&str; 3] = ["apply::bind", "apply::after_bind", "apply::unbind"];
 /// All places that the tests of this file kill at.
-pub(crate) const POINTS: [[&str; 3]; 4] = [HOLD, SUSPECT, REFUSAL, DOUBT];
+pub(crate) const POINTS: [[&str; 3]; 5] = [HOLD, SUSPECT, REFUSAL, DOUBT, REACH];
 
 fn note(node: &Node, name: &str) -> PathBuf {
     node.spec.state.join(name)
@@ -352,5 +353,47 @@ fn a_doubt_stays_over_a_death_at_each_step_until_the_content_was_compared() {
     until(within(30), "the doubt is settled", || {
         if note(&pair.follower, "doubtful-files").exists() { Err("it is noted".into()) } else { Ok(()) }
     });
+    pair.finish();
+}
+
+#[test]
+fn what_a_delay_holds_back_stays_hidden_over_a_death_at_each_step() {
+    let mut pair = Pair::with(Bed::new("kill-reach"), |s| s, Spec::armed);
+    fs::write(pair.data().join("a"), "seen").expect("write");
+    pair.equal(30);
+    pair.follower.arm("apply::bind=kill");
+    // The delay comes into force, and the process dies of it before it can answer.
+    let _ = pair.follower.reload("apply_delay", "\"1h\"");
+    pair.follower.wait_end(within(30));
+    for point in ["apply::bind", "apply::after_bind"] {
+        pair.follower.arm(&format!("{point}=kill"));
+        pair.follower = pair.follower.spec.spawn();
+        dies(&mut pair.follower, point);
+    }
+    pair.follower.restart();
+    fs::write(pair.data().join("hidden"), "for an hour").expect("write");
+    let received = |pair: &Pair| {
+        until(within(30), "the log is here", || {
+            let (l, f) = (pair.leader.status()?, pair.follower.status()?);
+            let sent = l.0.pointer("/log/exact") == f.0.pointer("/log/exact") && l.exact() != f.applied();
+            if sent { Ok(()) } else { Err(format!("{} and {}", l.0, f.0)) }
+        });
+    };
+    received(&pair);
+    pair.follower.kill();
+    pair.follower.restart();
+    received(&pair);
+    assert!(!pair.follower.data().join("hidden").exists(), "a death must not show it");
+    pair.follower.stop();
+    pair.follower.restart();
+    received(&pair);
+    assert!(!pair.follower.data().join("hidden").exists(), "nor a clean stop");
+    assert!(pair.follower.data().join("a").exists());
+    pair.follower.arm("apply::unbind=kill");
+    let _ = pair.follower.reload("apply_delay", "\"0s\"");
+    pair.follower.wait_end(within(30));
+    pair.follower.arm("");
+    pair.follower.restart();
+    pair.equal(30);
     pair.finish();
 }

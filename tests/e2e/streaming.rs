@@ -1,8 +1,10 @@
 //! Which node is followed, when what comes from there becomes visible, and where that ends.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use crate::support::bed::{Bed, free_port};
+use crate::support::node::{Status, lsn};
 use crate::support::{Node, Spec, assert_equal_within, until, within};
 
 /// A follower whose upstreams and name can be changed by reload.
@@ -107,4 +109,123 @@ fn a_follower_is_renamed_by_reload() {
     assert_equal_within(within(20), leader.data(), follower.data());
     let error = follower.reload("name", "\"no such name\"").expect_err("refused");
     assert!(error.contains("letters"), "{error}");
+}
+
+fn holds(node: &Node, name: &str) -> String {
+    fs::read_to_string(node.data().join(name)).unwrap_or_default()
+}
+
+/// Waits until the follower's log has the leader's newest cut; its status.
+fn received(leader: &Node, follower: &Node) -> Status {
+    until(within(20), "the log is there", || {
+        let (l, f) = (leader.status()?, follower.status()?);
+        if l.exact() == f.exact() { Ok(f) } else { Err(format!("{} and {}", l.0, f.0)) }
+    })
+}
+
+fn settled(leader: &Node, name: &str, text: &str) -> String {
+    let before = leader.status().expect("status").exact();
+    fs::write(leader.data().join(name), text).expect("write");
+    until(within(10), "it is committed", || {
+        let status = leader.status()?;
+        if status.exact() == before { Err(status.0.to_string()) } else { Ok(()) }
+    });
+    // Writing takes two steps, truncation and write: both are in by then.
+    std::thread::sleep(Duration::from_millis(500));
+    leader.status().expect("status").exact()
+}
+
+#[test]
+fn a_delayed_follower_takes_log_at_once_and_shows_it_later() {
+    let bed = Bed::new("delay");
+    let leader = bed.leader("leader").start();
+    let mut follower = bed.follower("follower", leader.spec.listen).start();
+    fs::write(leader.data().join("a"), "0").expect("write");
+    assert_equal_within(within(20), leader.data(), follower.data());
+    follower.reload("apply_delay", "\"4s\"").expect("reload");
+    let begun = Instant::now();
+    fs::write(leader.data().join("a"), "1").expect("write");
+    until(within(20), "it is received, and held back", || {
+        let status = follower.status()?;
+        let held = lsn(&status.exact()) > lsn(&status.applied());
+        if held && status.health() == "delayed" { Ok(()) } else { Err(status.0.to_string()) }
+    });
+    assert_eq!(holds(&follower, "a"), "0");
+    until(within(20), "it is shown", || {
+        if holds(&follower, "a") == "1" { Ok(()) } else { Err("not yet".into()) }
+    });
+    assert!(begun.elapsed() >= Duration::from_secs(4), "{:?}", begun.elapsed());
+    // A long delay ends with a reload at once; pause, resume and stop do not wait for it.
+    follower.reload("apply_delay", "\"1h\"").expect("reload");
+    fs::write(leader.data().join("a"), "22").expect("write");
+    received(&leader, &follower);
+    follower.pause();
+    follower.resume();
+    follower.stop();
+    follower.restart();
+    received(&leader, &follower);
+    assert_eq!(holds(&follower, "a"), "1");
+    let pid = follower.pid();
+    follower.reload("apply_delay", "\"0s\"").expect("reload");
+    assert_equal_within(within(20), leader.data(), follower.data());
+    assert_eq!(follower.pid(), pid);
+    until(within(20), "nothing is late", || {
+        let status = follower.status()?;
+        if status.health() == "ok" { Ok(()) } else { Err(status.0.to_string()) }
+    });
+}
+
+#[test]
+fn replay_stops_at_a_target_and_goes_on_or_ends_there() {
+    let bed = Bed::new("target");
+    let leader = bed.leader("leader").start();
+    let mut follower = bed.follower("follower", leader.spec.listen).start();
+    fs::write(leader.data().join("a"), "one").expect("write");
+    assert_equal_within(within(20), leader.data(), follower.data());
+    follower.pause();
+    let target = settled(&leader, "a", "two");
+    settled(&leader, "a", "three");
+    received(&leader, &follower);
+    // A pause holds over a restart what the target asks for.
+    follower.kill();
+    follower.spec = follower.spec.clone().set("stop_at", &format!("\"{target}\""));
+    follower.restart();
+    let stopped = until(within(20), "it rests on the target", || {
+        let status = follower.status()?;
+        let at = status.0.pointer("/apply/stopped").and_then(serde_json::Value::as_str).map(str::to_owned);
+        if status.health() == "paused" { at.ok_or(status.0.to_string()) } else { Err(status.0.to_string()) }
+    });
+    assert_eq!((stopped.as_str(), holds(&follower, "a").as_str()), (target.as_str(), "two"));
+    follower.resume();
+    assert_equal_within(within(20), leader.data(), follower.data());
+    follower.pause();
+    let target = settled(&leader, "a", "four");
+    settled(&leader, "a", "five");
+    received(&leader, &follower);
+    follower.stop();
+    follower.spec =
+        follower.spec.clone().set("stop_at", &format!("\"{target}\"")).set("stop_action", "\"exit\"");
+    let mut ending = follower.spec.spawn();
+    assert_eq!(ending.wait_end(within(30)).code(), Some(0));
+    assert_eq!(holds(&ending, "a"), "four");
+    // What is past can't be had back, and is not pretended.
+    let past = follower.spec.clone().set("stop_at", &format!("\"{stopped}\""));
+    let refused = past.start();
+    until(within(20), "it is refused", || {
+        let status = refused.status()?;
+        let text = status.error_text().0;
+        if status.state() == "refused" && text.contains("past the target") {
+            Ok(())
+        } else {
+            Err(status.0.to_string())
+        }
+    });
+    assert_eq!(holds(&refused, "a"), "four");
+    drop(refused);
+    // The log ends before the target: it goes on, and says what it waits for.
+    let waiting = follower.spec.clone().set("stop_at", "\"FFFF/0\"").start();
+    assert_equal_within(within(20), leader.data(), waiting.data());
+    let status = waiting.status().expect("status").0;
+    assert!(status.pointer("/apply/stopped").is_some_and(serde_json::Value::is_null), "{status}");
+    assert_eq!(status.pointer("/apply/stop_at").and_then(serde_json::Value::as_str), Some("FFFF/00000000"));
 }

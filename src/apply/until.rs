@@ -1,0 +1,200 @@
+//! How much of the log may become visible: a delay behind the leader, and a target to stop at.
+//!
+//! As with PostgreSQL's `recovery_min_apply_delay` a change set waits until its commit is so old, by the leader's
+//! clock; log is received and flushed meanwhile. As with its recovery targets, replay ends before the first change
+//! set that is past the target.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::position::Lsn;
+
+/// Where replay stops.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StopAt {
+    /// On the last cut at or before this position.
+    Lsn(Lsn),
+    /// On the last cut whose commit is not later than this, nanoseconds since 1970 by the leader's clock.
+    Time(i64),
+    /// On the first exact cut.
+    Exact,
+}
+
+impl fmt::Display for StopAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lsn(lsn) => write!(f, "{lsn}"),
+            Self::Time(ns) => {
+                let (days, rest) = (ns.div_euclid(DAY_NS), ns.rem_euclid(DAY_NS));
+                let (year, month, day) = civil(days);
+                let (second, frac) = (rest / 1_000_000_000, rest % 1_000_000_000);
+                let (h, m, s) = (second / 3600, second / 60 % 60, second % 60);
+                write!(f, "{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}")?;
+                if frac > 0 {
+                    write!(f, ".{}", format!("{frac:09}").trim_end_matches('0'))?;
+                }
+                f.write_str("Z")
+            }
+            Self::Exact => f.write_str("exact"),
+        }
+    }
+}
+
+/// Nanoseconds of a day.
+const DAY_NS: i64 = 86_400_000_000_000;
+
+/// Days since 1970 of a date of the Gregorian calendar.
+fn days(year: i64, month: i64, day: i64) -> i64 {
+    // Years that begin in March have their leap day at the end; 400 of them are 146,097 days.
+    let y = if month <= 2 { year - 1 } else { year };
+    let (era, of_era) = (y.div_euclid(400), y.rem_euclid(400));
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
+}
+
+/// The date of a day since 1970.
+fn civil(day: i64) -> (i64, i64, i64) {
+    let z = day + 719_468;
+    let (era, of_era) = (z.div_euclid(146_097), z.rem_euclid(146_097));
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let m = (5 * of_year + 2) / 153;
+    let month = if m < 10 { m + 3 } else { m - 9 };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, of_year - (153 * m + 2) / 5 + 1)
+}
+
+impl FromStr for StopAt {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        if s == "exact" {
+            return Ok(Self::Exact);
+        }
+        if s.contains('/') {
+            return s.parse().map(Self::Lsn).map_err(|e| format!("'{s}' is no position: {e}"));
+        }
+        let wrong = || {
+            format!(
+                "'{s}' is no target; write a position like 0/16B3748, a time with its zone like \
+                 2026-11-25T17:30:00Z or 2026-11-25 18:30:00+01:00, or exact"
+            )
+        };
+        let at: toml::value::Datetime = s.parse().map_err(|_| wrong())?;
+        let (Some(date), Some(time), Some(offset)) = (at.date, at.time, at.offset) else {
+            return Err(wrong());
+        };
+        let minutes = match offset {
+            toml::value::Offset::Z => 0,
+            toml::value::Offset::Custom { minutes } => i64::from(minutes),
+        };
+        let clock =
+            i64::from(time.hour) * 3600 + i64::from(time.minute) * 60 + i64::from(time.second.unwrap_or(0));
+        let day = days(i64::from(date.year), i64::from(date.month), i64::from(date.day));
+        let seconds = day * 86_400 + clock - minutes * 60;
+        let ns = seconds.checked_mul(1_000_000_000).ok_or_else(wrong)?;
+        ns.checked_add(i64::from(time.nanosecond.unwrap_or(0))).map(Self::Time).ok_or_else(wrong)
+    }
+}
+
+/// What may be applied at present.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Until {
+    pub(crate) delay: Duration,
+    pub(crate) stop: Option<StopAt>,
+}
+
+/// What a change set says about itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Commit {
+    pub(crate) end: Lsn,
+    /// When it was committed; `None`: it was aborted, or nobody asked.
+    pub(crate) time: Option<i64>,
+    pub(crate) exact: bool,
+}
+
+impl Until {
+    /// Whether there is log that must not be applied yet.
+    pub(crate) fn bounded(&self) -> bool {
+        self.stop.is_some() || !self.delay.is_zero()
+    }
+
+    /// Whether the times of commits have to be known.
+    pub(crate) fn timed(&self) -> bool {
+        !self.delay.is_zero() || matches!(self.stop, Some(StopAt::Time(_)))
+    }
+
+    /// Whether a change set is past the target.
+    pub(crate) fn past(&self, c: Commit) -> bool {
+        match self.stop {
+            Some(StopAt::Lsn(target)) => c.end > target,
+            Some(StopAt::Time(target)) => c.time.is_some_and(|t| t > target),
+            Some(StopAt::Exact) | None => false,
+        }
+    }
+
+    /// Whether replay ends on this cut whatever follows.
+    pub(crate) fn ends_on(&self, c: Commit) -> bool {
+        match self.stop {
+            Some(StopAt::Lsn(target)) => c.end == target,
+            Some(StopAt::Exact) => c.exact,
+            Some(StopAt::Time(_)) | None => false,
+        }
+    }
+
+    /// When a commit of this time may become visible, by the leader's clock.
+    pub(crate) fn due(&self, time: Option<i64>) -> i64 {
+        let delay = i64::try_from(self.delay.as_nanos()).unwrap_or(i64::MAX);
+        if delay == 0 { i64::MIN } else { time.map_or(i64::MIN, |t| t.saturating_add(delay)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_read_and_shown() {
+        for (text, want, shown) in [
+            ("exact", StopAt::Exact, "exact"),
+            ("0/16B3748", StopAt::Lsn(Lsn(0x16B_3748)), "0/016B3748"),
+            ("1970-01-01T00:00:00Z", StopAt::Time(0), "1970-01-01T00:00:00Z"),
+            ("2000-02-29 23:59:59.25Z", StopAt::Time(951_868_799_250_000_000), "2000-02-29T23:59:59.25Z"),
+            ("2026-11-25T18:30:00+01:00", StopAt::Time(1_795_627_800_000_000_000), "2026-11-25T17:30:00Z"),
+            ("1969-12-31T23:59:59Z", StopAt::Time(-1_000_000_000), "1969-12-31T23:59:59Z"),
+        ] {
+            let got: StopAt = text.parse().unwrap();
+            assert_eq!((got, got.to_string().as_str()), (want, shown), "{text}");
+        }
+        for bad in ["", "now", "2026-11-25", "17:30:00", "2026-11-25T17:30:00", "x/y", "Exact", "9999999999"]
+        {
+            let e = bad.parse::<StopAt>().unwrap_err();
+            assert!(e.contains(&format!("'{bad}'")), "{e}");
+        }
+        for day in [-1_000_000, -1, 0, 59, 60, 11_016, 20_000, 1_000_000] {
+            let (y, m, d) = civil(day);
+            assert_eq!(days(y, m, d), day);
+        }
+    }
+
+    #[test]
+    fn what_is_past_and_what_ends_it() {
+        let commit = |end, time, exact| Commit { end: Lsn(end), time: Some(time), exact };
+        let until = |stop| Until { delay: Duration::ZERO, stop };
+        let lsn = until(Some(StopAt::Lsn(Lsn(10))));
+        assert!(!lsn.past(commit(10, 0, false)) && lsn.past(commit(11, 0, true)));
+        assert!(lsn.ends_on(commit(10, 0, false)) && !lsn.ends_on(commit(9, 0, true)));
+        let time = until(Some(StopAt::Time(10)));
+        assert!(!time.past(commit(1, 10, true)) && time.past(commit(1, 11, true)));
+        assert!(!time.past(Commit { end: Lsn(1), time: None, exact: false }), "an abort has no time");
+        let exact = until(Some(StopAt::Exact));
+        assert!(!exact.past(commit(1, 1, true)) && exact.ends_on(commit(1, 1, true)));
+        assert!(!exact.ends_on(commit(1, 1, false)));
+        let delayed = Until { delay: Duration::from_nanos(5), stop: None };
+        assert_eq!(
+            (delayed.due(Some(7)), delayed.due(None), until(None).due(Some(7))),
+            (12, i64::MIN, i64::MIN)
+        );
+        assert!(delayed.bounded() && delayed.timed() && !until(None).bounded() && !lsn.timed());
+    }
+}
