@@ -89,6 +89,10 @@ follower\t'Followers only'
 prefer-follower\t'A follower; the leader where none of them can be had'"
 complete -c towline -n "__fish_towline_using_subcommand follower" -l apply-cuts -d 'Cuts to apply' -r -f -a "exact\t'Only states that the leader\'s directory really had'
 file\t'Every commit: for applications whose files don\'t depend on each other'"
+complete -c towline -n "__fish_towline_using_subcommand follower" -l apply-delay -d 'How old a commit must be before it is shown' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l stop-at -d 'Stop replay there: a position, a time with its zone, or `exact`, the first exact cut' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l stop-action -d 'What to do there' -r -f -a "pause\t'Stays there, and takes log, until it is told to go on'
+exit\t'The process ends, with exit code 0'"
 complete -c towline -n "__fish_towline_using_subcommand follower" -l local-edits -d 'What to do about changes made in this follower\'s directory' -r -f -a "refuse\t'Stop replay and name the path'
 overwrite\t'Report it and write the leader\'s state over it'"
 complete -c towline -n "__fish_towline_using_subcommand follower" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
