@@ -32,6 +32,7 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "leader" -d 'Run a l
 complete -c towline -n "__fish_towline_needs_command" -f -a "follower" -d 'Run a follower: keep a directory the same as a leader\'s. An empty directory is filled first'
 complete -c towline -n "__fish_towline_needs_command" -f -a "run" -d 'Run in the role that the state directory holds; a new one takes it from the configuration'
 complete -c towline -n "__fish_towline_needs_command" -f -a "status" -d 'Show role, positions, lag, followers and what the guarantees are right now'
+complete -c towline -n "__fish_towline_needs_command" -f -a "check" -d 'One line and an exit code for cron and Nagios: 0 ok, 1 warning, 2 critical, 3 unknown'
 complete -c towline -n "__fish_towline_needs_command" -f -a "pause" -d 'Bring the follower\'s directory to rest on a cut and keep it there; prints which cut'
 complete -c towline -n "__fish_towline_needs_command" -f -a "resume" -d 'Go on applying after a pause'
 complete -c towline -n "__fish_towline_needs_command" -f -a "reload" -d 'Make the daemon read its configuration file again'
@@ -106,10 +107,39 @@ complete -c towline -n "__fish_towline_using_subcommand run" -s h -l help -d 'Pr
 complete -c towline -n "__fish_towline_using_subcommand status" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand status" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand status" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand status" -l watch -d 'Look again and again, each second or at this interval: on a terminal a live page with rates, until Ctrl-C; elsewhere one block after another' -r
 complete -c towline -n "__fish_towline_using_subcommand status" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
 complete -c towline -n "__fish_towline_using_subcommand status" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand status" -l log-json -d 'Write the daemon\'s log as JSON lines'
 complete -c towline -n "__fish_towline_using_subcommand status" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand check" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand check" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand check" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand check" -l max-lag -d 'Age of the oldest commit that is not applied; on a leader for each attached follower' -r
+complete -c towline -n "__fish_towline_using_subcommand check" -l max-lag-bytes -d 'Bytes of log that are not applied' -r
+complete -c towline -n "__fish_towline_using_subcommand check" -l max-exact-age -d 'How long commits may wait for an exact cut' -r
+complete -c towline -n "__fish_towline_using_subcommand check" -l min-followers -d 'Fewer attached followers than this are a problem' -r
+complete -c towline -n "__fish_towline_using_subcommand check" -l max-slot-bytes -d 'Bytes of log that one slot may hold' -r
+complete -c towline -n "__fish_towline_using_subcommand check" -l max-backup-age -d 'Age of the newest base backup; none at all is critical' -r
+complete -c towline -n "__fish_towline_using_subcommand check" -l min-free-disk -d 'Room that has to be left on the file systems of the state and the data directory: a size, or a share like 5%' -r
+complete -c towline -n "__fish_towline_using_subcommand check" -l min-certificate-days -d 'Days that the node\'s certificate has to be good for, if it ends' -r
+complete -c towline -n "__fish_towline_using_subcommand check" -l accept -d 'A problem that is known and is none here, by its word; may be repeated' -r -f -a "gap\t''
+skipped\t''
+unreadable\t''
+hidden\t''
+unwatched\t''
+edits\t''
+inexact\t''
+paused\t''
+starting\t''
+sync\t''
+released\t''
+slot-lost\t''"
+complete -c towline -n "__fish_towline_using_subcommand check" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand check" -l json -d 'Print the verdict as JSON instead of the line'
+complete -c towline -n "__fish_towline_using_subcommand check" -l sync-state -d 'A missing quorum of synchronous followers is critical instead of a warning, and so is a leader without any'
+complete -c towline -n "__fish_towline_using_subcommand check" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand check" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand pause" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand pause" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand pause" -l timeout -d 'Give up after this time' -r

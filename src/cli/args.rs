@@ -8,6 +8,10 @@ use crate::config::{Config, Cuts, LocalEdits, Size, Span, StopAction, SyncLoss};
 use crate::quorum::Level;
 use crate::session::UpstreamRole;
 
+mod health;
+
+pub use health::{Check, Show};
+
 /// Physical log shipping for any data directory.
 #[derive(Debug, Parser)]
 #[command(name = "towline", version, about, max_term_width = 100)]
@@ -33,7 +37,9 @@ pub enum Command {
     /// Run in the role that the state directory holds; a new one takes it from the configuration.
     Run(Run),
     /// Show role, positions, lag, followers and what the guarantees are right now.
-    Status(Ask),
+    Status(Show),
+    /// One line and an exit code for cron and Nagios: 0 ok, 1 warning, 2 critical, 3 unknown.
+    Check(Check),
     /// Bring the follower's directory to rest on a cut and keep it there; prints which cut.
     Pause(Ask),
     /// Go on applying after a pause.

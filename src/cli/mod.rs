@@ -1,8 +1,10 @@
 //! The command line: one function per command, output as text or JSON, errors to exit codes.
 
 pub mod args;
+mod check;
 mod demo;
 mod generate;
+mod watch;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -22,7 +24,10 @@ use args::{Ask, Cli, Command, ConfigCommand, LogCommand};
 
 /// Parses the command line, runs the command, prints its error, returns the exit code.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return mistyped(&e),
+    };
     start_logging(&cli);
     match run(cli.command) {
         Ok(code) => code,
@@ -32,6 +37,22 @@ pub fn main() -> ExitCode {
             ExitCode::from(e.kind().exit_code())
         }
     }
+}
+
+/// The command line is not understood, or asks for help. For those that call plugins a wrong one tells nothing of
+/// the node: `check` then has the exit code of what is unknown.
+fn mistyped(e: &clap::Error) -> ExitCode {
+    let is_check = std::env::args_os().skip(1).any(|word| word == "check")
+        && !std::env::args_os().skip(1).any(|word| word == "config");
+    if e.use_stderr() && is_check {
+        let text = e.to_string();
+        let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        let _ = print(&check::unknown(&first, false));
+        let _ = e.print();
+        return ExitCode::from(check::UNKNOWN);
+    }
+    let _ = e.print();
+    ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
 }
 
 /// Daemons log to standard error; under systemd the journal takes it from there.
@@ -61,7 +82,11 @@ fn run(command: Command) -> Result<ExitCode> {
             start(file, Some(state::Role::Follower), paused, daemon::Flags::new(move |c| follower.over(c)))
         }
         Command::Run(run) => start(Some(run.config), None, false, daemon::Flags::new(|c| c)),
-        Command::Status(ask) => show(&ask, &Request::Status, status::render),
+        Command::Status(args) => match args.watch {
+            Some(every) => watch::run(&args, every.0),
+            None => show(&args.ask, &Request::Status, status::render),
+        },
+        Command::Check(args) => check::run(&args),
         Command::Pause(ask) => show(&ask, &Request::Pause, |v| rests("paused", v)),
         Command::Resume(ask) => show(&ask, &Request::Resume, |v| rests("resumed", v)),
         Command::Reload(ask) => show(&ask, &Request::Reload, reloaded),

@@ -131,17 +131,20 @@
 //! | `disk.state`, `disk.data` | `free_bytes`, `size_bytes`, `free_percent` |
 //! | `guarantee` | one sentence: what holds right now |
 
+mod check;
 mod health;
 mod model;
 mod notices;
 mod rates;
 mod render;
 mod view;
-pub mod words;
+mod words;
 
+pub use check::{ACCEPTABLE, Bounds, Figure, Free, Limits, Problem, Severity, Verdict, verdict};
 pub use health::health;
 pub use model::{CutsPart, DiskPart, Failure, Lag, LogPart, Room, Status, SyncPart};
 pub use notices::{Notice, WORDS as NOTICES, notices, waiting};
 pub use rates::{Rates, rates};
 pub use render::{render, render_with};
 pub use view::View;
+pub use words::{bytes, plain, span};

@@ -9,6 +9,7 @@ mod support;
 
 mod apps;
 mod basic;
+mod check;
 mod clones;
 mod excludes;
 mod full;

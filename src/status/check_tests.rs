@@ -1,0 +1,198 @@
+use super::*;
+use serde_json::{Value, json};
+
+const SECOND: i64 = 1_000_000_000;
+
+fn limits() -> Limits {
+    Limits {
+        lag: Bounds { warning: Some(30.0), critical: Some(60.0) },
+        lag_bytes: Bounds { warning: None, critical: Some(1 << 20) },
+        exact_age: Bounds { warning: Some(300.0), critical: Some(3600.0) },
+        free: Bounds { warning: Some(Free::Percent(5.0)), critical: Some(Free::Percent(2.0)) },
+        ..Limits::default()
+    }
+}
+
+fn room(percent: f64) -> Value {
+    json!({"free_bytes": 1000, "size_bytes": 2000, "free_percent": percent})
+}
+
+fn leader() -> Value {
+    json!({"role": "leader", "name": "a", "state": "running", "health": "ok", "now": 1000 * SECOND, "error": null,
+        "capture": {"gaps": 3, "gap_open": false}, "cuts": {"newest": "exact", "exact_age": 0.0, "waiting_bytes": 0},
+        "disk": {"state": room(50.0), "data": room(50.0)},
+        "followers": [follower_row("b", "streaming", 0, 0.0), follower_row("c", "away", 9 << 20, 900.0)]})
+}
+
+fn follower_row(name: &str, state: &str, bytes: u64, seconds: f64) -> Value {
+    json!({"name": name, "state": state, "lag": {"bytes": bytes, "seconds": seconds}})
+}
+
+fn follower() -> Value {
+    json!({"role": "follower", "name": "b", "state": "running", "health": "ok", "now": 1000 * SECOND, "error": null,
+        "apply": {"paused": false, "skipped_privilege": {"owner": 0}, "local_edits": []}, "lag": {"bytes": 0, "seconds": 0.0},
+        "upstream": {"address": "h:1", "state": "streaming", "heard": 999 * SECOND, "leader_silent": null},
+        "disk": {"state": room(50.0), "data": room(50.0)}, "followers": []})
+}
+
+fn with(mut v: Value, path: &str, value: Value) -> Value {
+    let (parent, key) = path.rsplit_once('/').unwrap();
+    v.pointer_mut(parent).unwrap()[key] = value;
+    v
+}
+
+fn all(v: Value, changes: &[(&str, Value)]) -> Value {
+    changes.iter().fold(v, |v, (path, value)| with(v, path, value.clone()))
+}
+
+/// Severity, the words of the problems, and the line.
+fn judged(v: &Value, limits: &Limits) -> (Severity, String, String) {
+    let verdict = verdict(View(v), limits).unwrap();
+    let words: Vec<&str> = verdict.problems.iter().map(|p| p.word).collect();
+    (verdict.severity, words.join(" "), verdict.line())
+}
+
+#[test]
+fn every_health_of_both_roles_has_its_exit_code() {
+    use Severity::{Critical, Ok, Warning};
+    let error = |kind: &str| json!({"kind": kind, "message": "m", "remedy": "r"});
+    let health = |v: Value, state: &str, health: &str, e: Value| {
+        all(v, &[("/state", json!(state)), ("/health", json!(health)), ("/error", e)])
+    };
+    let none = Value::Null;
+    let mut table = Vec::new();
+    for base in [leader(), follower()] {
+        table.push((health(base.clone(), "running", "ok", none.clone()), Ok, ""));
+        for state in ["starting", "filling", "recovering", "healing", "stopping"] {
+            table.push((health(base.clone(), state, "starting", none.clone()), Warning, "starting"));
+        }
+        for kind in ["corrupt", "missing", "diverged", "refused", "config", "held"] {
+            table.push((health(base.clone(), kind, "help", error(kind)), Critical, "help"));
+        }
+        table.push((health(base.clone(), "stalled", "retrying", error("disk-full")), Critical, "failed"));
+    }
+    table.push((health(follower(), "running", "behind", none.clone()), Ok, ""));
+    table.push((health(follower(), "running", "paused", none.clone()), Warning, "paused"));
+    table.push((health(follower(), "running", "cut-off", none), Warning, "cut-off"));
+    for (v, severity, words) in table {
+        let (s, w, line) = judged(&v, &limits());
+        assert_eq!((s, w.as_str()), (severity, words), "{line}");
+        assert!(
+            line.starts_with(&format!("TOWLINE {} - ", severity.word())) && line.contains(" | help="),
+            "{line}"
+        );
+        assert_eq!(line.contains("NEEDS HELP"), words == "help", "{line}");
+        assert_eq!(line.contains("help=1;;0"), words == "help", "{line}");
+        assert!(!line.contains('\n') && line.matches('|').count() == 1, "{line}");
+    }
+}
+
+#[test]
+fn limits_are_a_warning_first_and_critical_then() {
+    use Severity::{Critical, Ok, Warning};
+    let l = |s: f64, b: u64| json!({"seconds": s, "bytes": b});
+    let cut = |heard: i64| vec![("/health", json!("cut-off")), ("/upstream/heard", json!(heard * SECOND))];
+    let table: Vec<(Value, Severity, &str)> = vec![
+        (with(follower(), "/lag", l(30.0, 0)), Ok, ""),
+        (with(follower(), "/lag", l(30.1, 0)), Warning, "lag"),
+        (with(follower(), "/lag", l(60.1, 0)), Critical, "lag"),
+        (with(follower(), "/lag", l(1.0, (1 << 20) + 1)), Critical, "lag-bytes"),
+        (all(follower(), &cut(990)), Warning, "cut-off"),
+        (all(follower(), &cut(900)), Critical, "cut-off"),
+        (with(leader(), "/followers", json!([follower_row("b", "catchup", 0, 31.0)])), Warning, "lag"),
+        (
+            with(leader(), "/followers", json!([follower_row("b", "catchup", 2 << 20, 1.0)])),
+            Critical,
+            "lag-bytes",
+        ),
+        (with(leader(), "/cuts", json!({"newest": "file", "exact_age": 299.0})), Ok, ""),
+        (with(leader(), "/cuts", json!({"newest": "file", "exact_age": 301.0})), Warning, "exact-age"),
+        (with(leader(), "/cuts", json!({"newest": "file", "exact_age": 9999.0})), Critical, "exact-age"),
+        (with(leader(), "/disk/data", room(4.0)), Warning, "disk"),
+        (with(leader(), "/disk/state", room(1.9)), Critical, "disk"),
+        (with(leader(), "/disk/state", Value::Null), Ok, ""),
+        (with(leader(), "/capture/gap_open", json!(true)), Warning, "gap"),
+        (with(follower(), "/apply/skipped_privilege", json!({"owner": 2})), Warning, "skipped"),
+        (with(follower(), "/apply/local_edits_standing", json!(1)), Warning, "edits"),
+        (with(follower(), "/apply/inexact", json!("no cut")), Warning, "inexact"),
+        (with(leader(), "/slots", json!([{"name": "c", "state": "lost"}])), Warning, "slot-lost"),
+    ];
+    for (v, severity, words) in table {
+        let (s, w, line) = judged(&v, &limits());
+        assert_eq!((s, w.as_str()), (severity, words), "{line}");
+    }
+    // What is known is accepted by its word, and by no other.
+    let skipped = with(follower(), "/apply/skipped_privilege", json!({"owner": 2}));
+    let accept = |word: &str| Limits { accept: vec![word.to_owned()], ..limits() };
+    assert_eq!(judged(&skipped, &accept("skipped")).0, Ok);
+    assert_eq!(judged(&skipped, &accept("gap")).0, Warning);
+}
+
+#[test]
+fn what_is_asked_for_and_not_known_is_critical_and_said_plainly() {
+    use Severity::{Critical, Ok, Warning};
+    let ask = |edit: fn(&mut Limits)| {
+        let mut l = limits();
+        edit(&mut l);
+        l
+    };
+    let backup = ask(|l| {
+        l.backup_age = "1h"
+            .parse::<Bounds<crate::config::Span>>()
+            .map_or(Bounds::default(), |b| b.map(|s| s.0.as_secs_f64()))
+    });
+    let (s, w, line) = judged(&leader(), &backup);
+    assert!(s == Critical && w == "backup" && line.contains("NO BASE BACKUP is known"), "{line}");
+    let known = with(leader(), "/backup", json!({"newest_time": 10 * SECOND}));
+    assert_eq!(judged(&known, &backup).0, Ok);
+    let sync = ask(|l| l.sync_state = true);
+    let (s, _, line) = judged(&leader(), &sync);
+    assert!(s == Critical && line.contains("no synchronous followers are asked for"), "{line}");
+    let missing = json!({"policy": "ANY 1 (b)", "satisfied": false, "present": 0, "required": 1, "missing_since": 990 * SECOND});
+    let missing = with(leader(), "/sync", missing);
+    assert_eq!((judged(&missing, &sync).0, judged(&missing, &limits()).0), (Critical, Warning));
+    assert!(judged(&missing, &sync).2.contains("QUORUM MISSING for 10.0 s: 0 of 1"));
+    let frozen = with(missing, "/sync/frozen_since", json!(995 * SECOND));
+    assert!(judged(&frozen, &limits()).1.starts_with("frozen"));
+    let two = ask(|l| l.followers = Bounds { warning: Some(2), critical: Some(1) });
+    let (s, w, line) = judged(&leader(), &two);
+    assert!(s == Warning && w == "followers" && line.contains("not there: c"), "{line}");
+    assert!(line.contains(" followers=1;2:;1:"), "{line}");
+    let tls = with(leader(), "/tls", json!({"expires": 1000 * SECOND + 5 * 86_400 * SECOND}));
+    let days = ask(|l| l.certificate_days = Bounds { warning: Some(30.0), critical: Some(7.0) });
+    assert_eq!((judged(&tls, &days).0, judged(&tls, &limits()).0), (Critical, Ok));
+    let slots = with(leader(), "/slots", json!([{"name": "c", "state": "extended", "retained_bytes": 4096}]));
+    let most = ask(|l| l.slot_bytes = Bounds { warning: Some(1), critical: Some(1 << 20) });
+    assert_eq!((judged(&slots, &most).0, judged(&slots, &limits()).0), (Warning, Ok));
+}
+
+#[test]
+fn the_line_is_one_that_plugins_may_print() {
+    let (_, _, line) = judged(&leader(), &limits());
+    let want = "TOWLINE OK - leader 'a' running, 1 of 2 followers attached | help=0;;0 lag=0.0s;30;60 lag_bytes=0B;;1048576 \
+        followers=1 exact_age=0.0s;300;3600 gaps=3c free_state=50.0%;5:;2: free_data=50.0%;5:;2:";
+    assert_eq!(line, want);
+    let odd = all(
+        follower(),
+        &[
+            ("/health", json!("help")),
+            ("/error", json!({"kind": "refused", "message": "a|b\nc\u{1b}", "remedy": "r"})),
+            ("/lag", Value::Null),
+        ],
+    );
+    let (_, _, line) = judged(&odd, &limits());
+    assert!(line.contains("refused: a/b c ; r") && line.contains("lag=U;30;60"), "{line}");
+    assert!(verdict(View(&json!({"status": "up"})), &limits()).is_err());
+}
+
+#[test]
+fn bounds_are_read_as_written() {
+    let b = |t: &str| t.parse::<Bounds<u64>>();
+    assert_eq!(b("5,9"), Ok(Bounds { warning: Some(5), critical: Some(9) }));
+    assert_eq!(b("9"), Ok(Bounds { warning: None, critical: Some(9) }));
+    assert_eq!(b("off"), Ok(Bounds::default()));
+    assert!(b("").is_err() && b("5,").is_err() && b("x").is_err() && b("1,2,3").is_err());
+    let f = |t: &str| t.parse::<Free>();
+    assert_eq!((f("10G"), f("2.5%")), (Ok(Free::Bytes(10 << 30)), Ok(Free::Percent(2.5))));
+    assert!(f("101%").is_err() && f("-1").is_err() && f("1X").is_err() && f("").is_err());
+}
