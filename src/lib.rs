@@ -46,7 +46,7 @@
 //! | 1 formats | [`certificate`] [`record`] [`segment`] [`wire`] | what is read of a certificate; what happened to files; bytes of a segment; messages between nodes |
 //! | 2 decisions | [`catalog`] [`session`] [`quorum`] [`retention`] [`trust`] | the tree as a fold over records, its digest; who may stream from where; who has to confirm what; which log may go; which peer may ask what |
 //! | 3 seams | [`sys`] [`disk`] [`quiesce`] [`tls`] [`net`] | safe system calls beneath the root; durable writes, small notes and the lock; holding the application still; keys, certificates and whom they prove; framed connections |
-//! | 4 stores | [`log`] [`blocks`] [`fold`] [`checkpoint`] [`state`] | segments on disk; block hashes; catalog and blocks kept in step; catalog files; control file |
+//! | 4 stores | [`log`] [`blocks`] [`fold`] [`checkpoint`] [`state`] [`slots`] | segments on disk; block hashes; catalog and blocks kept in step; catalog files; control file; what followers still need |
 //! | 5 engines | [`capture`] [`apply`] | directory to log; log to directory |
 //! | 6 links | [`fill`] [`sync`] [`send`] [`receive`] | the first copy; waits for confirmations; serving followers; following a leader |
 //! | 7 process | [`config`] [`control`] [`status`] [`daemon`] | the file; the control socket; what status shows; wiring, signals, restarts |
@@ -79,6 +79,7 @@ pub mod retention;
 pub mod segment;
 pub mod send;
 pub mod session;
+pub mod slots;
 pub mod state;
 pub mod status;
 pub mod sync;

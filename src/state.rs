@@ -11,6 +11,7 @@
 //! | `fill/` | an unfinished first copy |
 //! | `hold` | a mass delete is held: how many names there were, in decimal digits |
 //! | `refused-edit`, `doubtful-files` | what a follower remembers of edits of its directory |
+//! | `slots` | what followers still need: see [`crate::slots`] |
 //! | `mark/` | files whose writes mark the event queue |
 //!
 //! Control file, little-endian, replaced as a whole and durably before anything it says is acted on:

@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["certificate", "record", "segment", "wire"],
     &["catalog", "session", "quorum", "retention", "trust"],
     &["sys", "disk", "quiesce", "tls", "net"],
-    &["log", "blocks", "fold", "checkpoint", "state"],
+    &["log", "blocks", "fold", "checkpoint", "state", "slots"],
     &["status", "capture", "apply"],
     &["fill", "sync", "send", "receive"],
     &["config", "control", "daemon"],

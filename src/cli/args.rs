@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, Cuts, LocalEdits, Size, Span, StopAction, SyncLoss};
+use crate::config::{Config, Cuts, LocalEdits, Room, Size, Span, StopAction, SyncLoss};
 use crate::quorum::Level;
 use crate::session::UpstreamRole;
 
@@ -122,6 +122,21 @@ pub struct Node {
     /// What happens while too few of them are there.
     #[arg(long, value_enum)]
     pub sync_loss: Option<SyncLoss>,
+    /// Segments of log that are held for a follower that is away; 0: none.
+    #[arg(long, value_name = "N")]
+    pub max_slot_keep: Option<u32>,
+    /// Most room for log that only slots hold: a size, or a share like 25%.
+    #[arg(long, value_name = "ROOM")]
+    pub max_slot_disk: Option<Room>,
+    /// Newest segments of log that are always kept.
+    #[arg(long, value_name = "N")]
+    pub keep_segments: Option<u32>,
+    /// Free disk below which log that only slots hold is given up: a size, or a share like 5%; 0: never.
+    #[arg(long, value_name = "ROOM")]
+    pub min_free_disk: Option<Room>,
+    /// The slot of a follower that is away for this long is lost; 0s: never by time.
+    #[arg(long, value_name = "SPAN")]
+    pub slot_idle_timeout: Option<Span>,
 }
 
 /// Flags of a follower.
@@ -276,6 +291,11 @@ impl Node {
         set(&mut c.synchronous_followers, self.synchronous_followers.as_ref());
         set(&mut c.synchronous_level, self.synchronous_level.as_ref());
         set(&mut c.sync_loss, self.sync_loss.as_ref());
+        set(&mut c.max_slot_keep, self.max_slot_keep.as_ref());
+        set(&mut c.max_slot_disk, self.max_slot_disk.as_ref());
+        set(&mut c.keep_segments, self.keep_segments.as_ref());
+        set(&mut c.min_free_disk, self.min_free_disk.as_ref());
+        set(&mut c.slot_idle_timeout, self.slot_idle_timeout.as_ref());
         c
     }
 }

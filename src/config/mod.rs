@@ -19,7 +19,7 @@ mod units;
 
 pub use rules::{address, check_address, check_apart, check_name, loopback_only};
 use rules::{check_exclude, check_upstreams, nearest, one_or_more, upstreams};
-pub use units::{Size, Span};
+pub use units::{Room, Size, Span};
 
 /// Most bytes of a configuration file.
 const FILE_MAX: u64 = 1 << 20;
@@ -155,6 +155,17 @@ pub struct Config {
     pub sync_max_lag: Size,
     /// Whether this node, as a follower, may count for its leader.
     pub sync_candidate: bool,
+    /// Segments of log past its position that are held for a follower that is away; 0: none.
+    pub max_slot_keep: u32,
+    /// Most room that log may take which only slots hold: a size, or a share of the state directory's file system.
+    pub max_slot_disk: Room,
+    /// Newest segments of log that are always kept, whoever needs them.
+    pub keep_segments: u32,
+    /// With less free disk than this, a size or a share, log that only slots hold is given up, the oldest first; 0:
+    /// never.
+    pub min_free_disk: Room,
+    /// The slot of a follower that is away for this long is lost; 0s: never by time.
+    pub slot_idle_timeout: Span,
 }
 
 impl Default for Config {
@@ -198,6 +209,11 @@ impl Default for Config {
             sync_near: Size(16 << 20),
             sync_max_lag: Size(0),
             sync_candidate: true,
+            max_slot_keep: 64,
+            max_slot_disk: Room::Percent(25),
+            keep_segments: 8,
+            min_free_disk: Room::Percent(5),
+            slot_idle_timeout: span(168 * 3600),
         }
     }
 }
@@ -380,6 +396,10 @@ mod tests {
             ("synchronous_followers = \"ANY a\"", "character 5"),
             ("synchronous_level = \"on\"", "write"),
             ("sync_loss = \"freeze\"", "set freeze to"),
+            ("max_slot_keep = -1", "u32"),
+            ("max_slot_disk = \"101%\"", "0% to 100%"),
+            ("min_free_disk = \"few\"", "a share of the disk, like 5%"),
+            ("slot_idle_timeout = \"1d\"", "duration"),
         ] {
             let e = Config::parse(text).unwrap_err().to_string();
             assert!(e.contains(word), "{text}: {e}");

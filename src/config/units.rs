@@ -1,4 +1,4 @@
-//! Spans of time and sizes as people write them.
+//! Spans of time, sizes and shares of a disk as people write them.
 
 use std::time::Duration;
 
@@ -11,6 +11,50 @@ pub struct Span(pub Duration);
 /// A number of bytes: a number, with `k`, `M`, `G` or `T` for powers of 1024.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
+
+/// A part of a file system: a [`Size`], or a share in percent like `5%`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// So many bytes.
+    Bytes(Size),
+    /// So much of its size, 0 to 100.
+    Percent(u8),
+}
+
+impl Room {
+    /// In bytes, on a file system of `total` bytes.
+    #[must_use]
+    pub fn of(self, total: u64) -> u64 {
+        match self {
+            Self::Bytes(size) => size.0,
+            Self::Percent(share) => total / 100 * u64::from(share),
+        }
+    }
+}
+
+impl std::str::FromStr for Room {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some(share) = text.strip_suffix('%') else {
+            return text
+                .parse()
+                .map(Self::Bytes)
+                .map_err(|e| format!("{e}, or a share of the disk, like 5%"));
+        };
+        let share = share.parse().ok().filter(|s| *s <= 100);
+        share.map(Self::Percent).ok_or_else(|| format!("'{text}' is not a share; write 0% to 100%"))
+    }
+}
+
+impl std::fmt::Display for Room {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Bytes(size) => size.fmt(f),
+            Self::Percent(share) => write!(f, "{share}%"),
+        }
+    }
+}
 
 impl std::str::FromStr for Span {
     type Err = String;
@@ -93,3 +137,4 @@ macro_rules! text_serde {
 }
 text_serde!(Span);
 text_serde!(Size);
+text_serde!(Room);

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::port::Port;
 use super::show::{cuts_part, log_part};
 use super::source::{FollowerSource, Source};
-use super::{Engine, Node, blocking, bounded_stop, until_failure};
+use super::{Engine, Node, blocking, bounded_stop, cleanup, until_failure};
 use crate::apply::{
     self, Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Inexact, LocalEdits,
 };
@@ -130,8 +130,10 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
         desk.supply(FollowerSource(apply.clone()));
     }
     let cancel = stop.child_token();
+    let cleaning = cleanup::start(node, &log);
     let result = follow(node, &config, sources, &follower, &apply, &log, start, cancel.clone()).await;
     cancel.cancel();
+    cleaning.stop().await;
     bounded_stop("stop apply", move || apply.stop().map(|_| ())).await;
     bounded_stop("close the log", move || log.close()).await;
     result
@@ -221,6 +223,7 @@ async fn follow(
             let node = Arc::clone(node);
             Arc::new(move || node.port.below())
         },
+        slots: Arc::clone(&node.slots),
     };
     let mut receiving = pin!(receive::run(context, cancel.clone()));
     let failed = until_failure(node, &cancel, || log.failure().or_else(|| apply.failure()));

@@ -11,7 +11,7 @@ use super::port::Port;
 use super::show::{cuts_part, log_part};
 use super::source::{LeaderSource, Source};
 use super::sync;
-use super::{Engine, Node, blocking, bounded_stop, recover, until_failure};
+use super::{Engine, Node, blocking, bounded_stop, cleanup, recover, until_failure};
 use crate::capture::{Capture, CaptureHandle, CaptureOptions};
 use crate::config::Config;
 use crate::control::Request;
@@ -51,7 +51,9 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
         }
     };
     // What is in the log is good, whatever becomes of the directory.
+    node.slots.lead();
     let desk = node.port.serve(node, &log, at, Source::new(Arc::clone(&root))).await;
+    let cleaning = cleanup::start(node, &log);
     let (starter, recorded) = (Arc::clone(node), log.clone());
     let capture = blocking(move || {
         Capture::start(root, fold, recorded, starter.state.path(), options(&starter.config()))
@@ -76,6 +78,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
         drain(&log, node.port.peers()).await;
         node.port.close().await;
     }
+    cleaning.stop().await;
     let end = log.tail().end;
     bounded_stop("close the log", move || log.close()).await;
     let noted = note_reached(node, end).await;

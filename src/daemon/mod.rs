@@ -20,6 +20,7 @@
 //! ever was a copy, a data directory that belongs to somebody else end the process at its start. Whatever
 //! else goes wrong keeps it up, so that `towline status` can say what it is.
 
+mod cleanup;
 mod follower;
 mod heal;
 mod leader;
@@ -47,6 +48,7 @@ use crate::disk;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::net;
 use crate::position::{NodeId, SystemId};
+use crate::slots::Slots;
 use crate::state::{Control, FillState, Role, StateDir};
 
 pub use options::{Flags, Reach, reach};
@@ -81,6 +83,8 @@ pub(crate) struct Node {
     pub(crate) state: Arc<StateDir>,
     pub(crate) id: NodeId,
     pub(crate) port: port::Port,
+    /// What followers still need of the log.
+    pub(crate) slots: Arc<Slots>,
     pub(crate) data: PathBuf,
     pub(crate) paused: std::sync::atomic::AtomicBool,
     /// When the process began, ns since 1970.
@@ -216,11 +220,13 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
     // Now both are there, and what their names lead to is certain.
     config::check_apart(&data, state.path())?;
     let id = state.node()?;
+    let slots = Arc::new(Slots::open(state.path())?);
     Ok(Node {
         config: Mutex::new(config),
         state,
         id,
         port: port::Port::default(),
+        slots,
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),
         started: net::wall_clock(),
@@ -345,6 +351,9 @@ async fn generations(node: &Arc<Node>) -> Result<()> {
             return Err(e);
         }
         node.port.fail(node, &e).await;
+        if e.kind() == ErrorKind::DiskFull && cleanup::make_room(node).await {
+            continue;
+        }
         let e = match heal(node, role, e).await {
             Ok(()) => continue,
             Err(e) => e,

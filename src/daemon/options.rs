@@ -76,6 +76,10 @@ const FOLLOWER: &[&str] = &[
 /// What means something to a leader, but only from its start on.
 const LEADER_START: &[&str] = &["name", "peer_timeout", "segment_timeout", "compression", "max_followers"];
 
+/// What either role looks up whenever it needs it.
+const LOOKED_UP: &[&str] =
+    &["max_slot_keep", "max_slot_disk", "keep_segments", "min_free_disk", "slot_idle_timeout"];
+
 /// What a reload does with a key that changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reach {
@@ -94,7 +98,8 @@ pub fn reach(key: &str, role: Role) -> Reach {
         Role::Leader => (CAPTURE, LEADER_START),
         Role::Follower => (FOLLOWER, &[][..]),
     };
-    if live.contains(&key) || (role == Role::Follower && FOLLOWER_LIVE.contains(&key)) {
+    let live = live.contains(&key) || LOOKED_UP.contains(&key);
+    if live || (role == Role::Follower && FOLLOWER_LIVE.contains(&key)) {
         Reach::Live
     } else if FIXED.contains(&key) || start.contains(&key) {
         Reach::Restart
@@ -214,7 +219,7 @@ mod tests {
     fn every_key_has_a_place() {
         let all = serde_json::to_value(Config::default()).unwrap();
         for key in all.as_object().unwrap().keys() {
-            let lists = [FIXED, CAPTURE, FOLLOWER, FOLLOWER_LIVE, LEADER_START];
+            let lists = [FIXED, CAPTURE, FOLLOWER, FOLLOWER_LIVE, LEADER_START, LOOKED_UP];
             assert!(lists.iter().any(|l| l.contains(&key.as_str())), "{key} is in no list");
         }
     }

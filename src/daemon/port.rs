@@ -138,6 +138,7 @@ impl Port {
             peers: Arc::clone(&self.peers),
             ancestry: lock(&self.ancestry).clone(),
             halt: desk.halt.clone(),
+            slots: Arc::clone(&node.slots),
         };
         let cancel = CancellationToken::new();
         let task = tokio::spawn(send::serve(listener, context, cancel.clone()));

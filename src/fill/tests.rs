@@ -226,6 +226,7 @@ async fn lead(source: Arc<dyn CopySource>) -> Leader {
         peers: Arc::clone(&peers),
         ancestry: Ancestry::default(),
         halt: send::Halt::default(),
+        slots: Arc::new(crate::slots::Slots::open(dir.path()).unwrap()),
     };
     tokio::spawn(send::serve(listener, context, cancel.clone()));
     Leader { address, cancel, peers, _log: dir }

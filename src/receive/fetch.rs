@@ -81,7 +81,7 @@ async fn take(from: &Fetch, segment: SegmentNo) -> Result<Vec<u8>> {
             {
                 bytes.extend_from_slice(&more);
             }
-            Some(Message::Keepalive(_)) => {}
+            Some(Message::Keepalive(_) | Message::Slots(_)) => {}
             Some(Message::Goodbye { reason, .. }) => {
                 return Err(Error::new(ErrorKind::Refused, net::one_line(&reason)));
             }

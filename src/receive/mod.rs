@@ -26,6 +26,7 @@ use crate::net::{
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::segment;
 use crate::session;
+use crate::slots::Slots;
 use crate::wire::{
     ACK_APPLIES, ACK_NEVER, ASKS_WRITE, Ack, Below, Body, Code, Decision, Hello, Message, SHA256_EMPTY,
     VERSION_MAX, VERSION_MIN, VERSION_SLOTS, Want,
@@ -68,6 +69,8 @@ pub struct ReceiveContext<P> {
     pub status: Arc<Upstream>,
     /// Who follows this node, and whom they serve: the upstream is told.
     pub below: Arc<dyn Fn() -> Vec<Below> + Send + Sync>,
+    /// Where the slots of the upstream are mirrored.
+    pub slots: Arc<Slots>,
 }
 
 /// Follows until cancelled.
@@ -149,7 +152,7 @@ where
             appended = Some(joined);
             Ok(())
         }
-        heard = hear(&mut reader, &context.status, &pieces, &asks) => heard,
+        heard = hear(&mut reader, context, &pieces, &asks) => heard,
         acked = acknowledge(&mut writer, context, version, asked) => acked,
     };
     // What was received whole is still appended; the next hello then speaks of all of it.
@@ -181,16 +184,16 @@ fn append(log: &Log, mut queue: mpsc::Receiver<(SegmentNo, u64, Body)>) -> Resul
     Ok(())
 }
 
-async fn hear<R: AsyncRead + Unpin>(
+async fn hear<R: AsyncRead + Unpin, P>(
     reader: &mut MessageReader<R>,
-    status: &Upstream,
+    context: &ReceiveContext<P>,
     pieces: &mpsc::Sender<(SegmentNo, u64, Body)>,
     asks: &watch::Sender<u8>,
 ) -> Ended<()> {
     loop {
         match reader.next().await? {
             Some(Message::Log { segment, offset, bytes }) => {
-                status.heard();
+                context.status.heard();
                 if pieces.send((segment, offset, bytes)).await.is_err() {
                     // The appender has ended and says why.
                     return Ok(());
@@ -198,8 +201,9 @@ async fn hear<R: AsyncRead + Unpin>(
             }
             Some(Message::Keepalive(k)) => {
                 asks.send_if_modified(|a| std::mem::replace(a, k.asks.unwrap_or(0)) != *a);
-                status.keepalive(&k)?;
+                context.status.keepalive(&k)?;
             }
+            Some(Message::Slots(slots)) => context.slots.mirror(&context.name, &slots),
             Some(Message::Goodbye { code, reason }) => return Err(End::Refused(code, reason)),
             Some(other) => return Err(End::Lost(net::unexpected(&other))),
             None => {

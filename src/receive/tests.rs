@@ -102,6 +102,7 @@ async fn serve(log: &Log, peers: &Arc<Peers>, cancel: &CancellationToken) -> Str
         peers: Arc::clone(peers),
         ancestry: net::Ancestry::default(),
         halt: send::Halt::default(),
+        slots: Arc::new(Slots::open(log.dir()).unwrap()),
     };
     tokio::spawn(send::serve(listener, context, cancel.clone()));
     address
@@ -145,6 +146,7 @@ fn follow_as(name: &str, node: NodeId, dir: tempfile::TempDir, upstream: &str) -
         peer_timeout: Duration::from_secs(1),
         status: Arc::clone(&status),
         below: Arc::new(Vec::new),
+        slots: Arc::new(Slots::open(dir.path()).unwrap()),
     };
     let task = tokio::spawn(run(context, cancel.clone()));
     Follower { dir, log, applied, status, cancel, task }

@@ -20,10 +20,12 @@ use crate::log::{Log, StoredReader, Tail};
 use crate::net::{self, Ancestry, HANDSHAKE, MessageReader, MessageWriter, Quiet, Traffic};
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::session::{self, Here, Proof};
+use crate::slots::Slots;
 use crate::wire::{
     ASKS_WRITE, Code, Decision, Hello, Keepalive, Message, SHA256_EMPTY, VERSION_ORIGIN, VERSION_SLOTS,
 };
 
+mod claim;
 mod door;
 mod peers;
 mod tree;
@@ -61,6 +63,8 @@ pub struct ServeContext {
     pub ancestry: Ancestry,
     /// Whether first copies have to wait.
     pub halt: Halt,
+    /// What followers need of the log.
+    pub slots: Arc<Slots>,
 }
 
 impl ServeContext {
@@ -235,7 +239,7 @@ where
         let mut session = None;
         if !matches!(decision, Decision::Refuse { .. } | Decision::Resync { .. }) {
             match context.peers.join(&hello.name, hello.node, address, traffic) {
-                Ok(joined) => session = Some(joined),
+                Ok(joined) => (session, decision) = held(context, &hello, joined, decision).await?,
                 Err(reason) => decision = Decision::Refuse { code: Code::Name, reason },
             }
         }
@@ -286,6 +290,27 @@ where
             sent = stream(writer, context, session, (*segment, *offset), version) => sent,
         }
     }
+}
+
+/// Holds the log that was promised. Without a session: it can't be held, or is gone, and what is decided instead.
+async fn held(
+    context: &Arc<ServeContext>,
+    hello: &Hello,
+    mut session: Session,
+    mut decided: Decision,
+) -> Result<(Option<Session>, Decision)> {
+    let kept = match claim::claim(context, hello, &decided).await? {
+        Ok((hold, kept)) => {
+            session.hold = Some(hold);
+            kept
+        }
+        Err(refusal) => return Ok((None, refusal)),
+    };
+    if !kept {
+        decided = decision(context, hello).await?;
+    }
+    let stays = !matches!(decided, Decision::Refuse { .. } | Decision::Resync { .. });
+    Ok((stays.then_some(session), decided))
 }
 
 async fn decision(context: &Arc<ServeContext>, hello: &Hello) -> Result<Decision> {
@@ -374,7 +399,7 @@ async fn hear<R: AsyncRead + Unpin>(reader: &mut MessageReader<R>, session: &Ses
     }
 }
 
-/// Sends durable log from a stored byte of a segment on, for ever.
+/// Sends durable log from a stored byte of a segment on, for ever. `version`: what both speak.
 async fn stream<W: AsyncWrite + Unpin>(
     writer: &mut MessageWriter<W>,
     context: &ServeContext,
@@ -382,6 +407,7 @@ async fn stream<W: AsyncWrite + Unpin>(
     (segment, offset): (SegmentNo, u64),
     version: u16,
 ) -> std::result::Result<(), Leave> {
+    let mut slots = (version >= VERSION_SLOTS).then_some(None);
     let mut tail_of = context.log.subscribe();
     let half = context.peer_timeout / 2;
     let mut pieces = Pieces { reader: None, segment, offset };
@@ -395,6 +421,9 @@ async fn stream<W: AsyncWrite + Unpin>(
             if last.is_none_or(|t| t.elapsed() >= half) || new_wish {
                 let hasty = *hasty_of.borrow_and_update();
                 writer.send(&Message::Keepalive(keepalive(context, &tail, version, hasty))).await?;
+                if let Some(last) = &mut slots {
+                    tell_slots(writer, context, last).await?;
+                }
                 last = Some(Instant::now());
             }
             let Some((segment, offset, bytes)) = pieces.next(context, &tail).await? else { break };
@@ -416,6 +445,20 @@ async fn stream<W: AsyncWrite + Unpin>(
             () = tokio::time::sleep_until(due) => {}
         }
     }
+}
+
+/// Says which slots there are, if that is not what was said `last`.
+async fn tell_slots<W: AsyncWrite + Unpin>(
+    writer: &mut MessageWriter<W>,
+    context: &ServeContext,
+    last: &mut Option<u64>,
+) -> Result<()> {
+    let (version, slots) = context.slots.told();
+    if *last != Some(version) {
+        writer.send(&Message::Slots(slots)).await?;
+        *last = Some(version);
+    }
+    Ok(())
 }
 
 /// The stored bytes of the log, piece by piece.

@@ -16,6 +16,7 @@ use crate::net::{Traffic, wall_clock};
 use crate::position::{Lsn, NodeId};
 use crate::quorum::{self, Candidate, Level, Positions, SyncState};
 use crate::session::Commits;
+use crate::slots::Hold;
 use crate::sync::{Board, Confirmed, InForce, Rules, Wait};
 use crate::wire::{Ack, Below};
 
@@ -388,7 +389,7 @@ impl Peers {
         }
         forget(&mut inner);
         inner.look();
-        Ok(Session { peers: Arc::clone(self), name: name.to_owned(), connection, cancel })
+        Ok(Session { peers: Arc::clone(self), name: name.to_owned(), connection, cancel, hold: None })
     }
 }
 
@@ -408,6 +409,8 @@ pub(super) struct Session {
     connection: u64,
     /// Cancelled when a newer connection of the same node comes.
     pub(super) cancel: CancellationToken,
+    /// What the follower needs of the log.
+    pub(super) hold: Option<Hold>,
 }
 
 impl Session {
@@ -435,6 +438,9 @@ impl Session {
     }
 
     pub(super) fn ack(&self, ack: &Ack) {
+        if let Some(hold) = &self.hold {
+            hold.confirmed(ack.flush);
+        }
         let mut inner = self.peers.lock();
         let Some(p) = inner.peers.get_mut(&self.name).filter(|p| p.connection == self.connection) else {
             return;

@@ -29,7 +29,7 @@ pub(crate) fn place(point: &str) -> Option<Place> {
         "fill" => Some(Place::Fill),
         "capture" => work(true, false),
         "apply" | "receive" => work(false, true),
-        "log" | "disk" | "catalog" | "blocks" => work(true, true),
+        "log" | "disk" | "catalog" | "blocks" | "slots" => work(true, true),
         _ => None,
     }
 }
