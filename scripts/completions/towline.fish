@@ -60,6 +60,11 @@ flush\t'It is durable in its log'
 apply\t'It is visible in its directory'"
 complete -c towline -n "__fish_towline_using_subcommand leader" -l sync-loss -d 'What happens while too few of them are there' -r -f -a "report\t'It is said; callers that wait for confirmations wait'
 freeze\t'The application is frozen until they are there again'"
+complete -c towline -n "__fish_towline_using_subcommand leader" -l max-slot-keep -d 'Segments of log that are held for a follower that is away; 0: none' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l max-slot-disk -d 'Most room for log that only slots hold: a size, or a share like 25%' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l keep-segments -d 'Newest segments of log that are always kept' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l min-free-disk -d 'Free disk below which log that only slots hold is given up: a size, or a share like 5%; 0: never' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l slot-idle-timeout -d 'The slot of a follower that is away for this long is lost; 0s: never by time' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l log-json -d 'Write the daemon\'s log as JSON lines'
 complete -c towline -n "__fish_towline_using_subcommand leader" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -83,6 +88,11 @@ flush\t'It is durable in its log'
 apply\t'It is visible in its directory'"
 complete -c towline -n "__fish_towline_using_subcommand follower" -l sync-loss -d 'What happens while too few of them are there' -r -f -a "report\t'It is said; callers that wait for confirmations wait'
 freeze\t'The application is frozen until they are there again'"
+complete -c towline -n "__fish_towline_using_subcommand follower" -l max-slot-keep -d 'Segments of log that are held for a follower that is away; 0: none' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l max-slot-disk -d 'Most room for log that only slots hold: a size, or a share like 25%' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l keep-segments -d 'Newest segments of log that are always kept' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l min-free-disk -d 'Free disk below which log that only slots hold is given up: a size, or a share like 5%; 0: never' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l slot-idle-timeout -d 'The slot of a follower that is away for this long is lost; 0s: never by time' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l leader -d 'Address of the node to follow; several, with commas between them, are tried in turn' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l upstream-role -d 'Which of them to follow' -r -f -a "any\t'Whichever answers first'
 leader\t'The leader only'
