@@ -28,6 +28,9 @@ need redis-check-aof redis-tools
 need sqlite3 sqlite3
 need strace strace
 need mandoc mandoc
+need systemd-analyze systemd
+need fish fish
+need zsh zsh
 need shellcheck shellcheck
 need ps procps
 need runuser util-linux

@@ -122,17 +122,21 @@ fn load(file: Option<&Path>) -> Result<Config> {
     file.map_or_else(|| Ok(Config::default()), Config::load)
 }
 
-fn socket(ask: &Ask) -> PathBuf {
-    match (&ask.socket, &ask.state) {
-        (Some(path), _) => path.clone(),
-        (None, Some(dir)) => dir.join(state::SOCKET),
-        (None, None) => PathBuf::from(state::SOCKET),
-    }
+/// The socket that a command names, or that of the state directory it names, or of the one its file names.
+fn socket(ask: &Ask) -> Result<PathBuf> {
+    let state = match (&ask.socket, &ask.state, &ask.config) {
+        (Some(path), ..) => return Ok(path.clone()),
+        (None, Some(dir), _) => Some(dir.clone()),
+        (None, None, Some(file)) => Config::load(file)?.state,
+        (None, None, None) => None,
+    };
+    let none = || Error::new(ErrorKind::Usage, "the configuration names no state directory; use --state DIR");
+    Ok(state.ok_or_else(none)?.join(state::SOCKET))
 }
 
 /// Asks the daemon and prints the answer, as JSON or in words.
 fn show(ask: &Ask, request: &Request, words: impl Fn(&Value) -> String) -> Result<ExitCode> {
-    let answer = control::call(&socket(ask), request, ask.timeout.0)?;
+    let answer = control::call(&socket(ask)?, request, ask.timeout.0)?;
     let text = if ask.json { json_line(&answer)? } else { words(&answer) };
     print(&text)
 }

@@ -25,6 +25,7 @@ mod order;
 mod pages;
 mod privilege;
 mod reload;
+mod scripts;
 mod service;
 mod streaming;
 mod trouble;
