@@ -29,8 +29,6 @@ need sqlite3 sqlite3
 need strace strace
 need mandoc mandoc
 need systemd-analyze systemd
-need fish fish
-need zsh zsh
 need shellcheck shellcheck
 need ps procps
 need runuser util-linux
