@@ -212,7 +212,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__confirm)
-            opts="-h --state --socket --json --timeout --log-level --log-json --help"
+            opts="-h --state --socket --config --json --timeout --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -223,6 +223,10 @@ _towline() {
                     return 0
                     ;;
                 --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -576,7 +580,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__pause)
-            opts="-h --state --socket --json --timeout --log-level --log-json --help"
+            opts="-h --state --socket --config --json --timeout --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -587,6 +591,10 @@ _towline() {
                     return 0
                     ;;
                 --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -606,7 +614,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__reload)
-            opts="-h --state --socket --json --timeout --log-level --log-json --help"
+            opts="-h --state --socket --config --json --timeout --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -617,6 +625,10 @@ _towline() {
                     return 0
                     ;;
                 --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -636,7 +648,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__resume)
-            opts="-h --state --socket --json --timeout --log-level --log-json --help"
+            opts="-h --state --socket --config --json --timeout --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -647,6 +659,10 @@ _towline() {
                     return 0
                     ;;
                 --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -688,7 +704,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__status)
-            opts="-h --state --socket --json --timeout --watch --log-level --log-json --help"
+            opts="-h --state --socket --config --json --timeout --watch --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -699,6 +715,10 @@ _towline() {
                     return 0
                     ;;
                 --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -116,6 +116,7 @@ complete -c towline -n "__fish_towline_using_subcommand run" -l log-json -d 'Wri
 complete -c towline -n "__fish_towline_using_subcommand run" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand status" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand status" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand status" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand status" -l timeout -d 'Give up after this time' -r
 complete -c towline -n "__fish_towline_using_subcommand status" -l watch -d 'Look again and again, each second or at this interval: on a terminal a live page with rates, until Ctrl-C; elsewhere one block after another' -r
 complete -c towline -n "__fish_towline_using_subcommand status" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
@@ -152,6 +153,7 @@ complete -c towline -n "__fish_towline_using_subcommand check" -l log-json -d 'W
 complete -c towline -n "__fish_towline_using_subcommand check" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand pause" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand pause" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand pause" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand pause" -l timeout -d 'Give up after this time' -r
 complete -c towline -n "__fish_towline_using_subcommand pause" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
 complete -c towline -n "__fish_towline_using_subcommand pause" -l json -d 'Print JSON'
@@ -159,6 +161,7 @@ complete -c towline -n "__fish_towline_using_subcommand pause" -l log-json -d 'W
 complete -c towline -n "__fish_towline_using_subcommand pause" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand resume" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand resume" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand resume" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand resume" -l timeout -d 'Give up after this time' -r
 complete -c towline -n "__fish_towline_using_subcommand resume" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
 complete -c towline -n "__fish_towline_using_subcommand resume" -l json -d 'Print JSON'
@@ -166,6 +169,7 @@ complete -c towline -n "__fish_towline_using_subcommand resume" -l log-json -d '
 complete -c towline -n "__fish_towline_using_subcommand resume" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand reload" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand reload" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand reload" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand reload" -l timeout -d 'Give up after this time' -r
 complete -c towline -n "__fish_towline_using_subcommand reload" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
 complete -c towline -n "__fish_towline_using_subcommand reload" -l json -d 'Print JSON'
@@ -173,6 +177,7 @@ complete -c towline -n "__fish_towline_using_subcommand reload" -l log-json -d '
 complete -c towline -n "__fish_towline_using_subcommand reload" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand confirm" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l timeout -d 'Give up after this time' -r
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l json -d 'Print JSON'
