@@ -268,7 +268,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__follower)
-            opts="-h --config --data --state --listen --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --leader --upstream-role --apply-cuts --apply-delay --stop-at --stop-action --local-edits --paused --log-level --log-json --help"
+            opts="-h --config --data --state --listen --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --leader --upstream-role --apply-cuts --apply-delay --stop-at --stop-action --scrub-interval --local-edits --paused --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -384,6 +384,10 @@ _towline() {
                     ;;
                 --stop-action)
                     COMPREPLY=($(compgen -W "pause exit" -- "${cur}"))
+                    return 0
+                    ;;
+                --scrub-interval)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --local-edits)

@@ -104,6 +104,7 @@ complete -c towline -n "__fish_towline_using_subcommand follower" -l apply-delay
 complete -c towline -n "__fish_towline_using_subcommand follower" -l stop-at -d 'Stop replay there: a position, a time with its zone, or `exact`, the first exact cut' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l stop-action -d 'What to do there' -r -f -a "pause\t'Stays there, and takes log, until it is told to go on'
 exit\t'The process ends, with exit code 0'"
+complete -c towline -n "__fish_towline_using_subcommand follower" -l scrub-interval -d 'All contents are compared with their hashes once in this time; 0s: never' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l local-edits -d 'What to do about changes made in this follower\'s directory' -r -f -a "refuse\t'Stop replay and name the path'
 overwrite\t'Report it and write the leader\'s state over it'"
 complete -c towline -n "__fish_towline_using_subcommand follower" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r

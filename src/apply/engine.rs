@@ -27,6 +27,7 @@ use super::reach::Reach;
 use super::recover::reconcile;
 use super::refusal::Refusal;
 use super::scan::Found;
+use super::scrub::Scrub;
 use super::site::Site;
 use super::until::{Commit, Until};
 use super::work::Work;
@@ -152,7 +153,10 @@ impl Engine {
         };
         if running.recover(self.filled)? {
             running.intake.allow(self.options.cuts);
+            let state = self.paths.state().to_owned();
+            let scrub = Scrub::start(&running.shared, running.fold.blocks.clone(), state)?;
             running.follow()?;
+            drop(scrub);
             running.finish()?;
         }
         Ok(())
@@ -179,6 +183,7 @@ impl Running {
             }
             pulse::beat();
             self.guard.look(&self.site.root)?;
+            self.take_damaged()?;
             self.bound(until, pause)?;
             let pause = pause || self.target(until)?;
             if !pause && let Some(batch) = self.next_batch()? {

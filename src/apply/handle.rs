@@ -1,6 +1,6 @@
 //! What the rest of the program holds of apply.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -9,12 +9,13 @@ use tokio::sync::{Notify, watch};
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::Log;
-use crate::position::Lsn;
+use crate::position::{FileId, Lsn};
 use crate::sys::Root;
 use crate::sys::pulse::Pulse;
 use crate::{checkpoint, fold};
 
 use super::engine::Engine;
+use super::scrub::Desk;
 use super::until::Until;
 use super::{Applied, ApplyOptions, ApplyPaths, ApplyState, ApplyStats};
 
@@ -31,6 +32,8 @@ pub(super) struct Control {
     pub(super) rests: u64,
     pub(super) ended: bool,
     pub(super) failure: Option<Error>,
+    /// Files whose content the scrub found to be another than was applied.
+    pub(super) damaged: Vec<FileId>,
 }
 
 /// Shared by the engine's thread and the handles.
@@ -48,11 +51,26 @@ pub(super) struct Shared {
     /// Held for writing from the fold of a batch until the directory has followed.
     pub(super) gate: RwLock<()>,
     pub(super) pulse: Pulse,
+    /// What the scrub is told.
+    pub(super) scrub: Arc<Desk>,
 }
 
 impl Shared {
     pub(super) fn lock(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn stats(&self) -> MutexGuard<'_, ApplyStats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// While this is held, no batch changes the catalog or the directory.
+    pub(super) fn gate(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The directory stands on a cut; says whether it shall go on.
@@ -137,8 +155,10 @@ impl Apply {
             catalog: Arc::clone(&fold.catalog),
             root: Arc::clone(&root),
             gate: RwLock::new(()),
+            scrub: Arc::default(),
             pulse: Pulse::default(),
         });
+        shared.scrub.pace(options.scrub_rate, options.scrub_interval);
         let engine = Engine::new(root, paths, log, fold, filled, options, Arc::clone(&shared));
         let thread = std::thread::Builder::new()
             .name("apply".to_owned())
@@ -185,6 +205,11 @@ impl ApplyHandle {
         self.shared.lock().until.delay = delay;
         self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).delay = delay.as_secs_f64();
         self.shared.wake.notify_one();
+    }
+
+    /// From now on contents are compared at this pace: see [`ApplyOptions`].
+    pub fn set_scrub(&self, rate: u64, interval: Duration) {
+        self.shared.scrub.pace(rate, interval);
     }
 
     /// Goes on after a pause, and past a target that was reached.

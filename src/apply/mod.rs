@@ -18,7 +18,7 @@
 //!
 //! The digest of every commit is compared before the directory is touched. Before something is
 //! changed its stat is compared with what apply left there: a difference is a local edit. Edits of what is not
-//! about to change are noticed by a slow walk (`patrol`).
+//! about to change are noticed by a slow walk (`patrol`), contents that went bad on the disk by a slow reader (`scrub`).
 //!
 //! Without privilege, owners of others and devices stay in the catalog and are skipped on disk, and so are some modes
 //! (see [`crate::sys::mode_here`]). Each class is said once and shown in `status`; a later start with
@@ -41,6 +41,7 @@ mod reach;
 mod recover;
 mod refusal;
 mod scan;
+mod scrub;
 mod site;
 #[cfg(test)]
 mod tests;
@@ -60,6 +61,7 @@ use crate::position::{Cut, Lsn, SystemId, TimelineId};
 pub(crate) use guard::gone;
 pub use handle::{Apply, ApplyHandle};
 pub use patience::Inexact;
+pub use scrub::{Damage, ScrubStats};
 pub use until::StopAt;
 
 /// Which cuts the directory may rest on.
@@ -107,6 +109,10 @@ pub struct ApplyOptions {
     pub stop_at: Option<StopAt>,
     /// The leader's clock.
     pub clock: Ancestry,
+    /// Bytes a second at most that are read to compare contents with their hashes.
+    pub scrub_rate: u64,
+    /// In this time all contents are compared once; zero: never.
+    pub scrub_interval: Duration,
 }
 
 impl Default for ApplyOptions {
@@ -123,6 +129,8 @@ impl Default for ApplyOptions {
             delay: Duration::ZERO,
             stop_at: None,
             clock: Ancestry::default(),
+            scrub_rate: 32 << 20,
+            scrub_interval: Duration::from_secs(24 * 3600),
         }
     }
 }
@@ -269,4 +277,6 @@ pub struct ApplyStats {
     pub patrols: u64,
     /// The first of the local edits.
     pub local_edits: Vec<LocalEdit>,
+    /// The comparison of contents with their hashes.
+    pub scrub: ScrubStats,
 }

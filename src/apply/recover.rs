@@ -296,7 +296,8 @@ pub(super) fn verify(fold: &Fold, site: &Site, id: FileId, first: u64, limit: u6
         }
     };
     let lost = |e: std::io::Error| site.error("compare the content of", &path, e);
-    let changed = || diverged(&path, "has another content than was applied");
+    let changed =
+        |block: u64| diverged(&path, &format!("has another content than was applied, in block {block}"));
     let fd = open_known(site, &path).map_err(lost)?;
     let mut buf = vec![0_u8; READ];
     let (mut at, count, mut read) = (first, blocks_of(size), 0);
@@ -306,8 +307,8 @@ pub(super) fn verify(fold: &Fold, site: &Site, id: FileId, first: u64, limit: u6
         let data = sys::next_data(&fd, from, size).map_err(lost)?.map_or(count, |(start, _)| start / BLOCK);
         while at < data.min(count) {
             let n = usize::try_from(data.min(count) - at).unwrap_or(READ).min(READ);
-            if fold.hashes(id, at, n)?.iter().any(|&h| h != 0) {
-                return Err(changed());
+            if let Some(bad) = fold.hashes(id, at, n)?.iter().position(|&h| h != 0) {
+                return Err(changed(at + bad as u64));
             }
             at += n as u64;
         }
@@ -317,11 +318,12 @@ pub(super) fn verify(fold: &Fold, site: &Site, id: FileId, first: u64, limit: u6
         let got = sys::read_at(&fd, &mut buf, at * BLOCK).map_err(lost)?;
         let want = usize::try_from(size - at * BLOCK).unwrap_or(READ).min(READ);
         if got < want {
-            return Err(changed());
+            return Err(changed(at + got as u64 / BLOCK));
         }
         let known = fold.hashes(id, at, blocks_of(want as u64) as usize)?;
-        if !block_hashes(system, id, at, &buf[..want]).eq(known.iter().copied()) {
-            return Err(changed());
+        let mut pairs = block_hashes(system, id, at, &buf[..want]).zip(&known);
+        if let Some(bad) = pairs.position(|(here, want)| here != *want) {
+            return Err(changed(at + bad as u64));
         }
         at += known.len() as u64;
         read += want as u64;
@@ -330,6 +332,18 @@ pub(super) fn verify(fold: &Fold, site: &Site, id: FileId, first: u64, limit: u6
 }
 
 impl Running {
+    /// What the scrub found is in doubt from here on, over every restart, until it is as it was applied.
+    pub(super) fn take_damaged(&mut self) -> Result<()> {
+        let found = std::mem::take(&mut self.shared.lock().damaged);
+        if found.is_empty() {
+            return Ok(());
+        }
+        self.site.suspects.extend(found);
+        self.keep_doubts()?;
+        self.settle_suspects()?;
+        self.keep_doubts()
+    }
+
     fn keep_doubts(&mut self) -> Result<()> {
         self.site.doubts.keep(&self.site.suspects, &self.site.later)
     }

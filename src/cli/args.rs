@@ -163,6 +163,9 @@ pub struct Follower {
     /// What to do there.
     #[arg(long, value_enum)]
     pub stop_action: Option<StopAction>,
+    /// All contents are compared with their hashes once in this time; 0s: never.
+    #[arg(long, value_name = "SPAN")]
+    pub scrub_interval: Option<Span>,
     /// What to do about changes made in this follower's directory.
     #[arg(long, value_enum)]
     pub local_edits: Option<LocalEdits>,
@@ -316,6 +319,7 @@ impl Follower {
             c.stop_at.clone_from(&self.stop_at);
         }
         c.stop_action = self.stop_action.unwrap_or(c.stop_action);
+        c.scrub_interval = self.scrub_interval.unwrap_or(c.scrub_interval);
         c.apply_cuts = self.apply_cuts.unwrap_or(c.apply_cuts);
         c.local_edits = self.local_edits.unwrap_or(c.local_edits);
         c

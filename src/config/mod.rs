@@ -136,6 +136,8 @@ pub struct Config {
     pub after_cut: Option<String>,
     /// Bytes a second of background hashing and scrubbing.
     pub scrub_rate: Size,
+    /// A follower compares all contents with their hashes once in this time; 0s: never.
+    pub scrub_interval: Span,
     /// Log between two checkpoints.
     pub checkpoint_bytes: Size,
     /// Time between two checkpoints, when something changed.
@@ -200,6 +202,7 @@ impl Default for Config {
             before_cut: None,
             after_cut: None,
             scrub_rate: Size(32 << 20),
+            scrub_interval: span(24 * 3600),
             checkpoint_bytes: Size(256 << 20),
             checkpoint_interval: span(300),
             max_followers: 64,

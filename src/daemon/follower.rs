@@ -192,6 +192,8 @@ fn options(config: &Config) -> ApplyOptions {
         delay: config.apply_delay.0,
         stop_at: None,
         clock: Ancestry::default(),
+        scrub_rate: config.scrub_rate.0,
+        scrub_interval: config.scrub_interval.0,
     }
 }
 
@@ -326,6 +328,7 @@ impl Follower {
     pub(crate) fn reload(&self, config: &Config) {
         if let Some(apply) = &self.apply {
             apply.set_delay(config.apply_delay.0);
+            apply.set_scrub(config.scrub_rate.0, config.scrub_interval.0);
         }
     }
 

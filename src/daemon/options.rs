@@ -53,7 +53,7 @@ const CAPTURE: &[&str] = &[
     "sync_max_lag",
 ];
 /// What a follower takes over while it runs.
-const FOLLOWER_LIVE: &[&str] = &["apply_delay"];
+const FOLLOWER_LIVE: &[&str] = &["apply_delay", "scrub_rate", "scrub_interval"];
 /// What a follower takes over by a new turn: it comes to rest, and goes on from there.
 const FOLLOWER: &[&str] = &[
     "leader",

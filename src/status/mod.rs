@@ -77,6 +77,14 @@
 //! | `apply.skipped_privilege` | what is in the catalog only for want of privilege: how many by class |
 //! | `apply.local_edits_total`, `apply.local_edits_repaired` | changes by others seen and put right since the start |
 //! | `apply.local_edits_standing` | those that the last round of the patrol met |
+//! | `apply.scrub` | the comparison of contents with their hashes, since the start |
+//! | `apply.scrub.files`, `apply.scrub.bytes`, `apply.scrub.passes` | files compared, bytes read, whole passes |
+//! | `apply.scrub.began` | when the pass under way began |
+//! | `apply.scrub.last_full` | when the last whole pass ended |
+//! | `apply.scrub.skipped` | files passed over: edited here, or changed too often |
+//! | `apply.scrub.mismatches` | files whose content is not what was applied, though their stamps are |
+//! | `apply.scrub.damaged` | the first of them |
+//! | `apply.scrub.damaged[].path`, `apply.scrub.damaged[].count`, `apply.scrub.damaged[].blocks` | which, how many of its blocks of 16 KiB, and which first |
 //! | `apply.patrols` | rounds of the patrol |
 //! | `apply.local_edits` | the first of them |
 //! | `apply.local_edits[].path`, `apply.local_edits[].what` | which, and what is different |

@@ -26,6 +26,7 @@ mod pages;
 mod privilege;
 mod reload;
 mod scripts;
+mod scrub;
 mod service;
 mod streaming;
 mod trouble;

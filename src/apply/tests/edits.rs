@@ -345,3 +345,69 @@ fn a_restored_directory_is_called_that() {
     let e = failure(&handle);
     assert!(e.to_string().contains("'d/g' is another inode") && e.to_string().contains("restored"), "{e}");
 }
+
+/// Changes bytes and puts the modification time back, as a disk that goes bad, or a careful hand, would.
+fn rot(path: &std::path::Path, at: u64, bytes: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    let time = std::fs::metadata(path).unwrap().modified().unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(bytes, at).unwrap();
+    file.set_modified(time).unwrap();
+}
+
+#[test]
+fn content_that_goes_bad_is_found_named_and_not_forgotten() {
+    let (mut b, _) = setup();
+    b.options.scrub_interval = Duration::from_millis(20);
+    let handle = b.start().unwrap();
+    b.wait(&handle, b.last);
+    let passes = |n| {
+        for _ in 0..5000 {
+            if handle.stats().scrub.passes >= n {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("no passes: {:?}", handle.stats());
+    };
+    passes(2);
+    assert_eq!(handle.stats().scrub.mismatches, 0);
+    rot(&b.data().join("f"), 2 * BLOCK + 9, b"x");
+    let e = failure(&handle);
+    assert!(e.kind() == ErrorKind::Diverged && e.to_string().contains("'f'"), "{e}");
+    assert!(e.to_string().contains("in block 2"), "{e}");
+    let scrub = handle.stats().scrub;
+    assert_eq!(
+        (scrub.mismatches, scrub.damaged[0].path.as_str(), &*scrub.damaged[0].blocks),
+        (1, "f", &[2][..])
+    );
+    drop(handle);
+    // The scrub is off, and it is remembered all the same until it is as it was.
+    b.options.scrub_interval = Duration::ZERO;
+    let e = failure(&b.start().unwrap());
+    assert_eq!(e.kind(), ErrorKind::Diverged, "{e}");
+    rot(&b.data().join("f"), 2 * BLOCK + 9, &[5]);
+    let handle = b.start().unwrap();
+    b.wait(&handle, b.last);
+    assert!(handle.failure().is_none());
+}
+
+#[test]
+fn what_apply_writes_meanwhile_is_no_damage() {
+    let (mut b, f) = setup();
+    b.options.scrub_interval = Duration::from_micros(1);
+    let handle = b.start().unwrap();
+    b.wait(&handle, b.last);
+    for n in 0..300 {
+        b.block(f, n % 3, (n % 200) as u8);
+        let end = b.commit(Cut::Exact);
+        if n % 7 == 0 {
+            b.wait(&handle, end);
+        }
+    }
+    b.wait(&handle, b.last);
+    let stats = handle.stats();
+    assert!(handle.failure().is_none() && stats.scrub.mismatches == 0, "{:?} {stats:?}", handle.failure());
+    assert!(stats.scrub.passes > 3, "{stats:?}");
+    b.compare();
+}
