@@ -46,6 +46,8 @@ pub enum Request {
     Resume,
     /// Read the configuration file again.
     Reload,
+    /// Read keys, certificates and peers again, and nothing else.
+    Trust,
     /// Let a held mass delete through.
     Confirm,
     /// Commit everything the directory holds now and say the LSN.

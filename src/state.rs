@@ -12,6 +12,7 @@
 //! | `hold` | a mass delete is held: how many names there were, in decimal digits |
 //! | `refused-edit`, `doubtful-files` | what a follower remembers of edits of its directory |
 //! | `slots` | what followers still need: see [`crate::slots`] |
+//! | `node.key`, `node.crt`, `trust.lock`, `peers` | who this node is to its peers, and who they are: see [`crate::tls`] |
 //! | `mark/` | files whose writes mark the event queue |
 //!
 //! Control file, little-endian, replaced as a whole and durably before anything it says is acted on:
@@ -281,6 +282,14 @@ impl StateDir {
         let identity = lock.identity()?;
         let parts = Mutex::new([(0, 0); PARTS.len()]);
         Ok(Self { path, control: Mutex::new(control), identity, parts, _lock: lock })
+    }
+
+    /// The control file in `path` as it is now, whoever holds the directory; `None` before the node was set up.
+    ///
+    /// # Errors
+    /// It is damaged, or can't be read.
+    pub fn peek(path: &Path) -> Result<Option<Control>> {
+        disk::read_sealed(&path.join(CONTROL), &SEAL, Control::decode)
     }
 
     /// Whether there is a control file in `path`: the directory was given a role before.

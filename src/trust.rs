@@ -241,7 +241,7 @@ impl Book {
         }
         let reason = format!(
             "'{}' trusts '{said}' as {}, which is not enough {}: that needs the role {role}; if it is meant to, run on the \
-             host of '{}': towline trust {said} {} --role {role}",
+             host of '{}': towline trust {said} {} --state DIR --role {role}",
             self.own,
             words(&roles),
             ask.words(),
@@ -269,7 +269,7 @@ impl Book {
         };
         let reason = format!(
             "'{own}' does not trust the certificate {who}, {print}{why}; compare it with `towline id` there, then run on \
-             the host of '{own}': towline trust {name} {print} --role {}",
+             the host of '{own}': towline trust {name} {print} --state DIR --role {}",
             ask.role().word()
         );
         Refusal { code: Code::Untrusted, reason }
@@ -432,7 +432,7 @@ mod tests {
         let book = Book::new("here", vec![peer("a", Some(KEY), &[Role::Monitor])]).unwrap();
         let unknown =
             book.judge(&facts(OTHER, &[]), &Chain::NoCa, Some("copy"), Ask::Stream, 5000).unwrap_err();
-        let command = format!("on the host of 'here': towline trust copy {OTHER} --role follower");
+        let command = format!("on the host of 'here': towline trust copy {OTHER} --state DIR --role follower");
         assert!(unknown.reason.ends_with(&command), "{unknown}");
         let role = book.judge(&facts(KEY, &[]), &Chain::NoCa, Some("a"), Ask::Stream, 5000).unwrap_err();
         assert!(role.reason.contains("as monitor") && role.reason.ends_with("--role follower"), "{role}");

@@ -31,6 +31,9 @@ _towline() {
             towline,follower)
                 cmd="towline__subcmd__follower"
                 ;;
+            towline,id)
+                cmd="towline__subcmd__id"
+                ;;
             towline,leader)
                 cmd="towline__subcmd__leader"
                 ;;
@@ -51,6 +54,9 @@ _towline() {
                 ;;
             towline,status)
                 cmd="towline__subcmd__status"
+                ;;
+            towline,trust)
+                cmd="towline__subcmd__trust"
                 ;;
             towline__subcmd__config,check)
                 cmd="towline__subcmd__config__subcmd__check"
@@ -74,7 +80,7 @@ _towline() {
 
     case "${cmd}" in
         towline)
-            opts="-h -V --log-level --log-json --help --version leader follower run status check pause resume reload confirm log config demo"
+            opts="-h -V --log-level --log-json --help --version leader follower run status check pause resume reload id trust confirm log config demo"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -268,7 +274,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__follower)
-            opts="-h --config --data --state --listen --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --leader --upstream-role --apply-cuts --apply-delay --stop-at --stop-action --scrub-interval --local-edits --paused --log-level --log-json --help"
+            opts="-h --config --data --state --listen --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --tls --tls-cert --tls-key --tls-ca --tls-crl --leader --upstream-role --apply-cuts --apply-delay --stop-at --stop-action --scrub-interval --local-edits --paused --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -359,6 +365,26 @@ _towline() {
                     return 0
                     ;;
                 --slot-idle-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls)
+                    COMPREPLY=($(compgen -W "auto on off" -- "${cur}"))
+                    return 0
+                    ;;
+                --tls-cert)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls-key)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls-ca)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls-crl)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -405,8 +431,34 @@ _towline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        towline__subcmd__id)
+            opts="-h --state --config --renew --new-key --json --log-level --log-json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --state)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-level)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         towline__subcmd__leader)
-            opts="-h --config --data --state --listen --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --log-level --log-json --help"
+            opts="-h --config --data --state --listen --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --tls --tls-cert --tls-key --tls-ca --tls-crl --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -497,6 +549,26 @@ _towline() {
                     return 0
                     ;;
                 --slot-idle-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls)
+                    COMPREPLY=($(compgen -W "auto on off" -- "${cur}"))
+                    return 0
+                    ;;
+                --tls-cert)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls-key)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls-ca)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls-crl)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -732,6 +804,32 @@ _towline() {
                     ;;
                 --watch)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-level)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        towline__subcmd__trust)
+            opts="-h --state --role --list --remove --json --log-level --log-json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --state)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --role)
+                    COMPREPLY=($(compgen -W "follower leader backup monitor admin" -- "${cur}"))
                     return 0
                     ;;
                 --log-level)

@@ -36,6 +36,8 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "check" -d 'One line
 complete -c towline -n "__fish_towline_needs_command" -f -a "pause" -d 'Bring the follower\'s directory to rest on a cut and keep it there; prints which cut'
 complete -c towline -n "__fish_towline_needs_command" -f -a "resume" -d 'Go on applying after a pause'
 complete -c towline -n "__fish_towline_needs_command" -f -a "reload" -d 'Make the daemon read its configuration file again'
+complete -c towline -n "__fish_towline_needs_command" -f -a "id" -d 'Show who this node is to its peers: its name, its system, the fingerprint of its key. Makes the key at first'
+complete -c towline -n "__fish_towline_needs_command" -f -a "trust" -d 'Trust a peer by the fingerprint of its key, list the peers, or remove one. A running daemon follows at once'
 complete -c towline -n "__fish_towline_needs_command" -f -a "confirm" -d 'Let a mass delete through that the guard holds'
 complete -c towline -n "__fish_towline_needs_command" -f -a "log" -d 'Read log segments offline'
 complete -c towline -n "__fish_towline_needs_command" -f -a "config" -d 'Check or show the configuration'
@@ -65,6 +67,13 @@ complete -c towline -n "__fish_towline_using_subcommand leader" -l max-slot-disk
 complete -c towline -n "__fish_towline_using_subcommand leader" -l keep-segments -d 'Newest segments of log that are always kept' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l min-free-disk -d 'Free disk below which log that only slots hold is given up: a size, or a share like 5%; 0: never' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l slot-idle-timeout -d 'The slot of a follower that is away for this long is lost; 0s: never by time' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l tls -d 'When connections between nodes are encrypted' -r -f -a "auto\t'Whenever there is a network, or somebody to know'
+on\t'Always'
+off\t'Never, over any network'"
+complete -c towline -n "__fish_towline_using_subcommand leader" -l tls-cert -d 'Certificate of this node, PEM' -r -F
+complete -c towline -n "__fish_towline_using_subcommand leader" -l tls-key -d 'Its private key, PEM' -r -F
+complete -c towline -n "__fish_towline_using_subcommand leader" -l tls-ca -d 'Certificates of CAs that vouch for nodes, PEM' -r -F
+complete -c towline -n "__fish_towline_using_subcommand leader" -l tls-crl -d 'Revocation lists of those CAs, PEM' -r -F
 complete -c towline -n "__fish_towline_using_subcommand leader" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l log-json -d 'Write the daemon\'s log as JSON lines'
 complete -c towline -n "__fish_towline_using_subcommand leader" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -93,6 +102,13 @@ complete -c towline -n "__fish_towline_using_subcommand follower" -l max-slot-di
 complete -c towline -n "__fish_towline_using_subcommand follower" -l keep-segments -d 'Newest segments of log that are always kept' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l min-free-disk -d 'Free disk below which log that only slots hold is given up: a size, or a share like 5%; 0: never' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l slot-idle-timeout -d 'The slot of a follower that is away for this long is lost; 0s: never by time' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l tls -d 'When connections between nodes are encrypted' -r -f -a "auto\t'Whenever there is a network, or somebody to know'
+on\t'Always'
+off\t'Never, over any network'"
+complete -c towline -n "__fish_towline_using_subcommand follower" -l tls-cert -d 'Certificate of this node, PEM' -r -F
+complete -c towline -n "__fish_towline_using_subcommand follower" -l tls-key -d 'Its private key, PEM' -r -F
+complete -c towline -n "__fish_towline_using_subcommand follower" -l tls-ca -d 'Certificates of CAs that vouch for nodes, PEM' -r -F
+complete -c towline -n "__fish_towline_using_subcommand follower" -l tls-crl -d 'Revocation lists of those CAs, PEM' -r -F
 complete -c towline -n "__fish_towline_using_subcommand follower" -l leader -d 'Address of the node to follow; several, with commas between them, are tried in turn' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l upstream-role -d 'Which of them to follow' -r -f -a "any\t'Whichever answers first'
 leader\t'The leader only'
@@ -176,6 +192,26 @@ complete -c towline -n "__fish_towline_using_subcommand reload" -l log-level -d 
 complete -c towline -n "__fish_towline_using_subcommand reload" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand reload" -l log-json -d 'Write the daemon\'s log as JSON lines'
 complete -c towline -n "__fish_towline_using_subcommand reload" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand id" -l state -d 'State directory of the node; it is made if it is not there' -r -F
+complete -c towline -n "__fish_towline_using_subcommand id" -l config -d 'Configuration file of the node, in the place of the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand id" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand id" -l renew -d 'Make a new certificate of the same key: the fingerprint stays. `towline reload` puts it in force'
+complete -c towline -n "__fish_towline_using_subcommand id" -l new-key -d 'With --renew: make a new key. Peers have to trust its fingerprint before `towline reload` puts it in force'
+complete -c towline -n "__fish_towline_using_subcommand id" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand id" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand id" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand trust" -l state -d 'State directory of this node' -r -F
+complete -c towline -n "__fish_towline_using_subcommand trust" -l role -d 'What the peer is to this node; may be repeated. Default: follower and leader, so that either may lead' -r -f -a "follower\t'It may follow this node'
+leader\t'This node may follow it'
+backup\t'It may take copies'
+monitor\t'It may ask for status'
+admin\t'It may ask for everything'"
+complete -c towline -n "__fish_towline_using_subcommand trust" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand trust" -l list -d 'Show the peers that were trusted by command'
+complete -c towline -n "__fish_towline_using_subcommand trust" -l remove -d 'Trust the peer no more, or only that key of it; its connection ends at once'
+complete -c towline -n "__fish_towline_using_subcommand trust" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand trust" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand trust" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F

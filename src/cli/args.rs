@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::certificate::Fingerprint;
 use crate::config::{Config, Cuts, LocalEdits, Room, Size, Span, StopAction, SyncLoss};
 use crate::quorum::Level;
 use crate::session::UpstreamRole;
+use crate::tls::Mode;
+use crate::trust::Role;
 
 mod health;
 
@@ -46,6 +49,10 @@ pub enum Command {
     Resume(Ask),
     /// Make the daemon read its configuration file again.
     Reload(Ask),
+    /// Show who this node is to its peers: its name, its system, the fingerprint of its key. Makes the key at first.
+    Id(Id),
+    /// Trust a peer by the fingerprint of its key, list the peers, or remove one. A running daemon follows at once.
+    Trust(Trust),
     /// Let a mass delete through that the guard holds.
     Confirm(Ask),
     /// Read log segments offline.
@@ -137,6 +144,75 @@ pub struct Node {
     /// The slot of a follower that is away for this long is lost; 0s: never by time.
     #[arg(long, value_name = "SPAN")]
     pub slot_idle_timeout: Option<Span>,
+    /// Keys and certificates.
+    #[command(flatten)]
+    pub tls: Tls,
+}
+
+/// Flags about encryption.
+#[derive(Debug, Args, Default)]
+pub struct Tls {
+    /// When connections between nodes are encrypted.
+    #[arg(long, value_enum)]
+    pub tls: Option<Mode>,
+    /// Certificate of this node, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Certificates of CAs that vouch for nodes, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Revocation lists of those CAs, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub tls_crl: Option<PathBuf>,
+}
+
+/// Flags of `id`.
+#[derive(Debug, Args)]
+pub struct Id {
+    /// State directory of the node; it is made if it is not there.
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    pub state: Option<PathBuf>,
+    /// Configuration file of the node, in the place of the state directory.
+    #[arg(long, value_name = "FILE", conflicts_with = "state")]
+    pub config: Option<PathBuf>,
+    /// Make a new certificate of the same key: the fingerprint stays. `towline reload` puts it in force.
+    #[arg(long)]
+    pub renew: bool,
+    /// With --renew: make a new key. Peers have to trust its fingerprint before `towline reload` puts it in force.
+    #[arg(long, requires = "renew")]
+    pub new_key: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `trust`.
+#[derive(Debug, Args)]
+pub struct Trust {
+    /// Name of the peer: the one it is started with.
+    #[arg(required_unless_present = "list")]
+    pub name: Option<String>,
+    /// Fingerprint of its key, as `towline id` prints it there.
+    #[arg(required_unless_present_any = ["list", "remove"], conflicts_with = "list")]
+    pub fingerprint: Option<Fingerprint>,
+    /// State directory of this node.
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+    /// What the peer is to this node; may be repeated. Default: follower and leader, so that either may lead.
+    #[arg(long, value_enum, conflicts_with_all = ["list", "remove"])]
+    pub role: Vec<Role>,
+    /// Show the peers that were trusted by command.
+    #[arg(long, conflicts_with_all = ["name", "remove"])]
+    pub list: bool,
+    /// Trust the peer no more, or only that key of it; its connection ends at once.
+    #[arg(long)]
+    pub remove: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of a follower.
@@ -302,6 +378,11 @@ impl Node {
         set(&mut c.keep_segments, self.keep_segments.as_ref());
         set(&mut c.min_free_disk, self.min_free_disk.as_ref());
         set(&mut c.slot_idle_timeout, self.slot_idle_timeout.as_ref());
+        set(&mut c.tls, self.tls.tls.as_ref());
+        set_some(&mut c.tls_cert, &self.tls.tls_cert);
+        set_some(&mut c.tls_key, &self.tls.tls_key);
+        set_some(&mut c.tls_ca, &self.tls.tls_ca);
+        set_some(&mut c.tls_crl, &self.tls.tls_crl);
         c
     }
 }

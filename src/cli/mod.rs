@@ -4,6 +4,7 @@ pub mod args;
 mod check;
 mod demo;
 mod generate;
+mod trust;
 mod watch;
 
 use std::io::Write;
@@ -90,6 +91,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Pause(ask) => show(&ask, &Request::Pause, |v| rests("paused", v)),
         Command::Resume(ask) => show(&ask, &Request::Resume, |v| rests("resumed", v)),
         Command::Reload(ask) => show(&ask, &Request::Reload, reloaded),
+        Command::Id(args) => trust::id(&args),
+        Command::Trust(args) => trust::trust(&args),
         Command::Confirm(ask) => {
             let words = |v: &Value| match v.get("confirmed").and_then(Value::as_bool) {
                 Some(true) => "the held change goes through\n".to_owned(),
@@ -154,7 +157,9 @@ fn reloaded(v: &Value) -> String {
         list.filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
     };
     if v.get("reloaded").and_then(Value::as_bool) == Some(false) {
-        return "there is no configuration file to read; what failed is tried again\n".to_owned();
+        let text = "keys, certificates and peers read again; there is no configuration file: other flags need a restart\n";
+        let retried = v.get("retried").and_then(Value::as_bool) == Some(true);
+        return text.to_owned() + if retried { "what failed is tried again\n" } else { "" };
     }
     let mut text = "configuration read again\n".to_owned();
     for (key, what) in [

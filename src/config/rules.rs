@@ -100,17 +100,6 @@ pub fn address(text: &str) -> Result<SocketAddr> {
         .ok_or_else(|| bad("no address found".to_owned()))
 }
 
-/// Plain TCP leaves the machine only when a later `tls` setting allows it.
-pub fn loopback_only(addr: SocketAddr) -> Result<SocketAddr> {
-    if addr.ip().is_loopback() {
-        return Ok(addr);
-    }
-    let text = format!(
-        "{addr} is not a loopback address; plain TCP is allowed on loopback only: use a tunnel between hosts"
-    );
-    Err(Error::new(ErrorKind::Config, text))
-}
-
 /// From serde's "unknown field `x`, expected one of `a`, `b`": the expected name nearest to `x`.
 pub(super) fn nearest(message: &str) -> Option<String> {
     let rest = message.strip_prefix("unknown field `")?;

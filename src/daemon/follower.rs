@@ -61,12 +61,8 @@ pub(super) fn upstreams(config: &Config) -> Result<Sources> {
     let mut others = Vec::new();
     for address in sources.addresses {
         match config::address(&address) {
-            Ok(resolved) => {
-                config::loopback_only(resolved)?;
-                if own == Some(resolved) {
-                    continue;
-                }
-            }
+            Ok(resolved) if own == Some(resolved) => continue,
+            Ok(_) => {}
             // What has no address today may have one when it is needed.
             Err(e) if several => tracing::warn!("{e}"),
             Err(e) => return Err(e),
@@ -98,7 +94,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
         blocking(move || node.state.change(|c| c.name = name)).await?;
     }
     let root = Arc::new(Root::open(&node.data).map_err(|e| apply::gone(&node.data, &e))?);
-    let upstream = Arc::new(Upstream::new(&sources, node.id));
+    let upstream = Arc::new(Upstream::new(&sources, node.id).trusting(node.trust.clone()));
     node.port.open(&config, upstream.ancestry()).await?;
     let mut follower = Follower { apply: None, log: None, upstream, peer_timeout: config.peer_timeout.0 };
     node.set_engine(Some(Engine::Follower(follower.clone())));
@@ -395,6 +391,23 @@ fn refusal(upstream: &UpstreamStatus) -> Option<(&'static str, Failure)> {
             Code::UpstreamRole => {
                 "name a node of that role in the key 'leader', or ask for another with 'upstream_role', then `towline \
                  reload`; the node goes on by itself when one of those named has it"
+            }
+            Code::Untrusted => {
+                "make sure that the fingerprint is the right node's, and run the command that the message ends with; the \
+                 node goes on by itself"
+            }
+            Code::Expired => {
+                "renew the certificate that the message names, or set the clocks right; the node goes on by itself"
+            }
+            Code::NotAllowed => {
+                "give the peer that the message names the role it needs (`towline trust`); the node goes on by itself"
+            }
+            Code::Identity => {
+                "start the node under the name that its key is trusted as (key 'name'), or trust its key under the other"
+            }
+            Code::Tls => {
+                "bring the key 'tls' of the two nodes into line, then `towline reload` or a restart; the node goes on by \
+                 itself"
             }
             Code::WrongSystem | Code::Protocol => {
                 "point the node at its own leader (key 'leader', then `towline reload`); or stop it, empty its data \

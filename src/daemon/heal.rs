@@ -45,6 +45,7 @@ pub(super) async fn log_of(node: &Arc<Node>) -> Result<usize> {
         system,
         timeline,
         peer_timeout: config.peer_timeout.0,
+        trust: node.trust.clone(),
     };
     for &segment in &bad {
         let bytes = fetch_from_any(&mut from, &sources.addresses, segment).await?;

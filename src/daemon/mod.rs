@@ -50,6 +50,7 @@ use crate::net;
 use crate::position::{NodeId, SystemId};
 use crate::slots::Slots;
 use crate::state::{Control, FillState, Role, StateDir};
+use crate::tls::Trust;
 
 pub use options::{Flags, Reach, reach};
 use supervisor::Supervisor;
@@ -85,6 +86,7 @@ pub(crate) struct Node {
     pub(crate) port: port::Port,
     /// What followers still need of the log.
     pub(crate) slots: Arc<Slots>,
+    pub(crate) trust: Trust,
     pub(crate) data: PathBuf,
     pub(crate) paused: std::sync::atomic::AtomicBool,
     /// When the process began, ns since 1970.
@@ -197,6 +199,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
     let name = config.node_name()?;
     check_start(&config, start.wanted, &data, &state)?;
     let state = Arc::new(StateDir::open_or_create(&state)?);
+    let trust = Trust::load(config.tls_settings(state.path(), &name))?;
     let fresh = state.control().is_none();
     if fresh {
         let system = match start.wanted {
@@ -227,6 +230,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
         id,
         port: port::Port::default(),
         slots,
+        trust,
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),
         started: net::wall_clock(),
@@ -247,7 +251,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
 fn check_start(config: &Config, wanted: Role, data: &Path, state: &Path) -> Result<()> {
     config::check_apart(data, state)?;
     if let Some(listen) = &config.listen {
-        config::loopback_only(config::address(listen)?)?;
+        config::address(listen)?;
     }
     if config.leader.is_some() {
         follower::upstreams(config)?;
@@ -411,6 +415,7 @@ fn answer(node: Arc<Node>, request: Request) -> Answer {
         match request {
             Request::Status => show::shown(node).await,
             Request::Reload => reload(&node).await,
+            Request::Trust => trust(&node).await,
             Request::Stop => {
                 node.stop.cancel();
                 Ok(json!({"stopping": true}))
@@ -474,15 +479,11 @@ async fn reload(node: &Arc<Node>) -> Result<Value> {
 
 async fn read_again(node: &Arc<Node>) -> Result<Value> {
     let Some(file) = node.file.clone() else {
-        // There is nothing to read, but what waits for an operator can be tried again.
-        if lock(&node.phase).error().is_some() {
-            node.retry.notify_waiters();
-            return Ok(json!({"reloaded": false, "retried": true}));
-        }
-        return Err(Error::new(
-            ErrorKind::Config,
-            "the daemon was started without a configuration file; restart it with other flags",
-        ));
+        // Keys and peers are files of their own, and what waits for an operator can be tried again.
+        trust(node).await?;
+        let retried = lock(&node.phase).error().is_some();
+        node.retry.notify_waiters();
+        return Ok(json!({"reloaded": false, "retried": retried}));
     };
     let fresh = node.flags.over(Config::load(&file)?);
     fresh.check()?;
@@ -491,6 +492,9 @@ async fn read_again(node: &Arc<Node>) -> Result<Value> {
     let role = node.state.control().map_or(Role::Follower, |c| c.role);
     let change = options::Change::between(&old, &fresh, role);
     let config = change.keep_fixed(&old, fresh);
+    let name = config.node_name()?;
+    let (keeper, settings) = (node.trust.clone(), config.tls_settings(node.state.path(), &name));
+    blocking(move || keeper.reload(settings)).await?;
     *lock(&node.config) = config.clone();
     match node.engine() {
         Some(Engine::Leader(l)) => {
@@ -510,6 +514,16 @@ async fn read_again(node: &Arc<Node>) -> Result<Value> {
     node.retry.notify_waiters();
     tracing::info!("configuration read again from '{}': {change}", file.display());
     Ok(change.answer())
+}
+
+/// Reads keys, certificates and peers again; says whom the node trusts now.
+async fn trust(node: &Arc<Node>) -> Result<Value> {
+    let keeper = node.trust.clone();
+    blocking(move || keeper.refresh()).await?;
+    let terms = node.trust.terms();
+    let names: Vec<&str> = terms.peers().iter().map(|p| p.name.as_str()).collect();
+    tracing::info!("keys, certificates and peers read again: {} peers", names.len());
+    Ok(json!({"peers": names}))
 }
 
 /// Waits until a watched failure appears, the state directory is gone, or the stop is asked for.

@@ -79,6 +79,8 @@ const LEADER_START: &[&str] = &["name", "peer_timeout", "segment_timeout", "comp
 /// What either role looks up whenever it needs it.
 const LOOKED_UP: &[&str] =
     &["max_slot_keep", "max_slot_disk", "keep_segments", "min_free_disk", "slot_idle_timeout"];
+/// What every node takes over while it runs, without ending connections that are still allowed.
+const TRUST: &[&str] = &["tls", "tls_cert", "tls_key", "tls_ca", "tls_crl", "peer"];
 
 /// What a reload does with a key that changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,7 +100,7 @@ pub fn reach(key: &str, role: Role) -> Reach {
         Role::Leader => (CAPTURE, LEADER_START),
         Role::Follower => (FOLLOWER, &[][..]),
     };
-    let live = live.contains(&key) || LOOKED_UP.contains(&key);
+    let live = live.contains(&key) || LOOKED_UP.contains(&key) || TRUST.contains(&key);
     if live || (role == Role::Follower && FOLLOWER_LIVE.contains(&key)) {
         Reach::Live
     } else if FIXED.contains(&key) || start.contains(&key) {
@@ -216,10 +218,20 @@ mod tests {
     }
 
     #[test]
+    fn trust_is_in_force_without_a_new_turn() {
+        let old = Config::default();
+        let new = Config::parse("tls = \"on\"\n[[peer]]\nname = \"a\"").unwrap();
+        for role in [Role::Leader, Role::Follower] {
+            let change = Change::between(&old, &new, role);
+            assert!(change.in_force == ["peer", "tls"] && !change.needs_turn(), "{change}");
+        }
+    }
+
+    #[test]
     fn every_key_has_a_place() {
         let all = serde_json::to_value(Config::default()).unwrap();
         for key in all.as_object().unwrap().keys() {
-            let lists = [FIXED, CAPTURE, FOLLOWER, FOLLOWER_LIVE, LEADER_START, LOOKED_UP];
+            let lists = [FIXED, CAPTURE, FOLLOWER, FOLLOWER_LIVE, LEADER_START, LOOKED_UP, TRUST];
             assert!(lists.iter().any(|l| l.contains(&key.as_str())), "{key} is in no list");
         }
     }

@@ -87,7 +87,7 @@ impl Port {
         *lock(&self.ancestry) = ancestry;
         let Some(listen) = &config.listen else { return Ok(()) };
         if lock(&self.open).is_none() {
-            let addr = config::loopback_only(config::address(listen)?)?;
+            let addr = config::address(listen)?;
             let bound = TcpListener::bind(addr).await.map_err(|e| {
                 Error::from(e).with_kind(ErrorKind::Config).wrap(&format!("cannot listen on {addr}"))
             })?;
@@ -139,6 +139,7 @@ impl Port {
             ancestry: lock(&self.ancestry).clone(),
             halt: desk.halt.clone(),
             slots: Arc::clone(&node.slots),
+            trust: node.trust.clone(),
         };
         let cancel = CancellationToken::new();
         let task = tokio::spawn(send::serve(listener, context, cancel.clone()));
@@ -170,6 +171,7 @@ impl Port {
             name: node.name(),
             ancestry: lock(&self.ancestry).clone(),
             peer_timeout: node.config().peer_timeout.0,
+            trust: node.trust.clone(),
         };
         let cancel = CancellationToken::new();
         let task = tokio::spawn(send::decline(listener, card, reason.to_owned(), cancel.clone()));

@@ -43,6 +43,7 @@ fn status(node: &Arc<Node>) -> Result<Status> {
         state: word.to_owned(),
         error,
         followers: node.port.followers(),
+        tls: serde_json::to_value(node.trust.terms().status()).ok(),
         disk: DiskPart { state: room(node.state.path()), data: room(&node.data) },
         ..Status::default()
     };

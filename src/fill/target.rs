@@ -27,7 +27,7 @@ use crate::disk::{self, AtomicFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::net::{
-    self, End, Ended, FillProgress, MessageReader, MessageWriter, Retry, Sources, Target, Traffic, Upstream,
+    self, End, Ended, FillProgress, Met, MessageReader, MessageWriter, Retry, Sources, Target, Traffic, Upstream,
     UpstreamState,
 };
 use crate::position::{FileId, Lsn, SegmentNo, SystemId};
@@ -128,10 +128,10 @@ async fn attempt(context: &Arc<FillContext>, target: Target<'_>, token: Token) -
         return Ok(());
     }
     hello.wants = target.wants;
-    let stream = net::connect(target.address).await?;
     let traffic = Arc::new(Traffic::default());
-    let (mut reader, mut writer) = net::over_tcp(stream, context.peer_timeout, &traffic)?;
-    let welcome = net::greet(&mut reader, &mut writer, hello).await?;
+    let trust = context.status.trust();
+    let met = net::meet(target.address, trust, context.peer_timeout, &traffic, hello).await?;
+    let Met { mut reader, writer, welcome, mut bond } = met;
     context.status.welcomed(&welcome, target.wants)?;
     let begun = match (&welcome.decision, begun) {
         (Decision::Refuse { code, reason }, _) => return Err(End::Refused(*code, reason.clone())),
@@ -150,7 +150,11 @@ async fn attempt(context: &Arc<FillContext>, target: Target<'_>, token: Token) -
     let broke = context.status.status().attempts > 0;
     context.status.connected(&welcome.name, UpstreamState::Filling);
     let pace = if broke { BATCH_CAREFUL } else { BATCH_BYTES };
-    copy((reader, writer), context, begun, &traffic, token, pace).await
+    context.status.showed(bond.fingerprint());
+    tokio::select! {
+        copied = copy((reader, writer), context, begun, &traffic, token, pace) => copied,
+        end = Met::revoked(&mut bond, &welcome.name) => Err(end),
+    }
 }
 
 /// Finds out what is there, and what to ask for. [`Want::Stream`]: the copy is complete already.

@@ -227,6 +227,7 @@ async fn lead(source: Arc<dyn CopySource>) -> Leader {
         ancestry: Ancestry::default(),
         halt: send::Halt::default(),
         slots: Arc::new(crate::slots::Slots::open(dir.path()).unwrap()),
+        trust: crate::tls::Trust::default(),
     };
     tokio::spawn(send::serve(listener, context, cancel.clone()));
     Leader { address, cancel, peers, _log: dir }

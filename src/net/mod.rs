@@ -1,5 +1,5 @@
 //! Framed connections over anything that reads and writes bytes: whole messages in and out, counters,
-//! silence deadlines. TCP today; what wraps a TCP stream later fits the same functions.
+//! silence deadlines. What they run over, plain TCP or TLS, is [`ReadSide`]'s and [`WriteSide`]'s matter.
 //!
 //! A peer is alive as long as bytes come from it, whatever they are: each read has the deadline, a
 //! message as a whole has none, so a large message on a slow line is no dead peer. Both sides send
@@ -14,16 +14,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::wire::{Code, HEADER, Head, Hello, Message, TRAILER, Welcome};
+use crate::wire::{Code, HEADER, Head, Hello, Kind, Message, TRAILER, Welcome};
 
 mod ancestry;
+mod link;
 mod retry;
 mod upstream;
 
 pub use ancestry::Ancestry;
+pub use link::{Bond, Met, ReadSide, TLS_DENIED, WriteSide, answer, meet};
 pub use retry::{End, Ended, Retry, Sources, Target};
 pub use upstream::{FillProgress, Upstream, UpstreamState, UpstreamStatus};
 
@@ -104,6 +105,40 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
             return Err(broken_off());
         }
         Ok(Some(head.message(body)?))
+    }
+
+    /// The first message of a connection that came in: a hello. Nothing longer than one is waited for.
+    ///
+    /// # Errors
+    /// As [`Self::next`]; [`ErrorKind::Refused`] when the peer begins with TLS, in the place of a hello.
+    pub async fn hello(&mut self) -> Result<Hello> {
+        let left = || Error::new(ErrorKind::Unavailable, "the peer left without a hello");
+        let mut head = Vec::with_capacity(HEADER);
+        if !self.fill(&mut head, HEADER).await? {
+            return Err(left());
+        }
+        if head.starts_with(&[0x16, 3]) {
+            let text = "the peer speaks TLS, and this node plain TCP (its tls is \"off\", or \"auto\" and nobody is trusted)";
+            return Err(Error::new(ErrorKind::Refused, text));
+        }
+        let head: [u8; HEADER] = head.as_slice().try_into().map_err(|_| broken_off())?;
+        let head = Head::decode(&head)?;
+        if !matches!(head.kind, Kind::Hello | Kind::Goodbye) {
+            let text = format!("the peer began with a {:?} message in the place of a hello", head.kind);
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        }
+        let mut body = Vec::with_capacity(head.len + TRAILER);
+        if !self.fill(&mut body, head.len + TRAILER).await? {
+            return Err(broken_off());
+        }
+        match head.message(body)? {
+            Message::Hello(hello) => Ok(hello),
+            Message::Goodbye { reason, .. } => {
+                let text = format!("the peer left before its hello: {}", one_line(&reason));
+                Err(Error::new(ErrorKind::Unavailable, text))
+            }
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Reads exactly `len` bytes into the empty `to`; false at a clean end before the first.
@@ -195,15 +230,15 @@ impl<W: AsyncWrite + Unpin> MessageWriter<W> {
     }
 }
 
-/// The two halves of a TCP connection, ready for messages.
-pub type TcpHalves = (MessageReader<OwnedReadHalf>, MessageWriter<OwnedWriteHalf>);
+/// The two halves of a connection, ready for messages.
+pub type TcpHalves = (MessageReader<ReadSide>, MessageWriter<WriteSide>);
 
 /// Prepares a TCP stream: no delay for small messages, both halves counted by `traffic`.
 pub fn over_tcp(stream: TcpStream, silence: Duration, traffic: &Arc<Traffic>) -> Result<TcpHalves> {
     stream.set_nodelay(true).context(|| "cannot set up the connection")?;
     let (read, write) = stream.into_split();
-    let reader = MessageReader::new(read, silence, Arc::clone(traffic));
-    Ok((reader, MessageWriter::new(write, Arc::clone(traffic))))
+    let reader = MessageReader::new(ReadSide::Plain(read), silence, Arc::clone(traffic));
+    Ok((reader, MessageWriter::new(WriteSide::Plain(write), Arc::clone(traffic))))
 }
 
 /// Connects to `host:port`.

@@ -4,7 +4,7 @@ use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{Upstream, UpstreamState, one_line, wall_clock};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::session::{Answer, Backoff, Turns, UpstreamRole, verdict};
 use crate::wire::{Code, RoleWanted};
 
@@ -25,6 +25,17 @@ pub enum End {
 impl<E: Into<Error>> From<E> for End {
     fn from(e: E) -> Self {
         Self::Lost(e.into())
+    }
+}
+
+impl End {
+    /// The same as an error.
+    #[must_use]
+    pub fn into_error(self) -> Error {
+        match self {
+            Self::Local(e) | Self::Lost(e) => e,
+            Self::Refused(_, reason) => Error::new(ErrorKind::Refused, one_line(&reason)),
+        }
     }
 }
 
@@ -107,6 +118,7 @@ impl<'a> Retry<'a> {
     /// # Errors
     /// What ended the connection by this node's own fault.
     pub async fn pause(&mut self, end: End, progress: u64) -> Result<bool> {
+        let mut changes = self.status.trust().subscribe();
         let good = progress > self.before || self.began.elapsed() >= GOOD;
         if good {
             self.backoff.reset();
@@ -158,6 +170,8 @@ impl<'a> Retry<'a> {
         tokio::select! {
             () = self.cancel.cancelled() => Ok(false),
             () = tokio::time::sleep(pause) => Ok(true),
+            // Whom it did not trust a moment ago it may trust now.
+            Ok(()) = changes.changed() => Ok(true),
         }
     }
 
@@ -175,7 +189,6 @@ impl<'a> Retry<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
     use crate::position::NodeId;
 
     #[tokio::test]

@@ -6,8 +6,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Ancestry, End, Ended, Sources, wall_clock};
+use crate::certificate::Fingerprint;
 use crate::position::{Lsn, NodeId};
 use crate::session::{Lag, UpstreamRole};
+use crate::tls::Trust;
 use crate::wire::{Code, Decision, Keepalive, RoleWanted, VERSION_SLOTS, Welcome};
 
 /// State of the connection to the upstream node.
@@ -80,6 +82,10 @@ pub struct UpstreamStatus {
     pub leader_silent: Option<f64>,
     /// The first copy.
     pub fill: Option<FillProgress>,
+    /// Whether the connection is encrypted.
+    pub tls: bool,
+    /// Its key, when the connection is encrypted.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 fn text<S: serde::Serializer>(lsn: &Lsn, s: S) -> Result<S::Ok, S::Error> {
@@ -91,6 +97,7 @@ fn text<S: serde::Serializer>(lsn: &Lsn, s: S) -> Result<S::Ok, S::Error> {
 pub struct Upstream {
     inner: Mutex<(UpstreamStatus, Lag)>,
     ancestry: Ancestry,
+    trust: Trust,
 }
 
 impl Default for Upstream {
@@ -109,7 +116,20 @@ impl Upstream {
             wanted_role: sources.role,
             ..UpstreamStatus::default()
         };
-        Self { inner: Mutex::new((status, Lag::default())), ancestry: Ancestry::follower(node) }
+        let inner = Mutex::new((status, Lag::default()));
+        Self { inner, ancestry: Ancestry::follower(node), trust: Trust::default() }
+    }
+
+    /// The same, whose nodes have to be trusted.
+    #[must_use]
+    pub fn trusting(self, trust: Trust) -> Self {
+        Self { trust, ..self }
+    }
+
+    /// By which terms an upstream is trusted.
+    #[must_use]
+    pub fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     fn lock(&self) -> MutexGuard<'_, (UpstreamStatus, Lag)> {
@@ -159,6 +179,11 @@ impl Upstream {
     pub fn heard(&self) {
         self.ancestry.heard();
         self.lock().0.heard = wall_clock();
+    }
+
+    /// The upstream showed this key, or none over plain TCP.
+    pub fn showed(&self, key: Option<Fingerprint>) {
+        self.update(|s| (s.tls, s.fingerprint) = (key.is_some(), key));
     }
 
     /// The upstream answered a hello that asked for a node of the role that it `wants`.

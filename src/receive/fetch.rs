@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{self, Traffic};
+use crate::net::{self, End, Met, Traffic};
 use crate::position::{NodeId, SegmentNo, SystemId, TimelineId};
+use crate::tls::Trust;
 use crate::segment::{FILE_MAX, TRAILER_LEN, Trailer};
 use crate::wire::{Code, Decision, Hello, Message, RoleWanted, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want};
 
@@ -29,6 +30,8 @@ pub struct Fetch {
     pub timeline: TimelineId,
     /// An upstream that sends nothing for this long is given up.
     pub peer_timeout: Duration,
+    /// By which terms the node is trusted.
+    pub trust: Trust,
 }
 
 /// The stored bytes of a sealed segment, as the upstream has them. They are not checked here.
@@ -44,8 +47,6 @@ pub async fn segment(from: &Fetch, segment: SegmentNo) -> Result<Vec<u8>> {
 }
 
 async fn take(from: &Fetch, segment: SegmentNo) -> Result<Vec<u8>> {
-    let stream = net::connect(&from.upstream).await?;
-    let (mut reader, mut writer) = net::over_tcp(stream, from.peer_timeout, &Arc::new(Traffic::default()))?;
     let hello = Hello {
         versions: (VERSION_MIN, VERSION_MAX),
         system: from.system,
@@ -59,7 +60,10 @@ async fn take(from: &Fetch, segment: SegmentNo) -> Result<Vec<u8>> {
         node: from.node,
         wants: RoleWanted::Any,
     };
-    match net::greet(&mut reader, &mut writer, hello).await?.decision {
+    let traffic = Arc::new(Traffic::default());
+    let met = net::meet(&from.upstream, &from.trust, from.peer_timeout, &traffic, hello).await;
+    let Met { mut reader, mut writer, welcome, .. } = met.map_err(End::into_error)?;
+    match welcome.decision {
         Decision::StreamFrom { segment: s, offset: 0 } if s == segment => {}
         Decision::Refuse { reason, .. } | Decision::Resync { reason } => {
             return Err(Error::new(ErrorKind::Refused, net::one_line(&reason)));

@@ -20,7 +20,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::log::{Log, Tail};
 use crate::net::{
-    self, End, Ended, MessageReader, MessageWriter, Retry, Sources, Target, TcpHalves, Traffic, Upstream,
+    self, End, Ended, Met, MessageReader, MessageWriter, Retry, Sources, Target, Traffic, Upstream,
     UpstreamState,
 };
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
@@ -94,22 +94,23 @@ async fn connection<P: Progress>(
     target: Target<'_>,
     cancel: &CancellationToken,
 ) -> Ended<()> {
-    let ((reader, writer), version) = tokio::select! {
+    let Met { reader, writer, welcome, mut bond } = tokio::select! {
         () = cancel.cancelled() => return Ok(()),
         opened = open(context, target) => opened?,
     };
-    take(reader, writer, context, version, cancel).await
+    let revoked = Met::revoked(&mut bond, &welcome.name);
+    take((reader, writer), revoked, context, welcome.version, cancel).await
 }
 
 /// Connects and agrees on where log comes from, and on a version.
-async fn open<P: Progress>(context: &ReceiveContext<P>, target: Target<'_>) -> Ended<(TcpHalves, u16)> {
+async fn open<P: Progress>(context: &ReceiveContext<P>, target: Target<'_>) -> Ended<Met> {
     let (hello, from) = hello(context, target).await?;
-    let stream = net::connect(target.address).await?;
-    let traffic = Arc::new(Traffic::default());
-    let (mut reader, mut writer) = net::over_tcp(stream, context.peer_timeout, &traffic)?;
-    let (flush, welcome) = (hello.flush, net::greet(&mut reader, &mut writer, hello).await?);
-    context.status.welcomed(&welcome, target.wants)?;
-    match welcome.decision {
+    let (flush, traffic) = (hello.flush, Arc::new(Traffic::default()));
+    let trust = context.status.trust();
+    let met = net::meet(target.address, trust, context.peer_timeout, &traffic, hello).await?;
+    let welcome = &met.welcome;
+    context.status.welcomed(welcome, target.wants)?;
+    match welcome.decision.clone() {
         Decision::StreamFrom { segment, offset } if (segment, offset) == from => {}
         Decision::StreamFrom { segment, offset } => {
             let text = format!("the upstream would send from {segment:?} byte {offset}, not what was asked");
@@ -124,13 +125,14 @@ async fn open<P: Progress>(context: &ReceiveContext<P>, target: Target<'_>) -> E
     }
     tracing::info!("streaming from '{}' at {} from {flush} on", welcome.name, target.address);
     context.status.connected(&welcome.name, UpstreamState::Streaming);
-    Ok(((reader, writer), welcome.version))
+    context.status.showed(met.bond.fingerprint());
+    Ok(met)
 }
 
 /// The loops of a connection that streams.
 async fn take<R, W, P>(
-    mut reader: MessageReader<R>,
-    mut writer: MessageWriter<W>,
+    (mut reader, mut writer): (MessageReader<R>, MessageWriter<W>),
+    revoked: impl Future<Output = End>,
     context: &ReceiveContext<P>,
     version: u16,
     cancel: &CancellationToken,
@@ -153,6 +155,7 @@ where
             Ok(())
         }
         heard = hear(&mut reader, context, &pieces, &asks) => heard,
+        end = revoked => Err(end),
         acked = acknowledge(&mut writer, context, version, asked) => acked,
     };
     // What was received whole is still appended; the next hello then speaks of all of it.
@@ -169,8 +172,10 @@ where
         writer.goodbye(Code::Protocol, &e.to_string()).await;
         return Err(End::Lost(e.wrap("received log was not taken")));
     }
-    if result.is_ok() {
-        writer.goodbye(Code::Shutdown, "the node stops").await;
+    match &result {
+        Ok(()) => writer.goodbye(Code::Shutdown, "the node stops").await,
+        Err(End::Refused(code, reason)) => writer.goodbye(*code, reason).await,
+        Err(_) => {}
     }
     result
 }

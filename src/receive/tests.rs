@@ -103,6 +103,7 @@ async fn serve(log: &Log, peers: &Arc<Peers>, cancel: &CancellationToken) -> Str
         ancestry: net::Ancestry::default(),
         halt: send::Halt::default(),
         slots: Arc::new(Slots::open(log.dir()).unwrap()),
+        trust: crate::tls::Trust::default(),
     };
     tokio::spawn(send::serve(listener, context, cancel.clone()));
     address

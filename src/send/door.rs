@@ -1,23 +1,29 @@
 //! The door: accepting connections, and turning them away with a reason while nothing can be served.
 
 use std::borrow::Borrow;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{self, Ancestry, HANDSHAKE, Quiet, Traffic};
+use crate::net::{
+    self, Ancestry, HANDSHAKE, MessageReader, MessageWriter, Quiet, ReadSide, TLS_DENIED, Traffic, WriteSide,
+};
 use crate::position::{SystemId, TimelineId};
 use crate::session;
-use crate::wire::{Code, Decision, Hello, Message, VERSION_ORIGIN, Welcome};
+use crate::tls::Trust;
+use crate::trust::{Ask, Refusal};
+use crate::wire::{Code, Decision, Hello, Message, VERSION_ORIGIN, Want, Welcome};
 
-/// Connections in hello or being refused, beyond those of followers.
-pub(super) const LOBBY: usize = 16;
+/// Connections that have not said hello yet, or are being refused; each costs less than 300 KiB.
+const LOBBY: usize = 64;
+/// Those from one address: who opens many keeps out none but himself.
+const PER_ADDRESS: usize = 32;
 /// Longest wait for connections to end when serving stops.
 const ENDING: Duration = Duration::from_secs(3);
 /// After a failed accept: most often there are no descriptors left.
@@ -62,6 +68,59 @@ pub struct Card {
     pub ancestry: Ancestry,
     /// A peer that sends nothing for this long is given up.
     pub peer_timeout: Duration,
+    /// By which terms peers are known.
+    pub trust: Trust,
+}
+
+/// One line per ten seconds about connections that never got as far as a name.
+static STRANGERS: Quiet = Quiet::new(Duration::from_secs(10));
+/// One line per ten seconds about those that were refused.
+static REFUSED: Quiet = Quiet::new(Duration::from_secs(10));
+
+/// A connection ended before it came to anything.
+pub(super) fn stranger(address: &str, e: &Error) {
+    if let Some(n) = STRANGERS.line() {
+        tracing::warn!("{address}: connection closed: {}{n}", net::one_line(&e.to_string()));
+    }
+}
+
+/// A follower was refused.
+pub(super) fn refused(hello: &Hello, address: &str, reason: &str) {
+    if let Some(n) = REFUSED.line() {
+        let name = hello.name.escape_debug();
+        tracing::warn!("follower '{name}' at {address} was refused: {}{n}", net::one_line(reason));
+    }
+}
+
+/// The handshake or the hello did not come in time.
+pub(super) fn late() -> Error {
+    Error::new(ErrorKind::Unavailable, "no hello within the time allowed")
+}
+
+/// Too many came at once; this one said nothing for longest.
+pub(super) fn crowded() -> Error {
+    Error::new(ErrorKind::Unavailable, "too many connections that say nothing; the oldest of them is closed")
+}
+
+/// What a hello asks for.
+pub(super) fn ask(hello: &Hello) -> Ask {
+    match hello.want {
+        Want::Stream => Ask::Stream,
+        Want::Fill | Want::ResumeFill(_) => Ask::Fill,
+    }
+}
+
+/// Takes the hello. A peer that speaks TLS to a plain port is told so, in its language.
+pub(super) async fn hello(
+    reader: &mut MessageReader<ReadSide>,
+    writer: &mut MessageWriter<WriteSide>,
+) -> Result<Hello> {
+    let hello = reader.hello().await;
+    if hello.as_ref().is_err_and(|e| e.kind() == ErrorKind::Refused) {
+        // It may be gone already.
+        let _ = writer.send_encoded(&TLS_DENIED).await;
+    }
+    hello
 }
 
 /// Answers every hello with a refusal that time may cure, for `reason`, until cancelled.
@@ -72,12 +131,17 @@ pub async fn decline(
     cancel: CancellationToken,
 ) {
     let shared = Arc::new((card, reason));
-    reception(listener.borrow(), LOBBY, &cancel, move |stream, address| {
+    reception(listener.borrow(), 0, &cancel, move |stream, address, seat| {
         let shared = Arc::clone(&shared);
         async move {
             let (card, reason) = &*shared;
-            let answered = tokio::time::timeout(HANDSHAKE, turn_away(stream, card, reason)).await;
-            if let Ok(Err(e)) = answered {
+            let answered = tokio::select! {
+                () = seat.token.cancelled() => Err(crowded()),
+                answered = tokio::time::timeout(HANDSHAKE, turn_away(stream, card, reason)) => {
+                    answered.unwrap_or_else(|_| Err(late()))
+                }
+            };
+            if let Err(e) = answered {
                 tracing::debug!("{address}: connection closed: {}", net::one_line(&e.to_string()));
             }
         }
@@ -86,13 +150,14 @@ pub async fn decline(
 }
 
 async fn turn_away(stream: TcpStream, card: &Card, reason: &str) -> Result<()> {
-    let (mut reader, mut writer) = net::over_tcp(stream, card.peer_timeout, &Arc::new(Traffic::default()))?;
-    let hello = match reader.next().await? {
-        Some(Message::Hello(hello)) => hello,
-        Some(other) => return Err(net::unexpected(&other)),
-        None => return Err(Error::new(ErrorKind::Unavailable, "the peer left without a hello")),
+    let traffic = Arc::new(Traffic::default());
+    let ((mut reader, mut writer), bond) =
+        net::answer(stream, &card.trust, card.peer_timeout, &traffic).await?;
+    let hello = hello(&mut reader, &mut writer).await?;
+    let decision = match bond.judge(Some(&hello.name), ask(&hello)) {
+        Ok(_) => Decision::Refuse { code: Code::NotReady, reason: reason.to_owned() },
+        Err(Refusal { code, reason }) => Decision::Refuse { code, reason },
     };
-    let decision = Decision::Refuse { code: Code::NotReady, reason: reason.to_owned() };
     writer.send(&Message::Welcome(card.welcome(&hello, decision))).await
 }
 
@@ -102,27 +167,92 @@ impl Card {
         let version = session::common_version(hello.versions).unwrap_or(0);
         let lineage = (version >= VERSION_ORIGIN).then(|| self.ancestry.origin(self.peer_timeout).lineage);
         let (system, timeline, name) = (self.system, self.timeline, self.name.clone());
+        let decision = match decision {
+            Decision::Refuse { code, reason } => Decision::Refuse { code: code.known_to(version), reason },
+            other => other,
+        };
         Welcome { version, system, timeline, name, decision, lineage }
     }
 }
 
-/// Accepts connections until cancelled, at most `limit` at once, and waits a while for them to end.
+/// The seats of those that have not said hello yet.
+#[derive(Debug, Default)]
+struct Lobby(Mutex<Seats>);
+
+#[derive(Debug, Default)]
+struct Seats {
+    number: u64,
+    /// The one seated for longest first.
+    taken: Vec<(u64, IpAddr, CancellationToken)>,
+}
+
+/// One of them; it is free again when this is dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    lobby: Arc<Lobby>,
+    number: u64,
+    token: CancellationToken,
+}
+
+impl Lobby {
+    fn seats(&self) -> MutexGuard<'_, Seats> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a seat to one that comes from `address`. If there are too many from there it takes that of the one that has
+    /// it for longest; if there are too many in all, that of one from where most are.
+    fn sit(self: &Arc<Self>, address: IpAddr) -> Seat {
+        let mut seats = self.seats();
+        let from = |seats: &Seats, a: IpAddr| seats.taken.iter().filter(|(_, b, _)| a == *b).count();
+        let crowd = if from(&seats, address) >= PER_ADDRESS {
+            Some(address)
+        } else if seats.taken.len() >= LOBBY {
+            seats.taken.iter().rev().map(|(_, a, _)| *a).max_by_key(|a| from(&seats, *a))
+        } else {
+            None
+        };
+        if let Some(at) = crowd.and_then(|c| seats.taken.iter().position(|(_, a, _)| *a == c)) {
+            seats.taken.remove(at).2.cancel();
+        }
+        seats.number += 1;
+        let (number, token) = (seats.number, CancellationToken::new());
+        seats.taken.push((number, address, token.clone()));
+        Seat { lobby: Arc::clone(self), number, token }
+    }
+}
+
+impl Seat {
+    /// Cancelled when somebody else has the seat.
+    pub(super) fn taken_away(&self) -> CancellationToken {
+        self.token.clone()
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.lobby.seats().taken.retain(|(number, ..)| *number != self.number);
+    }
+}
+
+/// Accepts connections until cancelled, and waits a while for them to end. `followers`: how many of them may stay.
 pub(super) async fn reception<F>(
     listener: &TcpListener,
-    limit: usize,
+    followers: usize,
     cancel: &CancellationToken,
-    attend: impl Fn(TcpStream, SocketAddr) -> F,
+    attend: impl Fn(TcpStream, SocketAddr, Seat) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
-    let lobby = Arc::new(Semaphore::new(limit));
+    let lobby = Arc::new(Lobby::default());
     let mut tasks = JoinSet::new();
     let quiet = Quiet::new(Duration::from_secs(10));
     loop {
+        // Whose seat was taken away ends at once, but not sooner than he is run.
+        let full = tasks.len() >= followers + 2 * LOBBY;
         let accepted = tokio::select! {
             () = cancel.cancelled() => break,
             Some(_) = tasks.join_next() => continue,
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept(), if !full => accepted,
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
@@ -134,18 +264,45 @@ pub(super) async fn reception<F>(
                 continue;
             }
         };
-        let Ok(guest) = Arc::clone(&lobby).try_acquire_owned() else {
-            if let Some(n) = quiet.line() {
-                tracing::warn!("{address} was turned away: too many connections{n}");
-            }
-            continue;
-        };
-        let attending = attend(stream, address);
-        tasks.spawn(async move {
-            let _guest = guest;
-            attending.await;
-        });
+        let seat = lobby.sit(address.ip().to_canonical());
+        tasks.spawn(attend(stream, address, seat));
     }
     // Those that listen to the same token say goodbye; the others are dropped with the set.
     let _ = tokio::time::timeout(ENDING, async { while tasks.join_next().await.is_some() {} }).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn at(n: u8) -> IpAddr {
+        Ipv4Addr::new(10, 0, 0, n).into()
+    }
+
+    #[test]
+    fn one_stranger_takes_the_seats_of_none_but_himself() {
+        let lobby = Arc::new(Lobby::default());
+        let good: Vec<Seat> = (0..10).map(|_| lobby.sit(at(1))).collect();
+        let mut crowd: Vec<Seat> = (0..1000).map(|_| lobby.sit(at(2))).collect();
+        assert!(good.iter().all(|s| !s.token.is_cancelled()));
+        assert_eq!(crowd.iter().filter(|s| !s.token.is_cancelled()).count(), PER_ADDRESS);
+        assert!(crowd[968..].iter().all(|s| !s.token.is_cancelled()), "the newest stay");
+        // The lobby is full: of those that come now none takes a seat from where fewer are.
+        let others: Vec<Seat> = (0..26).map(|_| lobby.sit(at(3))).collect();
+        assert_eq!(lobby.seats().taken.len(), LOBBY);
+        assert!(good.iter().chain(&others).all(|s| !s.token.is_cancelled()));
+        crowd.clear();
+        drop(good);
+        assert_eq!(lobby.seats().taken.len(), others.len());
+    }
+
+    #[test]
+    fn a_lobby_full_of_single_visitors_still_takes_the_next() {
+        let lobby = Arc::new(Lobby::default());
+        let seats: Vec<Seat> = (0..=u8::MAX).map(|n| lobby.sit(at(n))).collect();
+        assert_eq!(lobby.seats().taken.len(), LOBBY);
+        assert!(!seats[255].token.is_cancelled() && seats[0].token.is_cancelled());
+    }
 }

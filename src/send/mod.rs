@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,10 +17,12 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::fill::{self, CopySource};
 use crate::log::{Log, StoredReader, Tail};
-use crate::net::{self, Ancestry, HANDSHAKE, MessageReader, MessageWriter, Quiet, Traffic};
+use crate::net::{self, Ancestry, Bond, HANDSHAKE, MessageReader, MessageWriter, ReadSide, Traffic, WriteSide};
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::session::{self, Here, Proof};
 use crate::slots::Slots;
+use crate::tls::Trust;
+use crate::trust::Refusal;
 use crate::wire::{
     ASKS_WRITE, Code, Decision, Hello, Keepalive, Message, SHA256_EMPTY, VERSION_ORIGIN, VERSION_SLOTS,
 };
@@ -30,6 +32,7 @@ mod door;
 mod peers;
 mod tree;
 
+use door::Seat;
 pub use door::{Card, Halt, decline};
 use peers::Session;
 pub use peers::{FollowerStatus, PeerState, Peers, Ticket};
@@ -65,6 +68,8 @@ pub struct ServeContext {
     pub halt: Halt,
     /// What followers need of the log.
     pub slots: Arc<Slots>,
+    /// By which terms followers are let in.
+    pub trust: Trust,
 }
 
 impl ServeContext {
@@ -75,6 +80,7 @@ impl ServeContext {
             name: self.name.clone(),
             ancestry: self.ancestry.clone(),
             peer_timeout: self.peer_timeout,
+            trust: self.trust.clone(),
         }
     }
 
@@ -93,61 +99,38 @@ pub async fn serve(listener: impl Borrow<TcpListener>, context: ServeContext, ca
     let context = Arc::new(context);
     let places = Arc::new(Semaphore::new(context.max_followers));
     let token = cancel.clone();
-    door::reception(
-        listener.borrow(),
-        context.max_followers + door::LOBBY,
-        &cancel,
-        move |stream, address| {
-            let (context, cancel, places) = (Arc::clone(&context), token.clone(), Arc::clone(&places));
-            async move {
-                let traffic = Arc::new(Traffic::default());
-                match net::over_tcp(stream, context.peer_timeout, &traffic) {
-                    Ok(halves) => {
-                        attend(halves, &address.to_string(), &traffic, &places, &context, &cancel).await;
-                    }
-                    Err(e) => tracing::debug!("{address}: {e}"),
-                }
-            }
-        },
-    )
+    let most = context.max_followers;
+    door::reception(listener.borrow(), most, &cancel, move |stream, address, seat| {
+        let (context, cancel, places) = (Arc::clone(&context), token.clone(), Arc::clone(&places));
+        async move { attend(stream, &address.to_string(), seat, &places, &context, &cancel).await }
+    })
     .await;
 }
 
-/// One line per ten seconds about connections that never got as far as a name.
-static STRANGERS: Quiet = Quiet::new(Duration::from_secs(10));
-
 /// Serves one connection to its end and logs how it ended.
-pub async fn attend<R, W>(
-    (reader, writer): (MessageReader<R>, MessageWriter<W>),
+async fn attend(
+    stream: TcpStream,
     address: &str,
-    traffic: &Arc<Traffic>,
+    seat: Seat,
     places: &Arc<Semaphore>,
     context: &Arc<ServeContext>,
     cancel: &CancellationToken,
-) where
-    R: AsyncRead + Unpin + Send,
-    W: AsyncWrite + Unpin + Send,
-{
-    let mut link = Link { reader, writer };
+) {
+    let unseated = seat.taken_away();
+    let greeting = tokio::time::timeout(HANDSHAKE, greet(stream, context, places, address, seat));
     let greeted = tokio::select! {
-        () = cancel.cancelled() => {
-            let (code, reason) = context.ending();
-            return link.writer.goodbye(code, reason).await;
-        }
-        greeted = tokio::time::timeout(HANDSHAKE, link.greet(context, places, address, traffic)) => greeted,
+        // Nothing was agreed yet: the peer tries again.
+        () = cancel.cancelled() => return,
+        () = unseated.cancelled() => Err(door::crowded()),
+        greeted = greeting => greeted.unwrap_or_else(|_| Err(door::late())),
     };
-    let late = || Error::new(ErrorKind::Unavailable, "no hello within the time allowed");
-    let guest = match greeted.unwrap_or_else(|_| Err(late())) {
-        Ok(greeted) => greeted,
-        Err(e) => {
-            if let Some(n) = STRANGERS.line() {
-                let reason = e.to_string();
-                tracing::warn!("{address}: connection closed: {}{n}", net::one_line(&reason));
-            }
-            return;
-        }
+    let (mut link, guest) = match greeted {
+        Ok(Some(greeted)) => greeted,
+        Ok(None) => return,
+        Err(e) => return door::stranger(address, &e),
     };
-    let Some(Guest { hello, decision, session, place: _place }) = guest else { return };
+    let Guest { hello, decision, session, mut bond, place: _place } = guest;
+    let asks = door::ask(&hello);
     let result = tokio::select! {
         () = cancel.cancelled() => {
             let (code, reason) = context.ending();
@@ -156,6 +139,7 @@ pub async fn attend<R, W>(
         () = session.cancel.cancelled() => {
             Err(Leave::Said(Code::Replaced, "another connection of the same node came".to_owned()))
         }
+        refusal = bond.revoked(&hello.name, asks) => Err(Leave::Said(refusal.code, refusal.reason)),
         result = link.follow(context, &session, &hello, &decision) => result,
     };
     let name = &hello.name;
@@ -203,6 +187,7 @@ struct Guest {
     hello: Hello,
     decision: Decision,
     session: Session,
+    bond: Bond,
     place: Place,
 }
 
@@ -211,48 +196,61 @@ struct Link<R, W> {
     writer: MessageWriter<W>,
 }
 
+type Greeted = (Link<ReadSide, WriteSide>, Guest);
+
+/// Handshake, hello and welcome. `None`: the follower was refused.
+async fn greet(
+    stream: TcpStream,
+    context: &Arc<ServeContext>,
+    places: &Arc<Semaphore>,
+    address: &str,
+    seat: Seat,
+) -> Result<Option<Greeted>> {
+    let traffic = Arc::new(Traffic::default());
+    let ((mut reader, mut writer), bond) =
+        net::answer(stream, &context.trust, context.peer_timeout, &traffic).await?;
+    let hello = door::hello(&mut reader, &mut writer).await?;
+    let mut session = None;
+    let mut place = None;
+    let decision = match bond.judge(Some(&hello.name), door::ask(&hello)) {
+        Err(Refusal { code, reason }) => Decision::Refuse { code, reason },
+        Ok(roles) => {
+            place = Arc::clone(places).try_acquire_owned().ok();
+            let mut decision = if place.is_some() {
+                // From here on it counts as a follower.
+                drop(seat);
+                decision(context, &hello).await?
+            } else {
+                let reason = format!("{} followers are connected, as many as allowed", context.max_followers);
+                Decision::Refuse { code: Code::Busy, reason }
+            };
+            if !matches!(decision, Decision::Refuse { .. } | Decision::Resync { .. }) {
+                match context.peers.join(&hello.name, hello.node, address, &traffic) {
+                    Ok(joined) => {
+                        joined.update(|s| (s.tls, s.fingerprint, s.roles) = bond.shown(roles));
+                        (session, decision) = held(context, &hello, joined, decision).await?;
+                    }
+                    Err(reason) => decision = Decision::Refuse { code: Code::Name, reason },
+                }
+            }
+            decision
+        }
+    };
+    let welcome = context.card().welcome(&hello, decision.clone());
+    writer.send(&Message::Welcome(welcome)).await?;
+    if let Decision::Refuse { reason, .. } | Decision::Resync { reason } = &decision {
+        door::refused(&hello, address, reason);
+    }
+    let guest = session.zip(place);
+    let guest = guest.map(|(session, place)| Guest { hello, decision, session, bond, place });
+    Ok(guest.map(|guest| (Link { reader, writer }, guest)))
+}
+
 impl<R, W> Link<R, W>
 where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    /// Hello and welcome. `None`: the follower was refused.
-    async fn greet(
-        &mut self,
-        context: &Arc<ServeContext>,
-        places: &Arc<Semaphore>,
-        address: &str,
-        traffic: &Arc<Traffic>,
-    ) -> Result<Option<Guest>> {
-        let hello = match self.reader.next().await? {
-            Some(Message::Hello(hello)) => hello,
-            Some(other) => return Err(net::unexpected(&other)),
-            None => return Err(Error::new(ErrorKind::Unavailable, "the peer left without a hello")),
-        };
-        let place = Arc::clone(places).try_acquire_owned().ok();
-        let mut decision = if place.is_some() {
-            decision(context, &hello).await?
-        } else {
-            let reason = format!("{} followers are connected, as many as allowed", context.max_followers);
-            Decision::Refuse { code: Code::Busy, reason }
-        };
-        let mut session = None;
-        if !matches!(decision, Decision::Refuse { .. } | Decision::Resync { .. }) {
-            match context.peers.join(&hello.name, hello.node, address, traffic) {
-                Ok(joined) => (session, decision) = held(context, &hello, joined, decision).await?,
-                Err(reason) => decision = Decision::Refuse { code: Code::Name, reason },
-            }
-        }
-        let welcome = context.card().welcome(&hello, decision.clone());
-        self.writer.send(&Message::Welcome(welcome)).await?;
-        if let Decision::Refuse { reason, .. } | Decision::Resync { reason } = &decision
-            && let Some(n) = STRANGERS.line()
-        {
-            tracing::warn!("follower '{}' at {address} was refused: {reason}{n}", hello.name.escape_debug());
-        }
-        Ok(session.zip(place).map(|(session, place)| Guest { hello, decision, session, place }))
-    }
-
     async fn follow(
         &mut self,
         context: &Arc<ServeContext>,

@@ -10,6 +10,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::tree::{self, LagStatus, NodeBelow};
+use crate::certificate::Fingerprint;
 use crate::error::{Error, ErrorKind};
 use crate::log::Tail;
 use crate::net::{Traffic, wall_clock};
@@ -18,6 +19,7 @@ use crate::quorum::{self, Candidate, Level, Positions, SyncState};
 use crate::session::Commits;
 use crate::slots::Hold;
 use crate::sync::{Board, Confirmed, InForce, Rules, Wait};
+use crate::trust::Role;
 use crate::wire::{Ack, Below};
 
 /// Most names remembered; of those that are away, the one longest away is forgotten first.
@@ -76,6 +78,12 @@ pub struct FollowerStatus {
     pub filled_bytes: u64,
     /// Why it left, or was sent away.
     pub reason: Option<String>,
+    /// Whether its connection is encrypted.
+    pub tls: bool,
+    /// Its key, when the connection is encrypted.
+    pub fingerprint: Option<Fingerprint>,
+    /// What it is trusted as, when the connection is encrypted.
+    pub roles: Vec<Role>,
     /// As in pg_stat_replication.
     pub sync_state: SyncState,
     /// Its place in the list of synchronous followers, from 1; 0: it is not there.
@@ -354,6 +362,9 @@ impl Peers {
             filled_files: 0,
             filled_bytes: 0,
             reason: None,
+            tls: false,
+            fingerprint: None,
+            roles: Vec::new(),
             sync_state: SyncState::Async,
             sync_priority: 0,
             sync_counts: false,

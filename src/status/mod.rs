@@ -103,6 +103,7 @@
 //! | `upstream.fill` | progress of the first copy |
 //! | `upstream.fill.files`, `upstream.fill.files_total` | regular files |
 //! | `upstream.fill.bytes`, `upstream.fill.bytes_total` | their content |
+//! | `upstream.tls`, `upstream.fingerprint` | whether the connection is encrypted, and whose key the upstream has |
 //! | `followers` | who is connected here, or was |
 //! | `followers[].name`, `followers[].address` | who, and from where |
 //! | `followers[].state` | `connecting`, `filling`, `catchup`, `streaming`, `away` |
@@ -115,6 +116,8 @@
 //! | `followers[].sync_state` | as in pg_stat_replication: `sync`, `potential`, `quorum`, `async` |
 //! | `followers[].sync_priority` | its place in the list of synchronous followers, from 1; 0: it is not there |
 //! | `followers[].sync_counts` | whether its confirmations count now, at the level in force |
+//! | `followers[].tls`, `followers[].fingerprint` | whether its connection is encrypted, and whose key it has |
+//! | `followers[].roles` | what it is trusted as, over an encrypted connection |
 //! | `followers[].lag` | how far behind it is; `null` before it said where it stands |
 //! | `followers[].lag.sent_bytes`, `followers[].lag.write_bytes`, `followers[].lag.flush_bytes` | bytes of log that have not come so far |
 //! | `followers[].lag.bytes` | bytes of log that its directory does not show |
@@ -137,6 +140,12 @@
 //! | `lag.seconds` | age of the oldest commit not yet applied; `null` when all that is known are applied and there has been no news of the leader for longer than `peer_timeout`, directly or through the upstream |
 //! | `disk` | room on the file systems of the two directories; `null` where it can't be asked for |
 //! | `disk.state`, `disk.data` | `free_bytes`, `size_bytes`, `free_percent` |
+//! | `tls` | keys and certificates |
+//! | `tls.mode` | as configured: `auto`, `on`, `off` |
+//! | `tls.fingerprint` | of this node's key |
+//! | `tls.certificate`, `tls.days_left` | the file of its certificate, and how many days that holds; negative: it is expired |
+//! | `tls.peers`, `tls.ca` | how many peers are trusted, and by which CAs others |
+//! | `tls.warning` | what to see to soon |
 //! | `guarantee` | one sentence: what holds right now |
 
 mod check;

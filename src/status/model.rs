@@ -28,6 +28,7 @@ pub struct Status {
     pub lag: Option<Lag>,
     pub sync: Option<SyncPart>,
     pub disk: DiskPart,
+    pub tls: Option<Value>,
     pub guarantee: String,
 }
 

@@ -13,7 +13,8 @@ pub struct Notice {
 }
 
 /// Every kind of notice.
-pub const WORDS: [&str; 7] = ["gap", "skipped", "unreadable", "hidden", "unwatched", "edits", "inexact"];
+pub const WORDS: [&str; 8] =
+    ["gap", "skipped", "unreadable", "hidden", "unwatched", "edits", "inexact", "certificate"];
 
 /// What there is to say of a node.
 #[must_use]
@@ -26,6 +27,9 @@ pub fn notices(v: View<'_>) -> Vec<Notice> {
             "changes were missed: what differs is being looked for; until then the history is approximate"
                 .into(),
         );
+    }
+    if v.has("/tls/warning") {
+        say("certificate", v.text("/tls/warning").to_owned());
     }
     let skipped: Vec<String> = v
         .counts("/apply/skipped_privilege")

@@ -31,12 +31,25 @@ pub fn render_with(v: &Value, rates: Option<&Rates>) -> String {
     }
     synchronous(v, &mut page);
     disk(v, &mut page);
+    tls(v, &mut page);
     for notice in notices(v) {
         page.row("notice", format!("{}: {}", notice.word, notice.text));
     }
     page.row("guarantee", v.text("/guarantee"));
     cascade(v, rates, &mut page);
     page.0
+}
+
+fn tls(v: View<'_>, page: &mut Page) {
+    if !v.has("/tls") {
+        return;
+    }
+    let holds = match v.number("/tls/days_left") {
+        Some(days) => format!(", its certificate holds {days} days"),
+        None => String::new(),
+    };
+    let key = or_dash(v.text("/tls/fingerprint"));
+    page.row("tls", format!("{}, {} peers, key {key}{holds}", v.text("/tls/mode"), v.count("/tls/peers")));
 }
 
 #[derive(Default)]

@@ -174,6 +174,12 @@ impl Identity {
     pub fn fingerprint(&self) -> Fingerprint {
         self.facts.fingerprint
     }
+
+    /// Whole days that the certificate still holds; negative once it is expired.
+    #[must_use]
+    pub fn days_left(&self) -> i64 {
+        self.facts.not_after.saturating_sub(super::now()).div_euclid(super::DAY)
+    }
 }
 
 /// All certificates of a PEM file.

@@ -28,7 +28,7 @@ mod identity;
 mod peers;
 mod verify;
 
-pub use identity::{CERTIFICATE, Identity, KEY, ensure, load, renew};
+pub use identity::{CERTIFICATE, Identity, KEY, ensure, load as read_identity, renew};
 pub use peers::{Changed, PEERS, add, load as load_peers, remove};
 use verify::Authority;
 
@@ -158,6 +158,12 @@ impl Terms {
         }
     }
 
+    /// This node's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.settings.name
+    }
+
     /// What TLS is answered with.
     ///
     /// # Errors
@@ -184,6 +190,10 @@ impl Terms {
         said: Option<&str>,
         ask: Ask,
     ) -> std::result::Result<Vec<Role>, Refusal> {
+        if self.settings.mode == Mode::Off {
+            // A connection from before; without TLS everybody would be let in.
+            return Ok(Vec::new());
+        }
         let now = now();
         let vouched = |a: &Authority| a.vouches(&peer.chain, peer.serves, now);
         let chain = self.authority.as_ref().map_or(Chain::NoCa, vouched);
@@ -230,7 +240,7 @@ impl Terms {
 impl Own {
     fn load(settings: &Settings) -> Result<Self> {
         let identity = match (&settings.own, &settings.state) {
-            (Some((certificate, key)), _) => load(certificate, key)?,
+            (Some((certificate, key)), _) => read_identity(certificate, key)?,
             (None, Some(state)) => ensure(state, &settings.name)?,
             (None, None) => {
                 return Err(Error::new(ErrorKind::Config, "there is no state directory for a key"));

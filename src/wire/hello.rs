@@ -1,6 +1,6 @@
 //! Who the two sides are and what is agreed between them: hello, welcome, reasons.
 
-use super::{HELLO_MAX, Lineage, MAGIC, NAME_MAX, REASON_MAX};
+use super::{HELLO_MAX, Lineage, MAGIC, NAME_MAX, REASON_MAX, VERSION_SLOTS};
 use crate::codec::{DecodeError, Put, Reader};
 use crate::position::{Lsn, NodeId, SegmentNo, SystemId, TimelineId};
 
@@ -168,6 +168,16 @@ impl Code {
             .copied()
             .find(|c| *c as u8 == v)
             .ok_or(DecodeError::Invalid { what: "reason code", value: u64::from(v) })
+    }
+
+    /// The nearest code that programs which speak this version know.
+    #[must_use]
+    pub fn known_to(self, version: u16) -> Self {
+        let new = matches!(
+            self,
+            Self::Untrusted | Self::Expired | Self::NotAllowed | Self::Identity | Self::Tls
+        );
+        if new && version < VERSION_SLOTS { Self::Protocol } else { self }
     }
 
     /// Whether time alone may cure it.

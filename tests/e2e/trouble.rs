@@ -353,10 +353,11 @@ fn mistakes_of_the_command_end_it_with_their_exit_code() {
     let port = format!("127.0.0.1:{}", leader.spec.listen);
     fs::create_dir(data).expect("mkdir");
     fs::write(Path::new(data).join("foreign"), "x").expect("write");
-    let table: [(&[&str], i32, &str); 5] = [
+    let table: [(&[&str], i32, &str); 6] = [
         (&["follower", "--data", data], 2, "--state"),
         (&["follower", "--data", data, "--state", state], 2, "--leader"),
-        (&["follower", "--data", data, "--state", state, "--leader", "10.0.0.1:1"], 3, "loopback"),
+        (&["follower", "--data", data, "--state", state, "--leader", &port, "--tls-cert", "c"], 3, "tls_key"),
+        (&["leader", "--data", data, "--state", state, "--tls-ca", data], 3, "regular file"),
         (&["follower", "--data", data, "--state", state, "--leader", &port], 10, "foreign"),
         (&["leader", "--data", data, "--state", leader.spec.state.to_str().expect("text")], 11, "another"),
     ];

@@ -9,7 +9,8 @@ use crate::daemon::{self, Reach};
 use crate::state::Role;
 
 /// Where types of the configuration are defined.
-const SOURCES: &[&str] = &[include_str!("../../config/mod.rs")];
+const SOURCES: &[&str] =
+    &[include_str!("../../config/mod.rs"), include_str!("../../tls/mod.rs"), include_str!("../../trust.rs")];
 
 /// Every struct and enum of the configuration.
 fn known() -> Vec<Item> {
