@@ -432,7 +432,8 @@ mod tests {
         let book = Book::new("here", vec![peer("a", Some(KEY), &[Role::Monitor])]).unwrap();
         let unknown =
             book.judge(&facts(OTHER, &[]), &Chain::NoCa, Some("copy"), Ask::Stream, 5000).unwrap_err();
-        let command = format!("on the host of 'here': towline trust copy {OTHER} --state DIR --role follower");
+        let command =
+            format!("on the host of 'here': towline trust copy {OTHER} --state DIR --role follower");
         assert!(unknown.reason.ends_with(&command), "{unknown}");
         let role = book.judge(&facts(KEY, &[]), &Chain::NoCa, Some("a"), Ask::Stream, 5000).unwrap_err();
         assert!(role.reason.contains("as monitor") && role.reason.ends_with("--role follower"), "{role}");

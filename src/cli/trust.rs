@@ -32,14 +32,16 @@ pub(super) fn id(args: &Id) -> Result<ExitCode> {
     let name = name(&config, control.as_ref().map(|c| c.name.as_str()))?;
     let identity = match (&config.tls_cert, &config.tls_key) {
         (Some(_), Some(_)) if args.renew => {
-            let text = "the certificate is one of a CA (key 'tls_cert'): have that renewed, then `towline reload`";
+            let text =
+                "the certificate is one of a CA (key 'tls_cert'): have that renewed, then `towline reload`";
             return Err(Error::new(ErrorKind::Usage, text));
         }
         (Some(certificate), Some(key)) => tls::read_identity(certificate, key)?,
         _ if args.renew => tls::renew(&dir, &name, args.new_key)?,
         _ => tls::ensure(&dir, &name)?,
     };
-    let system = control.filter(|c| c.system != crate::position::SystemId::NONE).map(|c| c.system.to_string());
+    let system =
+        control.filter(|c| c.system != crate::position::SystemId::NONE).map(|c| c.system.to_string());
     let value = json!({
         "name": name,
         "system": system,
@@ -100,7 +102,9 @@ pub(super) fn trust(args: &Trust) -> Result<ExitCode> {
         Ok(answer) => Some(answer),
         Err(e) if e.kind() == ErrorKind::Unavailable && !dir.join(SOCKET).exists() => None,
         Err(e) if e.kind() == ErrorKind::Unavailable && e.to_string().contains("no daemon answers") => None,
-        Err(e) => return Err(e.wrap("the peers are changed on disk, but the daemon goes on with the old ones")),
+        Err(e) => {
+            return Err(e.wrap("the peers are changed on disk, but the daemon goes on with the old ones"));
+        }
     };
     let still = daemon.as_ref().is_some_and(|d| {
         let names = d.get("peers").and_then(Value::as_array).into_iter().flatten();
@@ -115,10 +119,13 @@ pub(super) fn trust(args: &Trust) -> Result<ExitCode> {
         Changed::Roles => format!("'{name}' has other roles now\n"),
         Changed::Removed(1) => format!("'{name}' is trusted no more\n"),
         Changed::Removed(n) => format!("'{name}' is trusted no more: {n} keys\n"),
-        Changed::Nothing if args.remove => format!("'{name}' was not trusted by command; nothing is changed\n"),
+        Changed::Nothing if args.remove => {
+            format!("'{name}' was not trusted by command; nothing is changed\n")
+        }
         Changed::Nothing => format!("'{name}' was trusted already\n"),
     };
-    text += if daemon.is_some() { "in force now\n" } else { "no daemon runs here: in force at its next start\n" };
+    text +=
+        if daemon.is_some() { "in force now\n" } else { "no daemon runs here: in force at its next start\n" };
     if still {
         text += "but it is still a [[peer]] of the configuration file: take it out there, then `towline reload`\n";
     }

@@ -378,7 +378,8 @@ impl Config {
     fn check_tls(&self) -> Result<()> {
         let bad = |text: String| Err(Error::new(ErrorKind::Config, text));
         if self.tls_cert.is_some() != self.tls_key.is_some() {
-            let text = "tls_cert and tls_key belong together; give both, or none for those in the state directory";
+            let text =
+                "tls_cert and tls_key belong together; give both, or none for those in the state directory";
             return bad(text.to_owned());
         }
         if self.tls_crl.is_some() && self.tls_ca.is_none() {

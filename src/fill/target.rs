@@ -27,8 +27,8 @@ use crate::disk::{self, AtomicFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::net::{
-    self, End, Ended, FillProgress, Met, MessageReader, MessageWriter, Retry, Sources, Target, Traffic, Upstream,
-    UpstreamState,
+    self, End, Ended, FillProgress, MessageReader, MessageWriter, Met, Retry, Sources, Target, Traffic,
+    Upstream, UpstreamState,
 };
 use crate::position::{FileId, Lsn, SegmentNo, SystemId};
 use crate::record::Kind;

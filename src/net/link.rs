@@ -19,7 +19,8 @@ use tokio_rustls::rustls::{AlertDescription, Error as TlsError};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::{
-    CONNECT, End, Ended, HANDSHAKE, MessageReader, MessageWriter, TcpHalves, Traffic, connect, greet, one_line,
+    CONNECT, End, Ended, HANDSHAKE, MessageReader, MessageWriter, TcpHalves, Traffic, connect, greet,
+    one_line,
 };
 use crate::certificate::Fingerprint;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -210,7 +211,8 @@ fn not_tls(e: &io::Error) -> End {
             End::Refused(Code::Tls, text.to_owned())
         }
         Some(TlsError::InvalidMessage(_)) => {
-            let text = "what answers there does not speak TLS; is it a node with tls = \"off\", or the right port?";
+            let text =
+                "what answers there does not speak TLS; is it a node with tls = \"off\", or the right port?";
             End::Refused(Code::Tls, text.to_owned())
         }
         Some(other) => {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, End, Met, Traffic};
 use crate::position::{NodeId, SegmentNo, SystemId, TimelineId};
-use crate::tls::Trust;
 use crate::segment::{FILE_MAX, TRAILER_LEN, Trailer};
+use crate::tls::Trust;
 use crate::wire::{Code, Decision, Hello, Message, RoleWanted, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want};
 
 /// A segment that takes longer is given up.

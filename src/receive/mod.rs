@@ -20,7 +20,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::log::{Log, Tail};
 use crate::net::{
-    self, End, Ended, Met, MessageReader, MessageWriter, Retry, Sources, Target, Traffic, Upstream,
+    self, End, Ended, MessageReader, MessageWriter, Met, Retry, Sources, Target, Traffic, Upstream,
     UpstreamState,
 };
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};

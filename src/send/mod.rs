@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::fill::{self, CopySource};
 use crate::log::{Log, StoredReader, Tail};
-use crate::net::{self, Ancestry, Bond, HANDSHAKE, MessageReader, MessageWriter, ReadSide, Traffic, WriteSide};
+use crate::net::{
+    self, Ancestry, Bond, HANDSHAKE, MessageReader, MessageWriter, ReadSide, Traffic, WriteSide,
+};
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::session::{self, Here, Proof};
 use crate::slots::Slots;

@@ -173,10 +173,8 @@ impl Code {
     /// The nearest code that programs which speak this version know.
     #[must_use]
     pub fn known_to(self, version: u16) -> Self {
-        let new = matches!(
-            self,
-            Self::Untrusted | Self::Expired | Self::NotAllowed | Self::Identity | Self::Tls
-        );
+        let new =
+            matches!(self, Self::Untrusted | Self::Expired | Self::NotAllowed | Self::Identity | Self::Tls);
         if new && version < VERSION_SLOTS { Self::Protocol } else { self }
     }
 
