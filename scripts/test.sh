@@ -23,6 +23,8 @@ need zstd zstd
 need git git
 need setfacl acl
 need getfattr attr
+need promtool prometheus
+need haproxy haproxy
 need redis-server redis-server
 need redis-check-aof redis-tools
 need sqlite3 sqlite3

@@ -49,7 +49,7 @@
 //! | 4 stores | [`log`] [`blocks`] [`fold`] [`checkpoint`] [`state`] [`slots`] | segments on disk; block hashes; catalog and blocks kept in step; catalog files; control file; what followers still need |
 //! | 5 engines | [`capture`] [`apply`] | directory to log; log to directory |
 //! | 6 links | [`fill`] [`sync`] [`send`] [`receive`] | the first copy; waits for confirmations; serving followers; following a leader |
-//! | 7 process | [`config`] [`control`] [`status`] [`daemon`] | the file; the control socket; what status shows; wiring, signals, restarts |
+//! | 7 process | [`config`] [`control`] [`http`] [`status`] [`daemon`] | the file; the control socket; pages for load balancers and Prometheus; what status shows; wiring, signals, restarts |
 //! | 8 cli | [`cli`] | commands, output, exit codes |
 
 pub mod apply;
@@ -68,6 +68,7 @@ pub mod error;
 pub mod failpoint;
 pub mod fill;
 pub mod fold;
+pub mod http;
 pub mod log;
 pub mod net;
 pub mod position;

@@ -14,7 +14,7 @@ const FLOORS: &[&[&str]] = &[
     &["log", "blocks", "fold", "checkpoint", "state", "slots"],
     &["status", "capture", "apply"],
     &["fill", "sync", "send", "receive"],
-    &["config", "control", "daemon"],
+    &["config", "control", "http", "daemon"],
     &["cli"],
 ];
 /// Names that say nothing.

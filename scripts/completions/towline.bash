@@ -274,7 +274,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__follower)
-            opts="-h --config --data --state --listen --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --tls --tls-cert --tls-key --tls-ca --tls-crl --leader --upstream-role --apply-cuts --apply-delay --stop-at --stop-action --scrub-interval --local-edits --paused --log-level --log-json --help"
+            opts="-h --config --data --state --listen --http --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --tls --tls-cert --tls-key --tls-ca --tls-crl --leader --upstream-role --apply-cuts --apply-delay --stop-at --stop-action --scrub-interval --local-edits --paused --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -293,6 +293,10 @@ _towline() {
                     return 0
                     ;;
                 --listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --http)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -458,7 +462,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__leader)
-            opts="-h --config --data --state --listen --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --tls --tls-cert --tls-key --tls-ca --tls-crl --log-level --log-json --help"
+            opts="-h --config --data --state --listen --http --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --tls --tls-cert --tls-key --tls-ca --tls-crl --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -477,6 +481,10 @@ _towline() {
                     return 0
                     ;;
                 --listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --http)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -46,6 +46,7 @@ complete -c towline -n "__fish_towline_using_subcommand leader" -l config -d 'Co
 complete -c towline -n "__fish_towline_using_subcommand leader" -l data -d 'Data directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand leader" -l state -d 'State directory, towline\'s own' -r -F
 complete -c towline -n "__fish_towline_using_subcommand leader" -l listen -d 'Serve followers on this address' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l http -d 'Serve /metrics and the pages for load balancers on this address' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l name -d 'Name of this node among its peers' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l exclude -d 'Glob pattern of paths not to replicate; may be repeated' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l freeze -d 'How to stop the application for a cut: cgroup:PATH, unit:NAME or pid:FILE' -r
@@ -81,6 +82,7 @@ complete -c towline -n "__fish_towline_using_subcommand follower" -l config -d '
 complete -c towline -n "__fish_towline_using_subcommand follower" -l data -d 'Data directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand follower" -l state -d 'State directory, towline\'s own' -r -F
 complete -c towline -n "__fish_towline_using_subcommand follower" -l listen -d 'Serve followers on this address' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l http -d 'Serve /metrics and the pages for load balancers on this address' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l name -d 'Name of this node among its peers' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l exclude -d 'Glob pattern of paths not to replicate; may be repeated' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l freeze -d 'How to stop the application for a cut: cgroup:PATH, unit:NAME or pid:FILE' -r

@@ -90,6 +90,9 @@ pub struct Node {
     /// Serve followers on this address.
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
+    /// Serve /metrics and the pages for load balancers on this address.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub http: Option<String>,
     /// Name of this node among its peers.
     #[arg(long)]
     pub name: Option<String>,
@@ -360,6 +363,7 @@ impl Node {
         set_some(&mut c.data, &self.data);
         set_some(&mut c.state, &self.state);
         set_some(&mut c.listen, &self.listen);
+        set_some(&mut c.http, &self.http);
         set_some(&mut c.name, &self.name);
         c.exclude.extend(self.exclude.iter().cloned());
         set(&mut c.freeze, self.freeze.as_ref());

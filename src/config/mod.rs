@@ -146,6 +146,9 @@ pub struct Config {
     pub checkpoint_interval: Span,
     /// Most followers served at once.
     pub max_followers: usize,
+    /// Address to serve `/metrics` and the pages for load balancers on; they only read, and hold no secret. A port of
+    /// 0 takes any, which the log names.
+    pub http: Option<String>,
     /// Who has to confirm changes, as PostgreSQL's `synchronous_standby_names`: `ANY n (..)`, `FIRST n (..)`, a plain list,
     /// `*`; empty: replication is asynchronous.
     pub synchronous_followers: String,
@@ -220,6 +223,7 @@ impl Default for Config {
             checkpoint_bytes: Size(256 << 20),
             checkpoint_interval: span(300),
             max_followers: 64,
+            http: None,
             synchronous_followers: String::new(),
             synchronous_level: Level::Flush,
             sync_loss: SyncLoss::Report,
@@ -333,6 +337,9 @@ impl Config {
         if let Some(listen) = &self.listen {
             check_address("listen", listen, 0)?;
         }
+        if let Some(http) = &self.http {
+            check_address("http", http, 0)?;
+        }
         if let Some(leader) = &self.leader {
             check_upstreams(leader)?;
         }
@@ -428,6 +435,7 @@ mod tests {
             ("exclude = [\"a/../b\"]", "matches nothing"),
             ("exclude = [\"cache/\"]", "matches nothing"),
             ("listen = \"foo\"", "HOST:PORT"),
+            ("http = \"9100\"", "http is '9100'; write HOST:PORT"),
             ("listen = \":99999\"", "HOST:PORT"),
             ("listen = \"\"", "HOST:PORT"),
             ("leader = \"127.0.0.1:0\"", "port of 1"),

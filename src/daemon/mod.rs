@@ -25,6 +25,7 @@ mod follower;
 mod heal;
 mod leader;
 mod options;
+mod pages;
 mod port;
 mod recover;
 mod show;
@@ -87,6 +88,7 @@ pub(crate) struct Node {
     /// What followers still need of the log.
     pub(crate) slots: Arc<Slots>,
     pub(crate) trust: Trust,
+    pages: pages::Pages,
     pub(crate) data: PathBuf,
     pub(crate) paused: std::sync::atomic::AtomicBool,
     /// When the process began, ns since 1970.
@@ -231,6 +233,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
         port: port::Port::default(),
         slots,
         trust,
+        pages: pages::Pages::default(),
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),
         started: net::wall_clock(),
@@ -282,11 +285,15 @@ async fn live(node: Arc<Node>) -> Result<()> {
         let handler: control::Handler = Arc::new(move |request| answer(Arc::clone(&node), request));
         tokio::spawn(async move { control::serve(&path, handler, cancel).await })
     };
-    let result = generations(&node).await;
+    let result = match node.pages.set(&node, node.config().http.as_deref()).await {
+        Ok(()) => generations(&node).await,
+        Err(e) => Err(e),
+    };
     if let Err(e) = &result {
         node.supervisor.failed(e).await;
     }
     node.port.close().await;
+    let _ = node.pages.set(&node, None).await;
     socket_cancel.cancel();
     let _ = socket.await;
     signals.abort();
@@ -495,6 +502,7 @@ async fn read_again(node: &Arc<Node>) -> Result<Value> {
     let name = config.node_name()?;
     let (keeper, settings) = (node.trust.clone(), config.tls_settings(node.state.path(), &name));
     blocking(move || keeper.reload(settings)).await?;
+    node.pages.set(node, config.http.as_deref()).await?;
     *lock(&node.config) = config.clone();
     match node.engine() {
         Some(Engine::Leader(l)) => {

@@ -31,6 +31,8 @@ impl fmt::Debug for Flags {
 
 /// Where things are and who this is can't change under a running process.
 const FIXED: &[&str] = &["data", "state", "listen"];
+/// What every node takes over while it runs.
+const LIVE: &[&str] = &["http"];
 /// What a leader takes over while it runs.
 const CAPTURE: &[&str] = &[
     "rescan_interval",
@@ -100,7 +102,7 @@ pub fn reach(key: &str, role: Role) -> Reach {
         Role::Leader => (CAPTURE, LEADER_START),
         Role::Follower => (FOLLOWER, &[][..]),
     };
-    let live = live.contains(&key) || LOOKED_UP.contains(&key) || TRUST.contains(&key);
+    let live = live.contains(&key) || LOOKED_UP.contains(&key) || TRUST.contains(&key) || LIVE.contains(&key);
     if live || (role == Role::Follower && FOLLOWER_LIVE.contains(&key)) {
         Reach::Live
     } else if FIXED.contains(&key) || start.contains(&key) {
@@ -231,7 +233,7 @@ mod tests {
     fn every_key_has_a_place() {
         let all = serde_json::to_value(Config::default()).unwrap();
         for key in all.as_object().unwrap().keys() {
-            let lists = [FIXED, CAPTURE, FOLLOWER, FOLLOWER_LIVE, LEADER_START, LOOKED_UP, TRUST];
+            let lists = [FIXED, LIVE, CAPTURE, FOLLOWER, FOLLOWER_LIVE, LEADER_START, LOOKED_UP, TRUST];
             assert!(lists.iter().any(|l| l.contains(&key.as_str())), "{key} is in no list");
         }
     }

@@ -8,9 +8,12 @@ use serde::Serialize;
 use super::{Ancestry, End, Ended, Sources, wall_clock};
 use crate::certificate::Fingerprint;
 use crate::position::{Lsn, NodeId};
+use crate::quorum::SyncState;
 use crate::session::{Lag, UpstreamRole};
 use crate::tls::Trust;
-use crate::wire::{Code, Decision, Keepalive, RoleWanted, VERSION_SLOTS, Welcome};
+use crate::wire::{
+    Code, Decision, Keepalive, RoleWanted, TELLS_COUNTS, TELLS_STATE_SHIFT, VERSION_SLOTS, Welcome,
+};
 
 /// State of the connection to the upstream node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
@@ -80,6 +83,10 @@ pub struct UpstreamStatus {
     pub heard: i64,
     /// Seconds since the upstream itself had news of the leader, when that is too long ago.
     pub leader_silent: Option<f64>,
+    /// Whether this node's confirmations count, as the upstream last said over a connection that stands.
+    pub sync_counts: bool,
+    /// Its place as in pg_stat_replication, likewise.
+    pub sync_state: Option<SyncState>,
     /// The first copy.
     pub fill: Option<FillProgress>,
     /// Whether the connection is encrypted.
@@ -203,6 +210,7 @@ impl Upstream {
     /// The connection broke, or there is none.
     pub(super) fn lost(&self) {
         self.ancestry.lost();
+        self.update(|s| (s.sync_counts, s.sync_state) = (false, None));
     }
 
     /// A connection went well: nothing of what failed before counts any more.
@@ -231,6 +239,14 @@ impl Upstream {
         status.heard = wall_clock();
         lag.saw_end(k.end);
         lag.saw_commit(k.commit, k.commit_time);
+        let told = k.asks.unwrap_or(0);
+        status.sync_counts = told & TELLS_COUNTS != 0;
+        status.sync_state = k.asks.map(|_| match told >> TELLS_STATE_SHIFT & 3 {
+            0 => SyncState::Async,
+            1 => SyncState::Potential,
+            2 => SyncState::Sync,
+            _ => SyncState::Quorum,
+        });
         k.origin.as_ref().map_or(Ok(()), |o| self.ancestry.descends(&o.lineage))
     }
 

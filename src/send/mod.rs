@@ -275,7 +275,7 @@ where
                 keepalive: context.peer_timeout / 2,
                 resume: *decision == Decision::ResumeFill,
             };
-            let alive = || Message::Keepalive(keepalive(context, &context.log.tail(), version, false));
+            let alive = || Message::Keepalive(keepalive(context, &context.log.tail(), version, 0));
             return tokio::select! {
                 reason = context.halt.halted() => Err(Leave::Said(Code::NotReady, waits(&reason))),
                 filled = fill::serve(&mut self.reader, &mut self.writer, serving, &alive, &progress) => {
@@ -370,7 +370,7 @@ fn proof(log: &Log, hello: &Hello, here: &Here) -> Result<Proof> {
 }
 
 /// `version`: what the follower understands; `hasty`: it is to acknowledge what it has only written.
-fn keepalive(context: &ServeContext, tail: &Tail, version: u16, hasty: bool) -> Keepalive {
+fn keepalive(context: &ServeContext, tail: &Tail, version: u16, asks: u8) -> Keepalive {
     Keepalive {
         end: tail.end,
         commit: tail.commit,
@@ -379,7 +379,7 @@ fn keepalive(context: &ServeContext, tail: &Tail, version: u16, hasty: bool) -> 
         exact_time: tail.exact_time,
         now: context.ancestry.now(),
         origin: (version >= VERSION_ORIGIN).then(|| context.ancestry.origin(context.peer_timeout)),
-        asks: (version >= VERSION_SLOTS).then_some(if hasty { ASKS_WRITE } else { 0 }),
+        asks: (version >= VERSION_SLOTS).then_some(asks),
     }
 }
 
@@ -412,15 +412,18 @@ async fn stream<W: AsyncWrite + Unpin>(
     let half = context.peer_timeout / 2;
     let mut pieces = Pieces { reader: None, segment, offset };
     let mut hasty_of = context.peers.hasty();
+    let mut force_of = context.peers.in_force();
     let mut last = None::<Instant>;
     loop {
         let tail = *tail_of.borrow_and_update();
         loop {
             // Before the log, so that it is acknowledged as it is wanted.
-            let new_wish = hasty_of.has_changed().unwrap_or(false);
+            let new_wish = hasty_of.has_changed().unwrap_or(false) | force_of.has_changed().unwrap_or(false);
             if last.is_none_or(|t| t.elapsed() >= half) || new_wish {
-                let hasty = *hasty_of.borrow_and_update();
-                writer.send(&Message::Keepalive(keepalive(context, &tail, version, hasty))).await?;
+                let hasty = if *hasty_of.borrow_and_update() { ASKS_WRITE } else { 0 };
+                force_of.mark_unchanged();
+                let asks = hasty | context.peers.standing(session.name());
+                writer.send(&Message::Keepalive(keepalive(context, &tail, version, asks))).await?;
                 if let Some(last) = &mut slots {
                     tell_slots(writer, context, last).await?;
                 }
@@ -442,6 +445,7 @@ async fn stream<W: AsyncWrite + Unpin>(
                 }
             }
             Ok(()) = hasty_of.changed() => hasty_of.mark_changed(),
+            Ok(()) = force_of.changed() => force_of.mark_changed(),
             () = tokio::time::sleep_until(due) => {}
         }
     }

@@ -20,7 +20,7 @@ use crate::session::Commits;
 use crate::slots::Hold;
 use crate::sync::{Board, Confirmed, InForce, Rules, Wait};
 use crate::trust::Role;
-use crate::wire::{Ack, Below};
+use crate::wire::{Ack, Below, TELLS_COUNTS, TELLS_STATE_SHIFT};
 
 /// Most names remembered; of those that are away, the one longest away is forgotten first.
 const NAMES: usize = 256;
@@ -269,6 +269,26 @@ impl Peers {
         Ok(Ticket { peers: Arc::clone(self), number, answer })
     }
 
+    /// Whether the confirmations of `name` count now, and its place as in pg_stat_replication: the bits of a keepalive.
+    pub(super) fn standing(&self, name: &str) -> u8 {
+        let inner = self.lock();
+        let (rules, candidates) = (inner.board.rules(), Inner::candidates(&inner.peers));
+        if rules.policy.is_async() {
+            return 0;
+        }
+        let decision = quorum::decide(&rules.policy, rules.level, &candidates);
+        let mut each = candidates.iter().zip(decision.members);
+        let Some((candidate, (state, rank))) = each.find(|(c, _)| c.name == name) else { return 0 };
+        let place = match state {
+            SyncState::Async => 0,
+            SyncState::Potential => 1,
+            SyncState::Sync => 2,
+            SyncState::Quorum => 3,
+        };
+        let counts = rank > 0 && candidate.counts(rules.level);
+        place << TELLS_STATE_SHIFT | if counts { TELLS_COUNTS } else { 0 }
+    }
+
     /// Follows whether log that is only written is to be acknowledged.
     pub(super) fn hasty(&self) -> watch::Receiver<bool> {
         self.lock().board.hasty()
@@ -434,6 +454,10 @@ impl Session {
                 inner.look();
             }
         }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     pub(super) fn state(&self, state: PeerState) {

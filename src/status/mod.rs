@@ -100,6 +100,8 @@
 //! | `upstream.end`, `upstream.commit`, `upstream.exact` | its positions |
 //! | `upstream.heard` | when it was last heard |
 //! | `upstream.leader_silent` | seconds since it had news of the leader, if it has none |
+//! | `upstream.sync_state` | this node's place among the synchronous followers, as the upstream last said |
+//! | `upstream.sync_counts` | whether its confirmations count now |
 //! | `upstream.fill` | progress of the first copy |
 //! | `upstream.fill.files`, `upstream.fill.files_total` | regular files |
 //! | `upstream.fill.bytes`, `upstream.fill.bytes_total` | their content |

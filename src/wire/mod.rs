@@ -16,7 +16,7 @@
 //! | 1 | hello | receiver | see below |
 //! | 2 | welcome | sender | version u16, system id u64, timeline u32, decision u8, segment u64, offset u64, code u8, name blob, reason blob, from version 2 on lineage |
 //! | 3 | log | sender | segment u64, offset u64, stored bytes of that segment's file to the end |
-//! | 4 | keepalive | sender | end u64, commit u64, exact u64, commit time i64, exact time i64, sender's clock i64, from version 2 on silent u64, lineage, from version 3 on asks u8 (see [`ASKS_WRITE`]) |
+//! | 4 | keepalive | sender | end u64, commit u64, exact u64, commit time i64, exact time i64, sender's clock i64, from version 2 on silent u64, lineage, from version 3 on asks u8 (see [`ASKS_WRITE`], [`TELLS_COUNTS`], [`TELLS_STATE_SHIFT`]) |
 //! | 5 | ack | receiver | write u64, flush u64, apply u64, commit time at apply i64, from version 3 on flags u8 (see [`ACK_APPLIES`], [`ACK_NEVER`]) |
 //! | 6 | snapshot data | sender | offset u64, bytes of the catalog checkpoint to the end |
 //! | 7 | snapshot end | sender | commit LSN u64, length u64, SHA-256 32 bytes |
@@ -96,6 +96,10 @@ pub const ACK_APPLIES: u8 = 1;
 pub const ACK_NEVER: u8 = 2;
 /// Bit of what a keepalive asks for: an ack as soon as log is written, before it is durable.
 pub const ASKS_WRITE: u8 = 1;
+/// Bit of the same byte that tells the receiver: its confirmations count now.
+pub const TELLS_COUNTS: u8 = 2;
+/// The two bits above tell its place as in pg_stat_replication: 0 async, 1 potential, 2 sync, 3 quorum.
+pub const TELLS_STATE_SHIFT: u32 = 2;
 /// First bytes of every hello.
 pub const MAGIC: [u8; 8] = *b"towline\0";
 /// Bytes before the payload.
@@ -240,7 +244,8 @@ pub struct Keepalive {
     pub now: i64,
     /// Where the log comes from; `None` for, and from, a node that does not know it.
     pub origin: Option<Origin>,
-    /// What the sender asks for, bits; `None` for, and from, a node that does not know it. Not without an origin.
+    /// What the sender asks for and tells, bits; `None` for, and from, a node that does not know it. Not without an
+    /// origin.
     pub asks: Option<u8>,
 }
 

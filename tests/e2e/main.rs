@@ -30,4 +30,5 @@ mod scrub;
 mod service;
 mod streaming;
 mod trouble;
+mod web;
 mod writers;
