@@ -13,11 +13,14 @@
 use std::fs;
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -30,6 +33,8 @@ const CGROUP_ROOTS: [&str; 3] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/s
 const LOOK: Duration = Duration::from_micros(200);
 /// Longest run of a `before_cut` or `after_cut` command.
 const COMMAND_MAX: Duration = Duration::from_secs(30);
+/// The same once a stop was asked for.
+const COMMAND_STOPPING: Duration = Duration::from_secs(2);
 /// Most processes stopped by signal.
 const PIDS_MAX: usize = 10_000;
 
@@ -220,6 +225,8 @@ pub struct Quiesce {
     marker: PathBuf,
     guard: Option<Guard>,
     last: Duration,
+    /// A stop was asked for: commands are not waited for.
+    stop: Arc<AtomicBool>,
 }
 
 /// The guard process; it thaws when its pipe closes or the time is over.
@@ -266,7 +273,14 @@ impl Quiesce {
             marker,
             guard: None,
             last: Duration::ZERO,
+            stop: Arc::default(),
         })
+    }
+
+    /// Once `stop` is set a command that runs is ended soon.
+    #[must_use]
+    pub fn ended_by(self, stop: Arc<AtomicBool>) -> Self {
+        Self { stop, ..self }
     }
 
     /// Whether there is anything to hold the application with.
@@ -287,7 +301,7 @@ impl Quiesce {
     /// When the application can't be held; it runs on then.
     pub fn hold(&mut self) -> Result<Held<'_>> {
         if let Some(command) = &self.before {
-            run_command(command).map_err(|e| e.wrap("before_cut"))?;
+            run_command(command, &self.stop).map_err(|e| e.wrap("before_cut"))?;
         }
         let held = Held { since: Instant::now(), quiesce: self };
         // From here on `held` undoes everything when it goes out of scope.
@@ -348,7 +362,8 @@ impl Quiesce {
             }
             let _ = fs::remove_file(&self.marker);
         }
-        let after = self.after.as_ref().map_or(Ok(()), |c| run_command(c).map_err(|e| e.wrap("after_cut")));
+        let run = |c| run_command(c, &self.stop).map_err(|e| e.wrap("after_cut"));
+        let after = self.after.as_deref().map_or(Ok(()), run);
         thawed.and(after)
     }
 }
@@ -390,14 +405,16 @@ impl Drop for Held<'_> {
 }
 
 /// Runs a hook with the shell, for [`COMMAND_MAX`] at most.
-fn run_command(command: &str) -> Result<()> {
+fn run_command(command: &str, stop: &AtomicBool) -> Result<()> {
     let mut child = Command::new("/bin/sh")
         .args(["-c", command])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
+        // What it starts in turn goes with it.
+        .process_group(0)
         .spawn()
         .context(|| format!("cannot run '{command}'"))?;
-    let begin = Instant::now();
+    let mut end = (Instant::now() + COMMAND_MAX, COMMAND_MAX);
     loop {
         if let Some(status) = child.try_wait().context(|| format!("cannot wait for '{command}'"))? {
             if status.success() {
@@ -405,10 +422,16 @@ fn run_command(command: &str) -> Result<()> {
             }
             return Err(Error::new(ErrorKind::Unavailable, format!("'{command}' failed ({status})")));
         }
-        if begin.elapsed() > COMMAND_MAX {
+        if end.1 > COMMAND_STOPPING && stop.load(Ordering::SeqCst) {
+            end = (end.0.min(Instant::now() + COMMAND_STOPPING), COMMAND_STOPPING);
+        }
+        if Instant::now() > end.0 {
+            if let Ok(group) = i32::try_from(child.id()) {
+                let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+            }
             let _ = child.kill();
             let _ = child.wait();
-            let text = format!("'{command}' took more than {} s and was ended", COMMAND_MAX.as_secs());
+            let text = format!("'{command}' took more than {} s and was ended", end.1.as_secs());
             return Err(Error::new(ErrorKind::Unavailable, text));
         }
         std::thread::sleep(Duration::from_millis(2));
@@ -510,8 +533,14 @@ mod tests {
 
     #[test]
     fn a_failing_hook_is_an_error_that_names_it() {
-        let e = run_command("exit 3").unwrap_err().to_string();
+        let go_on = AtomicBool::new(false);
+        let e = run_command("exit 3", &go_on).unwrap_err().to_string();
         assert!(e.contains("exit 3"), "{e}");
-        run_command("true").unwrap();
+        run_command("true", &go_on).unwrap();
+        go_on.store(true, Ordering::SeqCst);
+        run_command("true", &go_on).unwrap();
+        let begun = Instant::now();
+        let e = run_command("sleep 600", &go_on).unwrap_err().to_string();
+        assert!(e.contains("2 s") && begun.elapsed() < Duration::from_secs(20), "{e}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
@@ -126,7 +126,7 @@ impl Engine {
         let fs = guard::file_system(&root, false)?;
         check_identity(&catalog, &root, &home)?;
         tracing::debug!("'{}' is on {}, fine timestamps: {}", root.path().display(), fs.name, fs.fine);
-        let quiesce = quiesce_of(&options, state)?;
+        let quiesce = quiesce_of(&options, state, &shared.stop)?;
         let hints = Arc::clone(&shared.hints);
         let watch = Arc::new(Watch::new(Arc::clone(&root), Arc::clone(&hints))?);
         let marks = Marks::new(state, Arc::clone(&hints), &watch, fs.fine)?;
@@ -620,8 +620,11 @@ impl Engine {
             && options.max_freeze == self.options.max_freeze
             && options.before_cut == self.options.before_cut
             && options.after_cut == self.options.after_cut;
-        let quiesce =
-            if same { Ok(self.quiesce.take()) } else { quiesce_of(&options, &self.state).map(Some) };
+        let quiesce = if same {
+            Ok(self.quiesce.take())
+        } else {
+            quiesce_of(&options, &self.state, &self.shared.stop).map(Some)
+        };
         match (excluder, quiesce) {
             (Ok(excluder), Ok(quiesce)) => {
                 let changed = excluder.text != self.excluder.text;
@@ -640,9 +643,10 @@ impl Engine {
 }
 
 /// The configured way to hold the application still.
-fn quiesce_of(options: &CaptureOptions, state: &Path) -> Result<Quiesce> {
+fn quiesce_of(options: &CaptureOptions, state: &Path, stop: &Arc<AtomicBool>) -> Result<Quiesce> {
     let (before, after) = (options.before_cut.clone(), options.after_cut.clone());
-    Quiesce::new(&options.freeze, options.max_freeze, before, after, state)
+    let quiesce = Quiesce::new(&options.freeze, options.max_freeze, before, after, state)?;
+    Ok(quiesce.ended_by(Arc::clone(stop)))
 }
 
 /// Up to a tenth more or less, so that many nodes don't scan at once.

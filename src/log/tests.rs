@@ -287,6 +287,33 @@ fn a_leader_ends_an_open_change_set_by_an_abort() {
 }
 
 #[test]
+fn a_change_set_whose_second_segment_is_lost_is_passed_over_by_all() {
+    let (ours, theirs) = (scratch(), scratch());
+    let log =
+        Log::open_leader(LogOptions { segment_timeout: Duration::ZERO, ..options(ours.path()) }).unwrap();
+    for raw in [set(1, 300, Cut::Exact), part(2, 300, true)] {
+        let end = add(&log, raw);
+        assert!(log.wait_durable(end, SOON).unwrap());
+    }
+    let half = log.tail().end;
+    ship(&log, &follower(theirs.path()), 100);
+    let end = add(&log, part(3, 300, false));
+    assert!(log.wait_durable(end, SOON).unwrap());
+    log.close().unwrap();
+    for partial in [false, true] {
+        let _ = fs::remove_file(path(ours.path(), half.segment().0.max(3), partial));
+    }
+    let log = leader(ours.path());
+    let abort = log.tail().end;
+    assert!(abort > half && log.tail().commit < half);
+    let end = add(&log, set(4, 300, Cut::Exact));
+    assert!(log.wait_durable(end, SOON).unwrap());
+    let theirs = follower(theirs.path());
+    ship(&log, &theirs, 100);
+    assert_eq!((theirs.tail().commit, theirs.tail().exact), (end, end));
+}
+
+#[test]
 fn a_torn_end_is_cut_off_but_damage_stops_a_leader() {
     let s = stopped();
     let file = path(s.dir.path(), 1, true);

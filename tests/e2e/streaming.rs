@@ -1,11 +1,11 @@
 //! Which node is followed, when what comes from there becomes visible, and where that ends.
 
-use std::fs;
+use std::fs::{self, File};
 use std::time::{Duration, Instant};
 
 use crate::support::bed::{Bed, free_port};
-use crate::support::node::{Status, lsn};
-use crate::support::{Node, Spec, assert_equal_within, until, within};
+use crate::support::node::{STAGE, Status, lsn};
+use crate::support::{Load, Node, Pair, Spec, assert_equal_within, holds_for, load, until, within};
 
 /// A follower whose upstreams and name can be changed by reload.
 fn movable(bed: &Bed, name: &str, upstreams: &[u16]) -> Spec {
@@ -228,4 +228,113 @@ fn replay_stops_at_a_target_and_goes_on_or_ends_there() {
     let status = waiting.status().expect("status").0;
     assert!(status.pointer("/apply/stopped").is_some_and(serde_json::Value::is_null), "{status}");
     assert_eq!(status.pointer("/apply/stop_at").and_then(serde_json::Value::as_str), Some("FFFF/00000000"));
+}
+
+#[test]
+fn a_copy_of_a_follower_is_good_while_the_leader_is_down_and_the_follower_may_go_too() {
+    let bed = Bed::new("copy-of-copy");
+    let mut leader = bed.leader("leader").start();
+    load::burst(&leader.data().join("app"), 1, 200);
+    let mut middle = bed.follower("middle", leader.spec.listen).start();
+    assert_equal_within(within(20), leader.data(), middle.data());
+    leader.stop();
+    let mut last = movable(&bed, "last", &[middle.spec.listen]).start();
+    assert_equal_within(within(30), leader.data(), last.data());
+    leader.restart();
+    fs::write(leader.data().join("a"), "1").expect("write");
+    assert_equal_within(within(30), leader.data(), last.data());
+    // Pointed elsewhere by a reload it does not need the old upstream any more.
+    last.reload("leader", &list(&[leader.spec.listen])).expect("reload");
+    follows(&last, &leader);
+    middle.stop();
+    fs::write(leader.data().join("a"), "22").expect("write");
+    assert_equal_within(within(20), leader.data(), last.data());
+}
+
+#[test]
+fn an_idle_follower_is_not_behind_and_changes_nothing_itself() {
+    let pair = Pair::start("idle");
+    fs::write(pair.data().join("a"), "1").expect("write");
+    pair.equal(10);
+    until(within(10), "it is up to date", || {
+        let status = pair.follower.status()?;
+        if status.lag_seconds() == Some(0.0) { Ok(()) } else { Err(status.0.to_string()) }
+    });
+    // Longer than the silence after which a peer is given up.
+    holds_for(within(4), "no lag", || {
+        let status = pair.follower.status()?;
+        let bytes = status.0.pointer("/lag/bytes").and_then(serde_json::Value::as_u64);
+        let good = status.health() == "ok" && status.lag_seconds() == Some(0.0) && bytes == Some(0);
+        if good { Ok(()) } else { Err(status.0.to_string()) }
+    });
+    // What only a leader does is refused with a code of its own.
+    let out = pair.follower.ask(&["confirm"]);
+    assert_eq!(out.status.code(), Some(10), "{}", String::from_utf8_lossy(&out.stderr));
+    pair.finish();
+}
+
+#[test]
+fn directories_come_move_and_go_around_sudden_deaths() {
+    let bed = Bed::new("dirs");
+    let mut leader = bed.leader("leader").start();
+    let mut follower = bed.follower("follower", leader.spec.listen).start();
+    let dir = leader.data().to_owned();
+    fs::write(dir.join("same"), "as").expect("write");
+    assert_equal_within(within(30), &dir, follower.data());
+    for round in 0..4 {
+        let at = |p: &str| dir.join(p);
+        for n in 0..20 {
+            fs::create_dir_all(at(&format!("tree/{n}/deep"))).expect("mkdir");
+            fs::write(at(&format!("tree/{n}/deep/f")), format!("{round} {n}")).expect("write");
+        }
+        fs::write(at("same"), vec![b'x'; 100_000]).expect("write");
+        std::thread::sleep(Duration::from_millis(fastrand::u64(0..300)));
+        fs::rename(at("tree"), at("moved")).expect("rename");
+        fs::create_dir(at("tree")).expect("mkdir");
+        fs::rename(at("moved/3"), at("tree/3")).expect("rename");
+        // One name: emptied, gone, and another file.
+        File::options().write(true).truncate(true).open(at("same")).expect("truncate");
+        fs::remove_file(at("same")).expect("rm");
+        fs::write(at("same"), format!("new {round}")).expect("write");
+        if round % 2 == 0 {
+            follower.kill();
+        }
+        fs::remove_dir_all(at("moved")).expect("rm");
+        fs::remove_dir_all(at("tree")).expect("rm");
+        match round % 2 {
+            0 => {
+                // What a death leaves in the staging directory goes with the next start.
+                let stage = follower.data().join(STAGE);
+                fs::create_dir_all(&stage).expect("mkdir");
+                fs::write(stage.join("left"), "over").expect("write");
+                follower.restart();
+            }
+            _ => {
+                leader.kill();
+                leader.restart();
+            }
+        }
+        assert_equal_within(within(30), &dir, follower.data());
+        until(within(20), "nothing is left over", || {
+            if follower.data().join(STAGE).join("left").exists() { Err("it is".into()) } else { Ok(()) }
+        });
+    }
+    // A restart is no promotion.
+    assert_eq!(leader.status().expect("status").0["timeline"], 1);
+    leader.assert_no_panic();
+    follower.assert_no_panic();
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_hook_that_hangs() {
+    let bed = Bed::new("hook");
+    let seen = bed.path("seen");
+    let hook = format!("\"touch {}; sleep 600\"", seen.display());
+    let mut leader = bed.leader("leader").set("before_cut", &hook).set("max_cut_delay", "\"1ms\"").start();
+    let load = Load::start(&leader.data().join("app"), 3, Duration::from_millis(1));
+    until(within(30), "the hook runs", || if seen.exists() { Ok(()) } else { Err("not yet".into()) });
+    let begun = Instant::now();
+    leader.stop();
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    load.finish();
 }
