@@ -52,8 +52,27 @@ pub enum Request {
     Confirm,
     /// Commit everything the directory holds now and say the LSN.
     Barrier,
+    /// Look at the slots, or change them by hand.
+    Slot(SlotRequest),
     /// Stop after flushing.
     Stop,
+}
+
+/// What can be asked about slots.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(tag = "action", rename_all = "lowercase", deny_unknown_fields)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum SlotRequest {
+    /// All of them.
+    List {},
+    /// One, or that there is none of this name.
+    Show { name: String },
+    /// Make one; `reserve`: it holds log from now on.
+    Create { name: String, reserve: bool },
+    /// Take one away.
+    Drop { name: String },
+    /// Move one forward.
+    Advance { name: String, lsn: String },
 }
 
 /// An answer in the making.
@@ -289,6 +308,20 @@ fn kind_of(word: &str) -> ErrorKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_are_read_as_they_are_written() {
+        let advance = SlotRequest::Advance { name: "f".to_owned(), lsn: "0/2000000".to_owned() };
+        for (request, text) in [
+            (Request::Status, r#"{"command":"status"}"#),
+            (Request::Slot(SlotRequest::List {}), r#"{"command":"slot","action":"list"}"#),
+            (Request::Slot(advance), r#"{"command":"slot","action":"advance","name":"f","lsn":"0/2000000"}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&request).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);
+        }
+        assert!(serde_json::from_str::<Request>(r#"{"command":"slot","action":"list","x":1}"#).is_err());
+    }
 
     #[test]
     fn a_request_gets_one_line_and_garbage_gets_an_error() {

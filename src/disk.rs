@@ -339,13 +339,8 @@ pub fn take_turn(dir: &Path, name: &str, limit: std::time::Duration) -> Result<T
 
 /// Bytes that this process may still write to the file system of `path`.
 pub fn free_bytes(path: &Path) -> Result<u64> {
-    Ok(space(path)?.0)
-}
-
-/// The same, and the bytes that the file system has in all.
-pub fn space(path: &Path) -> Result<(u64, u64)> {
     let s = rustix::fs::statvfs(path).map_err(|e| Error::io("stat file system of", path, e))?;
-    Ok((s.f_bavail.saturating_mul(s.f_frsize), s.f_blocks.saturating_mul(s.f_frsize)))
+    Ok(s.f_bavail.saturating_mul(s.f_frsize))
 }
 
 /// A file whose first failed write or sync is final: every later call fails with the same error.

@@ -12,8 +12,10 @@ use crate::tls::Mode;
 use crate::trust::Role;
 
 mod health;
+mod slot;
 
 pub use health::{Check, Show};
+pub use slot::Slot;
 
 /// Physical log shipping for any data directory.
 #[derive(Debug, Parser)]
@@ -55,6 +57,9 @@ pub enum Command {
     Trust(Trust),
     /// Let a mass delete through that the guard holds.
     Confirm(Ask),
+    /// What followers still need of the log: show it, or change it by hand.
+    #[command(subcommand)]
+    Slot(Slot),
     /// Read log segments offline.
     #[command(subcommand)]
     Log(LogCommand),

@@ -4,6 +4,7 @@ pub mod args;
 mod check;
 mod demo;
 mod generate;
+mod slot;
 mod trust;
 mod watch;
 
@@ -100,6 +101,7 @@ fn run(command: Command) -> Result<ExitCode> {
             };
             show(&ask, &Request::Confirm, words)
         }
+        Command::Slot(command) => slot::run(command),
         Command::Log(log) => inspect_log(&log),
         Command::Config(ConfigCommand::Check { file }) => Config::load(&file).map(|_| ExitCode::SUCCESS),
         Command::Config(ConfigCommand::Show { file, json }) => show_config(file.as_deref(), json),

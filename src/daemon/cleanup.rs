@@ -9,13 +9,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Node, blocking};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::log::Log;
 use crate::net::Quiet;
 use crate::position::Lsn;
 use crate::retention::{Limits, State};
 use crate::slots::{Cleaned, Ground};
-use crate::{checkpoint, disk};
+use crate::{checkpoint, sys};
 
 /// Longest time between two clean-ups: limits of time and of the disk move without any event.
 const EVERY: Duration = Duration::from_secs(10);
@@ -111,7 +111,8 @@ async fn pass(node: &Arc<Node>, end: Lsn, full: bool) -> Result<Cleaned> {
 /// What there is to decide by, with the log's end where that is known.
 pub(super) fn ground(node: &Node, end: Lsn, full: bool) -> Result<Ground> {
     let (control, config) = (node.state.set_up()?, node.config());
-    let (free, total) = disk::space(node.state.path())?;
+    let path = node.state.path();
+    let (free, total) = sys::room(path).map_err(|e| Error::io("stat file system of", path, e))?;
     let limits = Limits {
         max_slot_keep: config.max_slot_keep.into(),
         max_slot_disk: config.max_slot_disk.of(total),

@@ -290,6 +290,10 @@ async fn note_usable(node: &Arc<Node>, apply: &ApplyHandle, control: &Control) -
 }
 
 impl Follower {
+    pub(super) fn log(&self) -> Option<Log> {
+        self.log.clone()
+    }
+
     /// Signs of life of apply and of the log's writer, as far as they are there.
     pub(super) fn probe(&self) -> Vec<u64> {
         let apply = self.apply.as_ref().and_then(ApplyHandle::probe);

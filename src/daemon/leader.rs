@@ -190,6 +190,10 @@ pub(crate) fn options(config: &Config) -> CaptureOptions {
 }
 
 impl Leader {
+    pub(super) fn log(&self) -> Log {
+        self.log.clone()
+    }
+
     pub(crate) fn request(&self, request: &Request) -> Result<Value> {
         match request {
             Request::Confirm => {

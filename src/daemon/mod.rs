@@ -29,6 +29,7 @@ mod pages;
 mod port;
 mod recover;
 mod show;
+mod slot;
 mod source;
 mod supervisor;
 mod sync;
@@ -428,6 +429,7 @@ fn answer(node: Arc<Node>, request: Request) -> Answer {
                 Ok(json!({"stopping": true}))
             }
             Request::Pause | Request::Resume => follower_request(&node, request).await,
+            Request::Slot(request) => slot::answer(node, request).await,
             Request::Confirm | Request::Barrier => leader_request(&node, request).await,
         }
     })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::port::Port;
-use super::{Engine, Node, blocking, lock, sync};
+use super::{Engine, Node, blocking, lock, slot, sync};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::Log;
 use crate::net::wall_clock;
@@ -44,6 +44,8 @@ fn status(node: &Arc<Node>) -> Result<Status> {
         error,
         followers: node.port.followers(),
         tls: serde_json::to_value(node.trust.terms().status()).ok(),
+        // A log that can't be looked at is what `error` is about.
+        slots: slot::list(node).unwrap_or_default(),
         disk: DiskPart { state: room(node.state.path()), data: room(&node.data) },
         ..Status::default()
     };

@@ -62,7 +62,7 @@ impl Reason {
     #[must_use]
     pub fn words(self) -> &'static str {
         match self {
-            Self::SlotKeep => "it held more segments than max_slot_keep allows",
+            Self::SlotKeep => "it holds more segments than max_slot_keep allows",
             Self::Disk => "the disk has no room for what slots hold (max_slot_disk, min_free_disk)",
             Self::Idle => "its follower was away for longer than slot_idle_timeout",
             Self::Removed => "the log it needs is not on this node",

@@ -132,7 +132,7 @@ pub struct SlotStatus {
     #[serde(serialize_with = "text")]
     pub position: Option<Lsn>,
     /// Bytes on disk, from its position on, that would go without slots.
-    pub bytes_held: u64,
+    pub retained_bytes: u64,
     /// Bytes of log that can be written before it is lost; null when no number ends it.
     pub bytes_left: Option<i64>,
     /// Its follower is connected.
@@ -550,7 +550,7 @@ impl Slot {
             state: verdict.state,
             reason: verdict.reason,
             position: Some(self.position).filter(|p| *p != Lsn::ZERO),
-            bytes_held: verdict.held,
+            retained_bytes: verdict.held,
             bytes_left: verdict.left,
             active: self.is_active(),
             inactive_since: (!self.is_active()).then_some(self.inactive_since),

@@ -147,7 +147,10 @@ fn a_follower_that_is_away_holds_log_within_its_cap_and_is_good_again_when_it_st
     assert!(cleaned.bytes >= 6 * 5000 && bed.oldest() == 10);
     bed.crash();
     let lost = bed.show("f");
-    assert_eq!((lost.state, lost.reason, lost.bytes_held), (Some(State::Lost), Some(Reason::SlotKeep), 0));
+    assert_eq!(
+        (lost.state, lost.reason, lost.retained_bytes),
+        (Some(State::Lost), Some(Reason::SlotKeep), 0)
+    );
     assert!(bed.slots.told().1.is_empty(), "nobody is told to hold log for it");
     let _hold = bed.slots.attach("f", at(10), Kind::Follower).unwrap();
     assert_eq!((bed.show("f").state, bed.show("f").reason), (Some(State::Reserved), None));

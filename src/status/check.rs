@@ -483,7 +483,8 @@ impl Judge<'_> {
         let mut most = 0;
         for slot in self.v.list("/slots") {
             let (name, held) = (slot.text("/name"), slot.count("/retained_bytes"));
-            if slot.text("/state") == "lost" {
+            // One that is mirrored is the upstream's to report.
+            if slot.text("/state") == "lost" && slot.text("/origin") != "mirrored" {
                 let text = format!(
                     "slot '{name}' is LOST: the log it needs is gone, its follower has to be resynced"
                 );

@@ -125,6 +125,16 @@
 //! | `followers[].lag.bytes` | bytes of log that its directory does not show |
 //! | `followers[].lag.seconds` | age of the oldest commit that its directory does not show, by the leader's clock; 0 when there is none |
 //! | `followers[].followers` | the nodes that follow it, as it tells every half `peer_timeout`: `name`, `state`, positions, `heard`, `lag`, `followers` |
+//! | `slots` | what is remembered of each follower that was ever here, and what log it holds |
+//! | `slots[].name` | the follower |
+//! | `slots[].kind` | `follower`; `copy`: a first copy or a resync is not complete; `manual`: made by hand, and not used yet |
+//! | `slots[].origin` | `own`; `mirrored`: the upstream's |
+//! | `slots[].state` | as PostgreSQL's `wal_status`: `reserved`, `extended`, `unreserved`, `lost`; `null`: it reserves nothing yet |
+//! | `slots[].reason` | why it is unreserved or lost: `slot_keep`, `disk`, `idle`, `removed` |
+//! | `slots[].position` | log from here on is needed |
+//! | `slots[].retained_bytes` | what it holds on disk that would be removed otherwise |
+//! | `slots[].bytes_left` | log that can be written before `max_slot_keep` is reached, as PostgreSQL's `safe_wal_size`; below zero: it is exceeded; `null`: that is no matter, because its follower is connected, or nothing is held |
+//! | `slots[].active`, `slots[].inactive_since` | whether its follower is connected, and since when it is not |
 //! | `sync` | leader only: synchronous replication |
 //! | `sync.policy` | who has to confirm; empty: nobody |
 //! | `sync.level`, `sync.loss` | as configured |
@@ -156,6 +166,7 @@ mod model;
 mod notices;
 mod rates;
 mod render;
+mod slots;
 mod view;
 mod words;
 
@@ -165,5 +176,6 @@ pub use model::{CutsPart, DiskPart, Failure, Lag, LogPart, Room, Status, SyncPar
 pub use notices::{Notice, WORDS as NOTICES, notices, waiting};
 pub use rates::{Rates, rates};
 pub use render::{render, render_with};
+pub use slots::render_slots;
 pub use view::View;
 pub use words::{bytes, plain, span};

@@ -3,6 +3,8 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::slots::SlotStatus;
+
 /// The whole answer.
 #[derive(Clone, Debug, Default, Serialize)]
 #[allow(missing_docs, reason = "the table of the module describes the keys")]
@@ -25,6 +27,7 @@ pub struct Status {
     pub apply: Option<Value>,
     pub upstream: Option<Value>,
     pub followers: Vec<Value>,
+    pub slots: Vec<SlotStatus>,
     pub lag: Option<Lag>,
     pub sync: Option<SyncPart>,
     pub disk: DiskPart,

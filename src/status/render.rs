@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::notices::{notices, waiting};
 use super::words::{bytes, plain, span};
-use super::{Rates, View};
+use super::{Rates, View, render_slots};
 
 /// Columns of the first part.
 const LABEL: usize = 10;
@@ -37,6 +37,11 @@ pub fn render_with(v: &Value, rates: Option<&Rates>) -> String {
     }
     page.row("guarantee", v.text("/guarantee"));
     cascade(v, rates, &mut page);
+    let slots = render_slots(v.0);
+    if !slots.is_empty() {
+        page.0.push('\n');
+        page.0 += &slots;
+    }
     page.0
 }
 
@@ -61,7 +66,7 @@ impl Page {
     }
 }
 
-fn or_dash(text: &str) -> &str {
+pub(super) fn or_dash(text: &str) -> &str {
     if text.is_empty() { "-" } else { text }
 }
 
@@ -301,7 +306,7 @@ fn branch(f: View<'_>, indent: &str, rates: Option<&Rates>, rows: &mut Vec<Vec<S
 }
 
 /// Rows in columns as wide as their widest cell, those from the seventh on to the right.
-fn table(rows: &[Vec<String>], gap: usize) -> String {
+pub(super) fn table(rows: &[Vec<String>], gap: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();

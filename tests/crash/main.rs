@@ -11,3 +11,4 @@ mod kills;
 mod notes;
 mod places;
 mod rounds;
+mod slots;

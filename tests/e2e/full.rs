@@ -8,10 +8,10 @@ use crate::support::bed::is_root;
 use crate::support::{Bed, Pair, assert_equal_within, until, within};
 
 /// A small file system in memory, gone on drop.
-struct Small(PathBuf);
+pub(crate) struct Small(PathBuf);
 
 impl Small {
-    fn mount(at: &Path, size: &str) -> Option<Self> {
+    pub(crate) fn mount(at: &Path, size: &str) -> Option<Self> {
         fs::create_dir_all(at).expect("mkdir");
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "towline-test"]).arg(at);
@@ -19,7 +19,7 @@ impl Small {
             .then(|| Self(at.to_owned()))
     }
 
-    fn resize(&self, size: &str) {
+    pub(crate) fn resize(&self, size: &str) {
         let mut mount = Command::new("mount");
         let ok = mount.args(["-o", &format!("remount,size={size}")]).arg(&self.0).status().expect("mount");
         assert!(ok.success());
@@ -32,7 +32,7 @@ impl Drop for Small {
     }
 }
 
-fn noise(bytes: usize) -> Vec<u8> {
+pub(crate) fn noise(bytes: usize) -> Vec<u8> {
     let mut data = vec![0; bytes];
     fastrand::Rng::with_seed(7).fill(&mut data);
     data

@@ -28,6 +28,7 @@ mod reload;
 mod scripts;
 mod scrub;
 mod service;
+mod slots;
 mod streaming;
 mod trouble;
 mod web;
