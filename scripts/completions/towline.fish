@@ -39,6 +39,7 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "reload" -d 'Make th
 complete -c towline -n "__fish_towline_needs_command" -f -a "id" -d 'Show who this node is to its peers: its name, its system, the fingerprint of its key. Makes the key at first'
 complete -c towline -n "__fish_towline_needs_command" -f -a "trust" -d 'Trust a peer by the fingerprint of its key, list the peers, or remove one. A running daemon follows at once'
 complete -c towline -n "__fish_towline_needs_command" -f -a "confirm" -d 'Let a mass delete through that the guard holds'
+complete -c towline -n "__fish_towline_needs_command" -f -a "slot" -d 'What followers still need of the log: show it, or change it by hand'
 complete -c towline -n "__fish_towline_needs_command" -f -a "log" -d 'Read log segments offline'
 complete -c towline -n "__fish_towline_needs_command" -f -a "config" -d 'Check or show the configuration'
 complete -c towline -n "__fish_towline_needs_command" -f -a "demo" -d 'A leader, two followers and a workload in a temporary directory; compares everything at the end'
@@ -222,6 +223,55 @@ complete -c towline -n "__fish_towline_using_subcommand confirm" -l log-level -d
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l log-json -d 'Write the daemon\'s log as JSON lines'
 complete -c towline -n "__fish_towline_using_subcommand confirm" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -f -a "list" -d 'Print every slot: what it holds, and how much longer'
+complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -f -a "show" -d 'Print one slot, or that it is absent'
+complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -f -a "create" -d 'Make a slot for a follower that is yet to come'
+complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -f -a "drop" -d 'Take away the slot of a follower that does not come back'
+complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -f -a "advance" -d 'Move a slot forward: log before the position is no longer held by it'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l reserve -d 'Hold log from now on instead of from the follower\'s first connection on'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-json -d 'Write the daemon\'s log as JSON lines'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -s h -l help -d 'Print help'
