@@ -12,3 +12,4 @@ mod notes;
 mod places;
 mod rounds;
 mod slots;
+mod trust;

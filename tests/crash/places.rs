@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::notes;
+use crate::trust;
 
 /// Who passes a place while an application works.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,6 +14,8 @@ pub(crate) enum Place {
     Fill,
     /// Whoever writes or removes one of the small notes of a state directory.
     Note,
+    /// A command, or the daemon, that changes keys or peers.
+    Trust,
     /// The leader while it holds the application still; the end-to-end suite kills it there.
     Frozen,
 }
@@ -26,6 +29,7 @@ pub(crate) fn place(point: &str) -> Option<Place> {
     }
     match module {
         _ if towline::failpoint::OF_A_HOLD.contains(&point) => Some(Place::Frozen),
+        "tls" => trust::POINTS.contains(&point).then_some(Place::Trust),
         "fill" => Some(Place::Fill),
         "capture" => work(true, false),
         "apply" | "receive" => work(false, true),
