@@ -102,7 +102,7 @@ impl<'de> Deserialize<'de> for Fingerprint {
 pub struct Facts {
     /// Whose key it is.
     pub fingerprint: Fingerprint,
-    /// Common names of the subject, and DNS names.
+    /// DNS names, and common names of the subject.
     pub names: Vec<String>,
     /// First second it holds, since 1970.
     pub not_before: i64,
@@ -129,8 +129,8 @@ impl Facts {
         to_be_signed.expect(SEQUENCE, "issuer")?;
         let mut validity = Der(to_be_signed.expect(SEQUENCE, "validity")?);
         let (not_before, not_after) = (validity.time()?, validity.time()?);
-        let mut names = Vec::new();
-        common_names(to_be_signed.expect(SEQUENCE, "subject")?, &mut names)?;
+        let (mut names, mut common) = (Vec::new(), Vec::new());
+        common_names(to_be_signed.expect(SEQUENCE, "subject")?, &mut common)?;
         let before = to_be_signed.0;
         to_be_signed.expect(SEQUENCE, "public key")?;
         let key = &before[..before.len() - to_be_signed.0.len()];
@@ -141,6 +141,8 @@ impl Facts {
                 dns_names(Der(content).expect(SEQUENCE, "extensions")?, &mut names)?;
             }
         }
+        // What a certificate is for stands in its extensions first, since there are such.
+        names.append(&mut common);
         names.dedup();
         names.truncate(NAMES_MAX);
         Ok(Self { fingerprint, names, not_before, not_after })

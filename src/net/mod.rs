@@ -159,7 +159,7 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
                 let waited = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
                 self.traffic.waited.fetch_add(waited, Ordering::Relaxed);
             }
-            let n = read.map_err(|_| silent(self.silence))?.context(|| "connection lost")?;
+            let n = read.map_err(|_| silent(self.silence))?.map_err(lost)?;
             if n == 0 {
                 return if to.is_empty() { Ok(false) } else { Err(broken_off()) };
             }
@@ -168,6 +168,14 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
         }
         Ok(true)
     }
+}
+
+fn lost(e: io::Error) -> Error {
+    // What the TLS library has to say about this is for those who program it.
+    if e.kind() == io::ErrorKind::UnexpectedEof {
+        return Error::new(ErrorKind::Unavailable, "connection lost: the peer closed it without a goodbye");
+    }
+    Error::from(e).wrap("connection lost")
 }
 
 fn broken_off() -> Error {

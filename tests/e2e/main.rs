@@ -31,5 +31,6 @@ mod service;
 mod slots;
 mod streaming;
 mod trouble;
+mod trust;
 mod web;
 mod writers;
