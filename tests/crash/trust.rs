@@ -47,7 +47,9 @@ fn each_fault(words: &[&str], places: &[&str], mut run: impl FnMut(&str, &dyn Fn
                 let text = String::from_utf8_lossy(&out.stderr).into_owned();
                 match (out.status.signal(), out.status.code()) {
                     (Some(9), _) if action == "kill" => counted.set(1),
-                    (None, Some(4 | 5)) if action != "kill" && text.contains(state.to_str().expect("path")) => {
+                    (None, Some(4 | 5))
+                        if action != "kill" && text.contains(state.to_str().expect("path")) =>
+                    {
                         counted.set(1);
                     }
                     // It does not pass there that often.
@@ -76,7 +78,10 @@ fn a_key_is_whole_or_not_there_whatever_happens_when_it_is_made() {
         let first = id(&state);
         assert_eq!(id(&state), first);
         if let Some(made) = made {
-            assert!(fs::read(state.join("node.key")).expect("read") == made, "{fault}: the key was made twice");
+            assert!(
+                fs::read(state.join("node.key")).expect("read") == made,
+                "{fault}: the key was made twice"
+            );
         }
         let left: Vec<_> = fs::read_dir(&state).expect("list").flatten().map(|e| e.file_name()).collect();
         assert!(left.len() <= 4, "{fault}: {left:?}");

@@ -35,7 +35,8 @@ fn text(path: &Path) -> &str {
 
 /// The fingerprint of a node, before its first start or later.
 fn key_of(spec: &Spec) -> String {
-    let id: Value = serde_json::from_str(&done(&["id", "--json", "--state", text(&spec.state)])).expect("JSON");
+    let id: Value =
+        serde_json::from_str(&done(&["id", "--json", "--state", text(&spec.state)])).expect("JSON");
     id["fingerprint"].as_str().expect("a fingerprint").to_owned()
 }
 
@@ -49,7 +50,8 @@ fn refused(node: &Node, code: &str, words: &[&str]) {
         let status = node.status()?;
         let (message, remedy) = status.error_text();
         let said = words.iter().all(|w| message.contains(w)) && !remedy.is_empty();
-        if status.upstream_code() == code && status.state() == "refused" && status.health() == "help" && said {
+        if status.upstream_code() == code && status.state() == "refused" && status.health() == "help" && said
+        {
             Ok(())
         } else {
             Err(status.0.to_string())
@@ -84,7 +86,8 @@ fn two_commands_make_a_pair_trust_each_other() {
     trusts(&follower, "alpha", &alpha, "leader");
     let (leader, follower) = (leader.start(), follower.start());
     assert_eq!(key_of(&leader.spec), alpha, "while it runs, too");
-    fs::write(leader.data().join("a"), "content that nobody on the way may read ".repeat(100)).expect("write");
+    fs::write(leader.data().join("a"), "content that nobody on the way may read ".repeat(100))
+        .expect("write");
     assert_equal_within(within(20), leader.data(), follower.data());
     streams(&follower);
     let (seen, status) = (entry(&leader, "beta"), follower.status().expect("status"));
@@ -172,7 +175,15 @@ fn whom_a_node_does_not_serve_it_tells_by_which_rule() {
     trusts(&leader.spec, "unknown", &key_of(&unknown.spec), "follower");
     done(&["id", "--renew", "--state", text(&expired.spec.state)]);
     done(&["reload", "--state", text(&expired.spec.state)]);
-    done(&["trust", "monitor", &key_of(&monitor.spec), "--state", text(&leader.spec.state), "--role", "follower"]);
+    done(&[
+        "trust",
+        "monitor",
+        &key_of(&monitor.spec),
+        "--state",
+        text(&leader.spec.state),
+        "--role",
+        "follower",
+    ]);
     for node in [&unknown, &expired, &monitor] {
         streams(node);
     }
