@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -21,11 +20,11 @@ use super::resting::Resting;
 use super::scan::Scanner;
 use super::upkeep::{Notes, check_identity, first_scan};
 use super::watch::{self, Marks, Watch};
-use super::{CaptureOptions, Request, Shared, lock, wall_clock};
+use super::{CaptureOptions, Reply, Request, Shared, lock, wall_clock};
 use crate::catalog::{Catalog, Seen};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Cut, FileId, Lsn, SystemId};
-use crate::quiesce::Quiesce;
+use crate::quiesce::{Freezer, Quiesce};
 use crate::record::{GapReason, Time};
 use crate::sys::{self, Root, Stat, pulse};
 
@@ -86,7 +85,7 @@ pub(super) struct Engine {
     /// Longest path below the root that the kernel takes.
     pub(super) path_max: usize,
     background: Background,
-    waiting: Vec<SyncSender<Result<Lsn>>>,
+    waiting: Vec<Reply>,
     /// The gap that is open.
     pub(super) gap: Option<GapReason>,
     /// Nothing was committed since the start; true within: because nobody watched before.
@@ -212,6 +211,8 @@ impl Engine {
             .as_ref()
             .map_or_else(Error::clone, |()| Error::new(ErrorKind::Unavailable, "capture has stopped"));
         self.answer(&Err(answer));
+        // Whoever asked last is told by the end of its channel.
+        lock(&self.shared.requests).clear();
         for join in [self.rescan.take()].into_iter().flatten() {
             let _ = join.join();
         }
@@ -383,7 +384,7 @@ impl Engine {
 
     fn answer(&mut self, answer: &Result<Lsn>) {
         for caller in self.waiting.drain(..) {
-            let _ = caller.try_send(answer.clone());
+            caller(answer.clone());
         }
     }
 
@@ -645,7 +646,8 @@ impl Engine {
 /// The configured way to hold the application still.
 fn quiesce_of(options: &CaptureOptions, state: &Path, stop: &Arc<AtomicBool>) -> Result<Quiesce> {
     let (before, after) = (options.before_cut.clone(), options.after_cut.clone());
-    let quiesce = Quiesce::new(&options.freeze, options.max_freeze, before, after, state)?;
+    let freezer = options.freezer.clone().unwrap_or_else(|| Arc::new(Freezer::new(state)));
+    let quiesce = Quiesce::new(freezer, &options.freeze, options.max_freeze, before, after)?;
     Ok(quiesce.ended_by(Arc::clone(stop)))
 }
 

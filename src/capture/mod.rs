@@ -45,11 +45,12 @@ mod watch;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
+use tokio::sync::oneshot;
 
 use crate::blocks::Blocks;
 use crate::catalog::{Catalog, Seen};
@@ -57,6 +58,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fold::Fold;
 use crate::log::Log;
 use crate::position::{FileId, Lsn};
+use crate::quiesce::Freezer;
 use crate::record::Time;
 use crate::sys::pulse::Pulse;
 use crate::sys::{Root, Stat};
@@ -82,6 +84,8 @@ pub struct CaptureOptions {
     pub hot_interval: Duration,
     /// See [`crate::quiesce`].
     pub freeze: String,
+    /// Who freezes; `None`: nobody else has to know.
+    pub freezer: Option<Arc<Freezer>>,
     /// Longest freeze.
     pub max_freeze: Duration,
     /// Command before a cut that needs quiet.
@@ -135,9 +139,12 @@ pub struct CaptureStats {
     pub hold_deletes: bool,
 }
 
+/// Takes the answer to a barrier.
+type Reply = Box<dyn FnOnce(Result<Lsn>) + Send>;
+
 /// What is asked of the engine.
 enum Request {
-    Barrier(SyncSender<Result<Lsn>>),
+    Barrier(Reply),
     Mismatch(FileId, Vec<u64>),
     Learned(FileId, Seen, Vec<u128>),
     Reload(Box<CaptureOptions>),
@@ -275,12 +282,35 @@ impl CaptureHandle {
             return Err(stopped());
         }
         let (tx, rx) = sync_channel(1);
-        self.ask(Request::Barrier(tx))?;
+        self.ask(Request::Barrier(Box::new(move |lsn| {
+            // Who asked may have given up.
+            let _ = tx.try_send(lsn);
+        })))?;
         let lsn = rx.recv_timeout(timeout).map_err(|_| stopped())??;
         if self.shared.log.wait_durable(lsn, timeout)? {
             return Ok(lsn);
         }
         Err(Error::new(ErrorKind::Unavailable, "the log was not fsynced in time"))
+    }
+
+    /// The LSN of a commit that covers everything the directory holds at the call; it may not be durable yet. Those who
+    /// ask during a pass share the next one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Held`] while a guard holds, [`ErrorKind::Unavailable`] when capture ends.
+    pub async fn cover(&self) -> Result<Lsn> {
+        let ended = || {
+            let text = "capture has stopped; see status";
+            self.failure().unwrap_or_else(|| Error::new(ErrorKind::Unavailable, text))
+        };
+        if self.shared.stop.load(Ordering::SeqCst) {
+            return Err(ended());
+        }
+        let (tx, rx) = oneshot::channel();
+        self.ask(Request::Barrier(Box::new(move |lsn| {
+            let _ = tx.send(lsn);
+        })))?;
+        rx.await.unwrap_or_else(|_| Err(ended()))
     }
 
     /// These blocks go into the log with the next pass, changed or not. Blocks while the engine has too much to do.

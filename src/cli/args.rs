@@ -49,12 +49,18 @@ pub enum Command {
     Pause(Ask),
     /// Go on applying after a pause.
     Resume(Ask),
+    /// Commit everything the leader's directory holds now, and wait until followers have confirmed it. Exit code: 0
+    /// replicated, 1 local only, 2 unknown; 10 refused, 64 wrong usage.
+    Wait(WaitArgs),
     /// Make the daemon read its configuration file again.
     Reload(Ask),
     /// Show who this node is to its peers: its name, its system, the fingerprint of its key. Makes the key at first.
     Id(Id),
     /// Trust a peer by the fingerprint of its key, list the peers, or remove one. A running daemon follows at once.
     Trust(Trust),
+    /// Let a frozen application run although followers are missing, or end that.
+    #[command(subcommand)]
+    Sync(SyncCommand),
     /// Let a mass delete through that the guard holds.
     Confirm(Ask),
     /// What followers still need of the log: show it, or change it by hand.
@@ -284,6 +290,53 @@ pub struct Ask {
     /// Give up after this time.
     #[arg(long, value_name = "SPAN", default_value = "60s")]
     pub timeout: Span,
+}
+
+/// Commands on an application that is frozen until followers are there.
+#[derive(Debug, Subcommand)]
+pub enum SyncCommand {
+    /// Let it run for a time, whatever followers are there.
+    Release {
+        /// Which daemon.
+        #[command(flatten)]
+        ask: Ask,
+        /// How long; default: 1h. A restart of the daemon ends it.
+        #[arg(long = "for", value_name = "SPAN")]
+        span: Option<Span>,
+    },
+    /// End the release: it is frozen again while followers are missing.
+    Resume(Ask),
+}
+
+/// What to wait for, and how long.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// State directory of the daemon.
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["socket", "config"])]
+    pub state: Option<PathBuf>,
+    /// Control socket of the daemon; default: `control.sock` in the state directory.
+    #[arg(long, value_name = "PATH", conflicts_with = "state")]
+    pub socket: Option<PathBuf>,
+    /// Configuration file of the daemon, which names its state directory.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["state", "socket"])]
+    pub config: Option<PathBuf>,
+    /// What followers have to have done; default: `synchronous_level` of the configuration. On a follower, what it has to
+    /// have done itself; default: apply.
+    #[arg(long, value_enum)]
+    pub level: Option<Level>,
+    /// Give up after this time: 1ms to 24h; default: 5s.
+    #[arg(long, value_name = "SPAN")]
+    pub timeout: Option<Span>,
+    /// Who has to confirm, like 'ANY 1 (a, b)'; default: `synchronous_followers` of the configuration, and where that is
+    /// empty every follower attached.
+    #[arg(long = "for", value_name = "POLICY")]
+    pub policy: Option<String>,
+    /// Wait for this position instead of what the directory holds. On a follower: until it is there itself.
+    #[arg(long, value_name = "LSN")]
+    pub lsn: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Commands on segments.

@@ -6,8 +6,10 @@ mod demo;
 mod generate;
 mod slot;
 mod trust;
+mod wait;
 mod watch;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,7 +24,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::log::{dump, inspect};
 use crate::state;
 use crate::status;
-use args::{Ask, Cli, Command, ConfigCommand, LogCommand};
+use args::{Ask, Cli, Command, ConfigCommand, LogCommand, SyncCommand};
 
 /// Parses the command line, runs the command, prints its error, returns the exit code.
 pub fn main() -> ExitCode {
@@ -42,11 +44,10 @@ pub fn main() -> ExitCode {
 }
 
 /// The command line is not understood, or asks for help. For those that call plugins a wrong one tells nothing of
-/// the node: `check` then has the exit code of what is unknown.
+/// the node: `check` then has the exit code of what is unknown; `wait` one that says nothing about data.
 fn mistyped(e: &clap::Error) -> ExitCode {
-    let is_check = std::env::args_os().skip(1).any(|word| word == "check")
-        && !std::env::args_os().skip(1).any(|word| word == "config");
-    if e.use_stderr() && is_check {
+    let command = command_word(std::env::args_os().skip(1));
+    if e.use_stderr() && command.as_deref() == Some("check") {
         let text = e.to_string();
         let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
         let _ = print(&check::unknown(&first, false));
@@ -54,7 +55,24 @@ fn mistyped(e: &clap::Error) -> ExitCode {
         return ExitCode::from(check::UNKNOWN);
     }
     let _ = e.print();
+    if e.use_stderr() && command.as_deref() == Some("wait") {
+        return ExitCode::from(wait::USAGE);
+    }
     ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
+}
+
+/// The command, as far as it can be seen in words that are not understood.
+fn command_word(words: impl Iterator<Item = OsString>) -> Option<String> {
+    let mut value = false;
+    for word in words {
+        match word.to_str() {
+            _ if value => value = false,
+            Some("--log-level") => value = true,
+            Some(w) if w.starts_with('-') => {}
+            other => return other.map(str::to_owned),
+        }
+    }
+    None
 }
 
 /// Daemons log to standard error; under systemd the journal takes it from there.
@@ -91,6 +109,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check(args) => check::run(&args),
         Command::Pause(ask) => show(&ask, &Request::Pause, |v| rests("paused", v)),
         Command::Resume(ask) => show(&ask, &Request::Resume, |v| rests("resumed", v)),
+        Command::Wait(args) => wait::run(&args),
         Command::Reload(ask) => show(&ask, &Request::Reload, reloaded),
         Command::Id(args) => trust::id(&args),
         Command::Trust(args) => trust::trust(&args),
@@ -102,6 +121,13 @@ fn run(command: Command) -> Result<ExitCode> {
             show(&ask, &Request::Confirm, words)
         }
         Command::Slot(command) => slot::run(command),
+        Command::Sync(SyncCommand::Release { ask, span }) => show(&ask, &Request::SyncRelease { span }, |v| {
+            format!("the application runs without its followers for {}\n", v["for"].as_str().unwrap_or("-"))
+        }),
+        Command::Sync(SyncCommand::Resume(ask)) => show(&ask, &Request::SyncResume, |v| match v["resumed"].as_bool() {
+            Some(true) => "it is frozen again while followers are missing\n".to_owned(),
+            _ => "nothing was released\n".to_owned(),
+        }),
         Command::Log(log) => inspect_log(&log),
         Command::Config(ConfigCommand::Check { file }) => Config::load(&file).map(|_| ExitCode::SUCCESS),
         Command::Config(ConfigCommand::Show { file, json }) => show_config(file.as_deref(), json),
@@ -129,9 +155,13 @@ fn load(file: Option<&Path>) -> Result<Config> {
 
 /// The socket that a command names, or that of the state directory it names, or of the one its file names.
 fn socket(ask: &Ask) -> Result<PathBuf> {
-    let state = match (&ask.socket, &ask.state, &ask.config) {
-        (Some(path), ..) => return Ok(path.clone()),
-        (None, Some(dir), _) => Some(dir.clone()),
+    socket_at(ask.socket.as_deref(), ask.state.as_deref(), ask.config.as_deref())
+}
+
+fn socket_at(socket: Option<&Path>, state: Option<&Path>, config: Option<&Path>) -> Result<PathBuf> {
+    let state = match (socket, state, config) {
+        (Some(path), ..) => return Ok(path.to_owned()),
+        (None, Some(dir), _) => Some(dir.to_owned()),
         (None, None, Some(file)) => Config::load(file)?.state,
         (None, None, None) => None,
     };

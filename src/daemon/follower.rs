@@ -22,6 +22,7 @@ use crate::fill;
 use crate::log::{Log, LogOptions};
 use crate::net::{Ancestry, Sources, Upstream, UpstreamStatus};
 use crate::position::Lsn;
+use crate::quorum::Level;
 use crate::receive::{self, Progress};
 use crate::state::{Control, FillState};
 use crate::status::{Failure, Lag, Status};
@@ -298,6 +299,29 @@ impl Follower {
     pub(super) fn probe(&self) -> Vec<u64> {
         let apply = self.apply.as_ref().and_then(ApplyHandle::probe);
         apply.into_iter().chain(self.log.as_ref().and_then(Log::probe)).collect()
+    }
+
+    /// Waits until this node itself has everything before `lsn`, at this level.
+    pub(super) async fn reaches(&self, lsn: Lsn, level: Level) -> Result<()> {
+        let (Some(apply), Some(log)) = (&self.apply, &self.log) else {
+            let text = "the first copy is under way; try again when status says running";
+            return Err(Error::new(ErrorKind::Unavailable, text));
+        };
+        let (mut tail, mut written, mut applied) = (log.subscribe(), log.subscribe_written(), apply.applied());
+        let failed = || log.failure().or_else(|| (level == Level::Apply).then(|| apply.failure()).flatten());
+        let open = match level {
+            Level::Write => written.wait_for(|w| *w >= lsn).await.is_ok(),
+            Level::Flush => tail.wait_for(|t| t.end >= lsn || failed().is_some()).await.is_ok(),
+            Level::Apply => {
+                let there = |a: &Applied| a.consistent && a.lsn >= lsn;
+                applied.wait_for(|a| there(a) || failed().is_some()).await.is_ok()
+            }
+        };
+        match failed() {
+            Some(e) => Err(e),
+            None if open => Ok(()),
+            None => Err(Error::new(ErrorKind::Unavailable, "the node stops")),
+        }
     }
 
     pub(crate) fn pause(&self, pause: bool) -> Result<Value> {

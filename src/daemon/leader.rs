@@ -20,6 +20,7 @@ use crate::fold::Fold;
 use crate::log::{Log, LogOptions};
 use crate::net::Ancestry;
 use crate::position::Lsn;
+use crate::quiesce::Freezer;
 use crate::send;
 use crate::state::Control;
 use crate::status::Status;
@@ -56,7 +57,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     let cleaning = cleanup::start(node, &log);
     let (starter, recorded) = (Arc::clone(node), log.clone());
     let capture = blocking(move || {
-        Capture::start(root, fold, recorded, starter.state.path(), options(&starter.config()))
+        Capture::start(root, fold, recorded, starter.state.path(), options(&starter.config(), &starter.freezer))
     })
     .await?;
     node.set_engine(Some(Engine::Leader(Leader { capture: capture.clone(), log: log.clone() })));
@@ -171,7 +172,7 @@ fn recovered(node: &Arc<Node>) -> Result<(Arc<Root>, Log, Fold)> {
 }
 
 /// The options of capture, from the configuration.
-pub(crate) fn options(config: &Config) -> CaptureOptions {
+pub(crate) fn options(config: &Config, freezer: &Arc<Freezer>) -> CaptureOptions {
     CaptureOptions {
         rescan_interval: config.rescan_interval.0,
         max_cut_delay: config.max_cut_delay.0,
@@ -180,6 +181,7 @@ pub(crate) fn options(config: &Config) -> CaptureOptions {
         excludes: config.exclude.clone(),
         hot_interval: config.hot_interval.0,
         freeze: config.freeze.clone(),
+        freezer: Some(Arc::clone(freezer)),
         max_freeze: config.max_freeze.0,
         before_cut: config.before_cut.clone(),
         after_cut: config.after_cut.clone(),
@@ -222,8 +224,24 @@ impl Leader {
         [self.capture.probe(), self.log.probe()].into_iter().flatten().collect()
     }
 
-    pub(crate) fn reload(&self, config: &Config) {
-        self.capture.reload(options(config));
+    /// The LSN of a commit that covers everything the directory holds now.
+    pub(super) async fn cover(&self) -> Result<Lsn> {
+        self.capture.cover().await
+    }
+
+    /// Waits until everything before `lsn` is durable here.
+    pub(super) async fn durable(&self, lsn: Lsn) -> Result<()> {
+        let mut tail = self.log.subscribe();
+        let there = tail.wait_for(|t| t.end >= lsn || self.log.failure().is_some()).await.map(|t| t.end >= lsn);
+        match (there, self.log.failure()) {
+            (Ok(true), _) => Ok(()),
+            (_, Some(e)) => Err(e),
+            _ => Err(Error::new(ErrorKind::Unavailable, "the log was closed")),
+        }
+    }
+
+    pub(crate) fn reload(&self, config: &Config, freezer: &Arc<Freezer>) {
+        self.capture.reload(options(config, freezer));
     }
 
     pub(crate) fn fill_status(&self, port: &Port, status: &mut Status) {

@@ -31,9 +31,11 @@ mod recover;
 mod show;
 mod slot;
 mod source;
+mod strict;
 mod supervisor;
 mod sync;
 mod trouble;
+mod wait;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -108,6 +110,10 @@ pub(crate) struct Node {
     retry: tokio::sync::Notify,
     stop: CancellationToken,
     supervisor: Supervisor,
+    waits: wait::Waits,
+    /// Whoever wants the application still asks this one.
+    pub(crate) freezer: Arc<crate::quiesce::Freezer>,
+    strict: strict::Strict,
 }
 
 /// The engines of the present generation.
@@ -227,6 +233,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
     config::check_apart(&data, state.path())?;
     let id = state.node()?;
     let slots = Arc::new(Slots::open(state.path())?);
+    let freezer = Arc::new(crate::quiesce::Freezer::new(state.path()));
     Ok(Node {
         config: Mutex::new(config),
         state,
@@ -248,6 +255,9 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
         retry: tokio::sync::Notify::new(),
         stop: CancellationToken::new(),
         supervisor,
+        waits: wait::Waits::default(),
+        freezer,
+        strict: strict::Strict::default(),
     })
 }
 
@@ -283,13 +293,17 @@ async fn live(node: Arc<Node>) -> Result<()> {
     let socket_cancel = CancellationToken::new();
     let socket = {
         let (path, cancel, node) = (node.state.socket(), socket_cancel.clone(), Arc::clone(&node));
-        let handler: control::Handler = Arc::new(move |request| answer(Arc::clone(&node), request));
+        let handler: control::Handler = Arc::new(move |request, cancel| answer(Arc::clone(&node), request, cancel));
         tokio::spawn(async move { control::serve(&path, handler, cancel).await })
     };
+    let unattended = CancellationToken::new();
+    let strict = tokio::spawn(strict::watch(Arc::clone(&node), unattended.clone()));
     let result = match node.pages.set(&node, node.config().http.as_deref()).await {
         Ok(()) => generations(&node).await,
         Err(e) => Err(e),
     };
+    unattended.cancel();
+    let _ = strict.await;
     if let Err(e) = &result {
         node.supervisor.failed(e).await;
     }
@@ -418,12 +432,17 @@ pub(crate) async fn bounded_stop(what: &'static str, work: impl FnOnce() -> Resu
     }
 }
 
-fn answer(node: Arc<Node>, request: Request) -> Answer {
+fn answer(node: Arc<Node>, request: Request, cancel: CancellationToken) -> Answer {
     Box::pin(async move {
         match request {
             Request::Status => show::shown(node).await,
             Request::Reload => reload(&node).await,
             Request::Trust => trust(&node).await,
+            Request::Wait(ask) => wait::answer(&node, &ask, cancel).await,
+            // Only those that it is said to know what to end.
+            Request::Cancel => Ok(json!({"cancelled": false})),
+            Request::SyncRelease { span } => strict::release(&node, span.map(|s| s.0)),
+            Request::SyncResume => strict::resume(&node),
             Request::Stop => {
                 node.stop.cancel();
                 Ok(json!({"stopping": true}))
@@ -509,7 +528,7 @@ async fn read_again(node: &Arc<Node>) -> Result<Value> {
     match node.engine() {
         Some(Engine::Leader(l)) => {
             sync::enforce(node.port.peers(), &config)?;
-            l.reload(&config);
+            l.reload(&config, &node.freezer);
         }
         Some(Engine::Follower(_)) if change.needs_turn() => {
             if change.has("stop_at") {
@@ -520,6 +539,7 @@ async fn read_again(node: &Arc<Node>) -> Result<Value> {
         Some(Engine::Follower(f)) => f.reload(&config),
         _ => {}
     }
+    node.strict.look();
     // Whatever waits for an operator is tried again now.
     node.retry.notify_waiters();
     tracing::info!("configuration read again from '{}': {change}", file.display());

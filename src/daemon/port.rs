@@ -75,7 +75,7 @@ impl Port {
     }
 
     /// The same, to wait for them.
-    pub(crate) fn peers(&self) -> &Peers {
+    pub(crate) fn peers(&self) -> &Arc<Peers> {
         &self.peers
     }
 

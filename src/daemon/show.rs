@@ -55,7 +55,9 @@ fn status(node: &Arc<Node>) -> Result<Status> {
         None => "nothing is replicated until the node is running".clone_into(&mut status.guarantee),
     }
     if control.role == Role::Leader {
-        let part = sync::part(node.port.peers(), &node.config());
+        let mut part = sync::part(node.port.peers(), &node.config());
+        node.waits.fill(&mut part);
+        node.strict.fill(&mut part);
         status.guarantee += &sync::guarantee(&part);
         status.sync = Some(part);
     }

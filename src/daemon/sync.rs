@@ -51,6 +51,7 @@ pub(super) fn part(peers: &Peers, config: &Config) -> SyncPart {
         write,
         flush,
         apply,
+        waiters: peers.waiting() as u64,
         ..SyncPart::default()
     }
 }

@@ -257,6 +257,12 @@ impl Peers {
         Level::ALL.map(|level| quorum::decide(policy, level, &candidates).confirmed)
     }
 
+    /// How many wait for confirmations.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.lock().board.waiting()
+    }
+
     /// Begins to wait for a confirmation.
     ///
     /// # Errors

@@ -142,7 +142,7 @@
 //! | `sync.required`, `sync.present` | how many have to, and do |
 //! | `sync.missing_since` | since when there are too few |
 //! | `sync.write`, `sync.flush`, `sync.apply` | up to where the policy has confirmed at each level; `null`: the quorum is missing, or nobody has to confirm |
-//! | `sync.waiters` | callers of `towline wait` now |
+//! | `sync.waiters` | callers of `towline wait` whose change is durable here and not confirmed yet |
 //! | `sync.replicated`, `sync.local_only`, `sync.unknown` | how those before ended |
 //! | `sync.frozen_since` | the application is frozen until the quorum is there |
 //! | `sync.freeze_error` | why it should be but can't be |

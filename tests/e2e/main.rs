@@ -30,6 +30,8 @@ mod scrub;
 mod service;
 mod slots;
 mod streaming;
+mod strict;
+mod sync;
 mod trouble;
 mod trust;
 mod web;

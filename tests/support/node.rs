@@ -285,6 +285,28 @@ impl Node {
         serde_json::from_str(&text).map(Status).map_err(|e| format!("status is not JSON: {e}: {text}"))
     }
 
+    /// `towline wait`: its exit code and its answer, `null` when there is none.
+    pub(crate) fn wait_confirmed(&self, words: &[&str]) -> (i32, Value) {
+        let mut all = vec!["wait", "--json"];
+        all.extend(words);
+        let out = self.ask(&all);
+        (out.status.code().unwrap_or(-1), serde_json::from_slice(&out.stdout).unwrap_or_default())
+    }
+
+    /// Asserts that everything the directory holds is confirmed; by whom, and up to where.
+    pub(crate) fn replicated(&self, words: &[&str]) -> (Vec<String>, String) {
+        let (code, answer) = self.wait_confirmed(words);
+        assert!(code == 0 && answer["result"] == "replicated", "{code} {answer}\n{}", self.log_tail(20));
+        let by = answer["confirmed_by"].as_array().cloned().unwrap_or_default();
+        let names = by.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        (names, answer["lsn"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Where it answers.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.spec.state.join("control.sock")
+    }
+
     /// Pauses apply; returns where it rests.
     pub(crate) fn pause(&self) -> Rest {
         self.try_pause().unwrap_or_else(|e| panic!("{e}\n{}", self.log_tail(20)))
@@ -475,6 +497,21 @@ impl Status {
     /// How far behind a follower is, where that is known.
     pub(crate) fn lag_seconds(&self) -> Option<f64> {
         self.0.pointer("/lag/seconds").and_then(Value::as_f64)
+    }
+
+    /// Name, state and priority of each follower, as in pg_stat_replication.
+    pub(crate) fn sync_states(&self) -> Vec<(String, String, u64)> {
+        let list = self.0.pointer("/followers").and_then(Value::as_array).cloned().unwrap_or_default();
+        let word = |v: &Value, key: &str| v[key].as_str().unwrap_or_default().to_owned();
+        let attached = list.iter().filter(|f| f["state"] != "away");
+        attached
+            .map(|f| (word(f, "name"), word(f, "sync_state"), f["sync_priority"].as_u64().unwrap_or_default()))
+            .collect()
+    }
+
+    /// A key of the part about synchronous replication.
+    pub(crate) fn sync(&self, key: &str) -> Value {
+        self.0["sync"][key].clone()
     }
 
     /// Name and state of each follower that the node knows.

@@ -41,6 +41,7 @@ pub(super) fn options() -> CaptureOptions {
         excludes: Vec::new(),
         hot_interval: Duration::from_millis(200),
         freeze: String::new(),
+        freezer: None,
         max_freeze: Duration::from_millis(500),
         before_cut: None,
         after_cut: None,

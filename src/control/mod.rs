@@ -1,38 +1,37 @@
 //! The control socket: a Unix socket in the state directory (mode 0600) that answers
-//! newline-delimited JSON. One request is one object with a `command`; one line comes back,
-//! an object with either the answer's fields or `error` and `kind`.
+//! newline-delimited JSON. One request is one object with a `command`; one line comes back for each, in the order of
+//! the requests: an object with either the answer's fields or `error` and `kind`.
+//!
+//! Requests may be sent before the answers to earlier ones came. A caller that closes its connection is done with: what
+//! it waited for is given up. One that only shuts down its sending side still gets its answers.
 
-use std::collections::VecDeque;
-use std::fs::File;
 use std::future::Future;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
-use tokio::time::MissedTickBehavior;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Span;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::Quiet;
+use crate::quorum::Level;
+
+mod server;
+
+pub use server::serve;
 
 /// Most bytes of one request or answer.
-const LINE_MAX: u64 = 4 << 20;
-/// Most callers at once; a further one takes the place of the one that has been silent for longest, or waits.
-const CALLERS_MAX: usize = 32;
-/// Between looks whether the socket's file is still there. Each wakes a node that is otherwise idle.
-const LOOK: Duration = Duration::from_secs(1);
-/// A caller that says nothing for this long is dropped.
-const IDLE: Duration = Duration::from_secs(2);
+pub(crate) const LINE_MAX: u64 = 4 << 20;
+
+/// How long a wait lasts at most when nothing else is said.
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time that can be asked for.
+pub const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// What can be asked of a running node.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -52,10 +51,41 @@ pub enum Request {
     Confirm,
     /// Commit everything the directory holds now and say the LSN.
     Barrier,
+    /// Commit everything the directory holds now, and wait until followers have confirmed it.
+    Wait(Wait),
+    /// End the waits of this connection now; each is answered by what is certain then.
+    Cancel,
+    /// Let the application run although the quorum is missing, for this time.
+    #[serde(rename = "sync-release")]
+    SyncRelease {
+        /// How long; else an hour.
+        #[serde(default, rename = "for")]
+        span: Option<Span>,
+    },
+    /// End what an operator released.
+    #[serde(rename = "sync-resume")]
+    SyncResume,
     /// Look at the slots, or change them by hand.
     Slot(SlotRequest),
     /// Stop after flushing.
     Stop,
+}
+
+/// What is waited for, and how long. All of it may be left out.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Wait {
+    /// What followers have to have done; else what the configuration says. On a follower: what it has to have done
+    /// itself, else `apply`.
+    pub level: Option<Level>,
+    /// How long; else [`WAIT_TIMEOUT`].
+    pub timeout: Option<Span>,
+    /// Who has to confirm, in the grammar of `synchronous_followers`; else the policy of the configuration, and where that
+    /// is empty all that are attached.
+    #[serde(rename = "for")]
+    pub policy: Option<String>,
+    /// A position to wait for instead of what the directory holds.
+    pub lsn: Option<String>,
 }
 
 /// What can be asked about slots.
@@ -77,174 +107,8 @@ pub enum SlotRequest {
 
 /// An answer in the making.
 pub type Answer = Pin<Box<dyn Future<Output = Result<Value>> + Send>>;
-/// What answers requests.
-pub type Handler = Arc<dyn Fn(Request) -> Answer + Send + Sync>;
-
-/// The socket in the state directory. The directory is held open: whatever is moved into its place, and whoever
-/// works there, is left alone.
-struct Socket {
-    dir: File,
-    name: PathBuf,
-    path: PathBuf,
-    listener: UnixListener,
-    /// Device and inode of its file.
-    identity: (u64, u64),
-}
-
-impl Socket {
-    /// Binds the socket. A file left there is replaced: the lock of the directory is held, so no process lives
-    /// that it could belong to.
-    fn bind(path: &Path) -> Result<Self> {
-        let (parent, name) = path
-            .parent()
-            .zip(path.file_name())
-            .ok_or_else(|| Error::new(ErrorKind::Usage, format!("'{}' can't be a socket", path.display())))?;
-        let dir = File::open(parent).map_err(|e| Error::io("open", parent, e))?;
-        let (listener, identity) = listen(path, path)?;
-        Ok(Self { dir, name: name.into(), path: path.to_owned(), listener, identity })
-    }
-
-    /// Binds it again if its file is not there any more, or is another one.
-    fn keep(&mut self) -> Result<()> {
-        let at = PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd())).join(&self.name);
-        if identity(&at).is_ok_and(|now| now == self.identity) {
-            return Ok(());
-        }
-        let held = self.dir.metadata().map_err(|e| Error::io("stat the directory of", &self.path, e))?;
-        if held.nlink() == 0 {
-            // The directory itself was removed; the node says so elsewhere.
-            return Ok(());
-        }
-        (self.listener, self.identity) = listen(&at, &self.path)?;
-        tracing::warn!("control socket '{}' was removed; it is there again", self.path.display());
-        Ok(())
-    }
-}
-
-/// Device and inode of what is at `path`.
-fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
-    std::fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()))
-}
-
-/// Listens `at` a path; errors name it as `shown`.
-fn listen(at: &Path, shown: &Path) -> Result<(UnixListener, (u64, u64))> {
-    match std::fs::remove_file(at) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::io("remove old socket", shown, e));
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(at).map_err(|e| Error::io("listen on", shown, e))?;
-    std::fs::set_permissions(at, std::fs::Permissions::from_mode(0o600))
-        .map_err(|e| Error::io("restrict", shown, e))?;
-    let identity = identity(at).map_err(|e| Error::io("stat", shown, e))?;
-    Ok((listener, identity))
-}
-
-/// Serves the socket at `path` until cancelled. A socket file left by a dead process is replaced; the
-/// lock of the state directory has already shown that no other process lives. One that is removed is bound again.
-pub async fn serve(path: &Path, handler: Handler, cancel: CancellationToken) -> Result<()> {
-    let mut socket = Socket::bind(path)?;
-    let mut look = tokio::time::interval(LOOK);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let quiet = Quiet::new(Duration::from_secs(60));
-    let places = Arc::new(Semaphore::new(CALLERS_MAX));
-    let silent = Arc::new(Silent::default());
-    for number in 0.. {
-        let stream = tokio::select! {
-            () = cancel.cancelled() => break,
-            _ = look.tick() => {
-                if let Err(e) = socket.keep()
-                    && let Some(n) = quiet.line()
-                {
-                    tracing::warn!("the control socket is not there and can't be bound again: {e}{n}");
-                }
-                continue;
-            }
-            accepted = socket.listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(e) => {
-                    tracing::warn!("cannot accept on the control socket: {e}");
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                    continue;
-                }
-            },
-        };
-        if places.available_permits() == 0 {
-            silent.drop_longest();
-        }
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
-        let (handler, cancel, silent) = (Arc::clone(&handler), cancel.child_token(), Arc::clone(&silent));
-        silent.listens(number, &cancel);
-        tokio::spawn(async move {
-            let _place = place;
-            tokio::select! {
-                () = cancel.cancelled() => {}
-                result = converse(stream, handler, &silent, number, &cancel) => if let Err(e) = result {
-                    tracing::debug!("control connection ended: {e}");
-                }
-            }
-            silent.speaks(number);
-        });
-    }
-    Ok(())
-}
-
-/// The callers whose request has not come yet, the one that waits for longest first.
-#[derive(Default)]
-struct Silent(Mutex<VecDeque<(u64, CancellationToken)>>);
-
-impl Silent {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(u64, CancellationToken)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn listens(&self, number: u64, cancel: &CancellationToken) {
-        self.lock().push_back((number, cancel.clone()));
-    }
-
-    fn speaks(&self, number: u64) {
-        self.lock().retain(|(n, _)| *n != number);
-    }
-
-    fn drop_longest(&self) {
-        if let Some((_, cancel)) = self.lock().pop_front() {
-            cancel.cancel();
-        }
-    }
-}
-
-async fn converse(
-    stream: UnixStream,
-    handler: Handler,
-    silent: &Silent,
-    number: u64,
-    cancel: &CancellationToken,
-) -> std::io::Result<()> {
-    let (read, mut write) = stream.into_split();
-    let mut lines = tokio::io::BufReader::new(read.take(LINE_MAX));
-    loop {
-        let mut line = String::new();
-        lines.get_mut().set_limit(LINE_MAX);
-        let n = tokio::time::timeout(IDLE, lines.read_line(&mut line)).await??;
-        silent.speaks(number);
-        if n == 0 {
-            return Ok(());
-        }
-        let answer = match serde_json::from_str::<Request>(&line) {
-            Ok(request) => handler(request).await,
-            Err(e) => Err(Error::new(
-                ErrorKind::Usage,
-                format!("request not understood: {e}; ask with the towline that runs"),
-            )),
-        };
-        let value = answer.unwrap_or_else(|e| json!({"error": e.to_string(), "kind": e.kind().word()}));
-        let mut text = value.to_string();
-        text.push('\n');
-        write.write_all(text.as_bytes()).await?;
-        silent.listens(number, cancel);
-    }
-}
+/// What answers requests. The token ends those that wait.
+pub type Handler = Arc<dyn Fn(Request, CancellationToken) -> Answer + Send + Sync>;
 
 /// Asks the node whose socket is at `path`; blocks for at most `timeout`.
 ///
@@ -275,7 +139,12 @@ pub fn call(path: &Path, request: &Request, timeout: Duration) -> Result<Value> 
     if line.is_empty() {
         return Err(down("the daemon closed the connection", std::io::ErrorKind::UnexpectedEof.into()));
     }
-    let value: Value = serde_json::from_str(&line)
+    judge(&line)
+}
+
+/// What an answer says: its fields, or the error of the daemon.
+pub fn judge(line: &str) -> Result<Value> {
+    let value: Value = serde_json::from_str(line)
         .map_err(|e| Error::new(ErrorKind::Unavailable, format!("the daemon's answer is not JSON: {e}")))?;
     match value.get("error").filter(|_| value.get("kind").is_some()) {
         Some(error) => {
@@ -307,6 +176,10 @@ fn kind_of(word: &str) -> ErrorKind {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -329,7 +202,7 @@ mod tests {
         let path = dir.path().join("s");
         let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let cancel = CancellationToken::new();
-        let handler: Handler = Arc::new(|r| {
+        let handler: Handler = Arc::new(|r, _| {
             Box::pin(async move {
                 if r == Request::Status {
                     Ok(json!({"state": "running"}))
@@ -381,7 +254,7 @@ mod tests {
         std::fs::remove_dir_all(&own).unwrap();
         std::fs::rename(&aside, &own).unwrap();
         // Who holds connections open without a word holds nobody up.
-        let idle: Vec<_> = (0..10 * CALLERS_MAX).map(|_| StdStream::connect(&path).unwrap()).collect();
+        let idle: Vec<_> = (0..10 * server::CALLERS_MAX).map(|_| StdStream::connect(&path).unwrap()).collect();
         assert_eq!(call(&path, &Request::Status, Duration::from_secs(10)).unwrap()["state"], "running");
         assert!((&idle[0]).read(&mut [0]).is_ok_and(|n| n == 0), "the one silent for longest was dropped");
         cancel.cancel();
