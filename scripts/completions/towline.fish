@@ -35,9 +35,11 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "status" -d 'Show ro
 complete -c towline -n "__fish_towline_needs_command" -f -a "check" -d 'One line and an exit code for cron and Nagios: 0 ok, 1 warning, 2 critical, 3 unknown'
 complete -c towline -n "__fish_towline_needs_command" -f -a "pause" -d 'Bring the follower\'s directory to rest on a cut and keep it there; prints which cut'
 complete -c towline -n "__fish_towline_needs_command" -f -a "resume" -d 'Go on applying after a pause'
+complete -c towline -n "__fish_towline_needs_command" -f -a "wait" -d 'Commit everything the leader\'s directory holds now, and wait until followers have confirmed it. Exit code: 0 replicated, 1 local only, 2 unknown; 10 refused, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "reload" -d 'Make the daemon read its configuration file again'
 complete -c towline -n "__fish_towline_needs_command" -f -a "id" -d 'Show who this node is to its peers: its name, its system, the fingerprint of its key. Makes the key at first'
 complete -c towline -n "__fish_towline_needs_command" -f -a "trust" -d 'Trust a peer by the fingerprint of its key, list the peers, or remove one. A running daemon follows at once'
+complete -c towline -n "__fish_towline_needs_command" -f -a "sync" -d 'Let a frozen application run although followers are missing, or end that'
 complete -c towline -n "__fish_towline_needs_command" -f -a "confirm" -d 'Let a mass delete through that the guard holds'
 complete -c towline -n "__fish_towline_needs_command" -f -a "slot" -d 'What followers still need of the log: show it, or change it by hand'
 complete -c towline -n "__fish_towline_needs_command" -f -a "log" -d 'Read log segments offline'
@@ -187,6 +189,19 @@ complete -c towline -n "__fish_towline_using_subcommand resume" -l log-level -d 
 complete -c towline -n "__fish_towline_using_subcommand resume" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand resume" -l log-json -d 'Write the daemon\'s log as JSON lines'
 complete -c towline -n "__fish_towline_using_subcommand resume" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand wait" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand wait" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand wait" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand wait" -l level -d 'What followers have to have done; default: `synchronous_level` of the configuration. On a follower, what it has to have done itself; default: apply' -r -f -a "write\t'Its operating system has it: survives the death of the follower\'s process'
+flush\t'It is durable in its log'
+apply\t'It is visible in its directory'"
+complete -c towline -n "__fish_towline_using_subcommand wait" -l timeout -d 'Give up after this time: 1ms to 24h; default: 5s' -r
+complete -c towline -n "__fish_towline_using_subcommand wait" -l for -d 'Who has to confirm, like \'ANY 1 (a, b)\'; default: `synchronous_followers` of the configuration, and where that is empty every follower attached' -r
+complete -c towline -n "__fish_towline_using_subcommand wait" -l lsn -d 'Wait for this position instead of what the directory holds. On a follower: until it is there itself' -r
+complete -c towline -n "__fish_towline_using_subcommand wait" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand wait" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand wait" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand wait" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c towline -n "__fish_towline_using_subcommand reload" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand reload" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand reload" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
@@ -215,6 +230,28 @@ complete -c towline -n "__fish_towline_using_subcommand trust" -l remove -d 'Tru
 complete -c towline -n "__fish_towline_using_subcommand trust" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand trust" -l log-json -d 'Write the daemon\'s log as JSON lines'
 complete -c towline -n "__fish_towline_using_subcommand trust" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c towline -n "__fish_towline_using_subcommand sync; and not __fish_seen_subcommand_from release resume" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand sync; and not __fish_seen_subcommand_from release resume" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand sync; and not __fish_seen_subcommand_from release resume" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand sync; and not __fish_seen_subcommand_from release resume" -f -a "release" -d 'Let it run for a time, whatever followers are there'
+complete -c towline -n "__fish_towline_using_subcommand sync; and not __fish_seen_subcommand_from release resume" -f -a "resume" -d 'End the release: it is frozen again while followers are missing'
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l for -d 'How long; default: 1h. A restart of the daemon ends it' -r
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
