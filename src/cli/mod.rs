@@ -121,13 +121,20 @@ fn run(command: Command) -> Result<ExitCode> {
             show(&ask, &Request::Confirm, words)
         }
         Command::Slot(command) => slot::run(command),
-        Command::Sync(SyncCommand::Release { ask, span }) => show(&ask, &Request::SyncRelease { span }, |v| {
-            format!("the application runs without its followers for {}\n", v["for"].as_str().unwrap_or("-"))
-        }),
-        Command::Sync(SyncCommand::Resume(ask)) => show(&ask, &Request::SyncResume, |v| match v["resumed"].as_bool() {
-            Some(true) => "it is frozen again while followers are missing\n".to_owned(),
-            _ => "nothing was released\n".to_owned(),
-        }),
+        Command::Sync(SyncCommand::Release { ask, span }) => {
+            show(&ask, &Request::SyncRelease { span }, |v| {
+                format!(
+                    "the application runs without its followers for {}\n",
+                    v["for"].as_str().unwrap_or("-")
+                )
+            })
+        }
+        Command::Sync(SyncCommand::Resume(ask)) => {
+            show(&ask, &Request::SyncResume, |v| match v["resumed"].as_bool() {
+                Some(true) => "it is frozen again while followers are missing\n".to_owned(),
+                _ => "nothing was released\n".to_owned(),
+            })
+        }
         Command::Log(log) => inspect_log(&log),
         Command::Config(ConfigCommand::Check { file }) => Config::load(&file).map(|_| ExitCode::SUCCESS),
         Command::Config(ConfigCommand::Show { file, json }) => show_config(file.as_deref(), json),

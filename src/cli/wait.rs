@@ -66,8 +66,13 @@ fn eprint(text: &str) {
 fn words(answer: &Value) -> String {
     let text = |k: &str| answer.get(k).and_then(Value::as_str).unwrap_or("-");
     let number = |k: &str| answer.get(k).and_then(Value::as_f64).unwrap_or(0.0);
-    let by: Vec<&str> =
-        answer.get("confirmed_by").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    let by: Vec<&str> = answer
+        .get("confirmed_by")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     match text("result") {
         "replicated" => format!(
             "replicated {} ({} by {}), captured in {:.1} ms, confirmed in {:.1} ms\n",
@@ -83,7 +88,9 @@ fn words(answer: &Value) -> String {
             text("reason"),
             number("capture_ms")
         ),
-        "reached" => format!("reached {} ({}) in {:.1} ms\n", text("lsn"), text("level"), number("elapsed_ms")),
+        "reached" => {
+            format!("reached {} ({}) in {:.1} ms\n", text("lsn"), text("level"), number("elapsed_ms"))
+        }
         "not-reached" => format!("not reached {} ({}): {}\n", text("lsn"), text("level"), text("reason")),
         _ => format!("unknown: {}\n", text("reason")),
     }
@@ -114,7 +121,8 @@ fn call(socket: &Path, ask: control::Wait, limit: Duration) -> Result<Value> {
             std::process::exit(i32::from(UNKNOWN));
         }
     });
-    let mut text = serde_json::to_string(&Request::Wait(ask)).map_err(|e| Error::new(ErrorKind::Usage, e.to_string()))?;
+    let mut text = serde_json::to_string(&Request::Wait(ask))
+        .map_err(|e| Error::new(ErrorKind::Usage, e.to_string()))?;
     text.push('\n');
     (&stream).write_all(text.as_bytes()).map_err(gone)?;
     let mut line = String::new();

@@ -254,7 +254,8 @@ mod tests {
         std::fs::remove_dir_all(&own).unwrap();
         std::fs::rename(&aside, &own).unwrap();
         // Who holds connections open without a word holds nobody up.
-        let idle: Vec<_> = (0..10 * server::CALLERS_MAX).map(|_| StdStream::connect(&path).unwrap()).collect();
+        let idle: Vec<_> =
+            (0..10 * server::CALLERS_MAX).map(|_| StdStream::connect(&path).unwrap()).collect();
         assert_eq!(call(&path, &Request::Status, Duration::from_secs(10)).unwrap()["state"], "running");
         assert!((&idle[0]).read(&mut [0]).is_ok_and(|n| n == 0), "the one silent for longest was dropped");
         cancel.cancel();

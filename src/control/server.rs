@@ -208,7 +208,6 @@ impl Silent {
     }
 }
 
-
 type Pending = JoinHandle<Result<Value>>;
 
 /// One connection.
@@ -337,7 +336,9 @@ impl Visit {
             }
             Ok(request @ Request::Wait(_)) => {
                 let Some(()) = self.becomes_service().await else {
-                    let text = format!("{SERVICES_MAX} connections wait for confirmations, as many as may; try again");
+                    let text = format!(
+                        "{SERVICES_MAX} connections wait for confirmations, as many as may; try again"
+                    );
                     return told(Err(Error::new(ErrorKind::Unavailable, text)));
                 };
                 let token = lock(&self.waits).clone();
@@ -368,7 +369,8 @@ impl Visit {
         mut answers: mpsc::Receiver<Pending>,
     ) -> std::io::Result<()> {
         while let Some(answer) = answers.recv().await {
-            let failed = |e: tokio::task::JoinError| Error::new(ErrorKind::Io, format!("a worker failed: {e}"));
+            let failed =
+                |e: tokio::task::JoinError| Error::new(ErrorKind::Io, format!("a worker failed: {e}"));
             let answer = answer.await.map_err(failed).flatten();
             let value = answer.unwrap_or_else(|e| json!({"error": e.to_string(), "kind": e.kind().word()}));
             let mut text = value.to_string();

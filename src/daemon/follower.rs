@@ -307,7 +307,8 @@ impl Follower {
             let text = "the first copy is under way; try again when status says running";
             return Err(Error::new(ErrorKind::Unavailable, text));
         };
-        let (mut tail, mut written, mut applied) = (log.subscribe(), log.subscribe_written(), apply.applied());
+        let (mut tail, mut written, mut applied) =
+            (log.subscribe(), log.subscribe_written(), apply.applied());
         let failed = || log.failure().or_else(|| (level == Level::Apply).then(|| apply.failure()).flatten());
         let open = match level {
             Level::Write => written.wait_for(|w| *w >= lsn).await.is_ok(),

@@ -57,7 +57,13 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     let cleaning = cleanup::start(node, &log);
     let (starter, recorded) = (Arc::clone(node), log.clone());
     let capture = blocking(move || {
-        Capture::start(root, fold, recorded, starter.state.path(), options(&starter.config(), &starter.freezer))
+        Capture::start(
+            root,
+            fold,
+            recorded,
+            starter.state.path(),
+            options(&starter.config(), &starter.freezer),
+        )
     })
     .await?;
     node.set_engine(Some(Engine::Leader(Leader { capture: capture.clone(), log: log.clone() })));
@@ -232,7 +238,8 @@ impl Leader {
     /// Waits until everything before `lsn` is durable here.
     pub(super) async fn durable(&self, lsn: Lsn) -> Result<()> {
         let mut tail = self.log.subscribe();
-        let there = tail.wait_for(|t| t.end >= lsn || self.log.failure().is_some()).await.map(|t| t.end >= lsn);
+        let there =
+            tail.wait_for(|t| t.end >= lsn || self.log.failure().is_some()).await.map(|t| t.end >= lsn);
         match (there, self.log.failure()) {
             (Ok(true), _) => Ok(()),
             (_, Some(e)) => Err(e),

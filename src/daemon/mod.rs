@@ -293,7 +293,8 @@ async fn live(node: Arc<Node>) -> Result<()> {
     let socket_cancel = CancellationToken::new();
     let socket = {
         let (path, cancel, node) = (node.state.socket(), socket_cancel.clone(), Arc::clone(&node));
-        let handler: control::Handler = Arc::new(move |request, cancel| answer(Arc::clone(&node), request, cancel));
+        let handler: control::Handler =
+            Arc::new(move |request, cancel| answer(Arc::clone(&node), request, cancel));
         tokio::spawn(async move { control::serve(&path, handler, cancel).await })
     };
     let unattended = CancellationToken::new();

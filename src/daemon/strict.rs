@@ -64,11 +64,15 @@ impl Strict {
 pub(super) fn release(node: &Arc<Node>, span: Option<Duration>) -> Result<Value> {
     let span = span.unwrap_or(RELEASE);
     if span.is_zero() || span > RELEASE_MAX {
-        let text = format!("an application is released for 1ms to {}; give a time like 1h", Span(RELEASE_MAX));
+        let text =
+            format!("an application is released for 1ms to {}; give a time like 1h", Span(RELEASE_MAX));
         return Err(Error::new(ErrorKind::Usage, text));
     }
     if node.state.control().is_none_or(|c| c.role != Role::Leader) {
-        return Err(Error::new(ErrorKind::Refused, "this node is a follower: it freezes nothing; ask the leader"));
+        return Err(Error::new(
+            ErrorKind::Refused,
+            "this node is a follower: it freezes nothing; ask the leader",
+        ));
     }
     if node.config().sync_loss != SyncLoss::Freeze {
         let text = "sync_loss is not freeze: nothing is frozen for want of followers";
@@ -180,7 +184,9 @@ async fn act(node: &Arc<Node>, rest: bool) {
     match (&done, rest) {
         (Ok(()), true) if was.is_none() => {
             inner.frozen_since = Some(wall_clock());
-            tracing::warn!("the application is frozen until the followers are there; `towline sync release` lets it run");
+            tracing::warn!(
+                "the application is frozen until the followers are there; `towline sync release` lets it run"
+            );
         }
         (Ok(()), false) => {
             if was.is_some() {
@@ -204,7 +210,8 @@ mod tests {
 
     #[test]
     fn only_a_missing_quorum_freezes_and_only_where_that_was_asked_for() {
-        let force = |satisfied| InForce { rules: Rules::default(), satisfied, present: 0, missing_since: None };
+        let force =
+            |satisfied| InForce { rules: Rules::default(), satisfied, present: 0, missing_since: None };
         assert!(has_to_rest(SyncLoss::Freeze, &force(false), false));
         assert!(!has_to_rest(SyncLoss::Freeze, &force(true), false));
         assert!(!has_to_rest(SyncLoss::Freeze, &force(false), true));

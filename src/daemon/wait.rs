@@ -71,7 +71,8 @@ impl Call {
         let usage = |text: String| Error::new(ErrorKind::Usage, text);
         let timeout = ask.timeout.map_or(WAIT_TIMEOUT, |t| t.0);
         if timeout.is_zero() || timeout > WAIT_MAX {
-            let text = format!("a wait lasts 1ms to {} hours; give a timeout like 5s", WAIT_MAX.as_secs() / 3600);
+            let text =
+                format!("a wait lasts 1ms to {} hours; give a timeout like 5s", WAIT_MAX.as_secs() / 3600);
             return Err(usage(text));
         }
         let policy = ask.policy.as_deref().map(str::parse::<Policy>).transpose();
@@ -104,7 +105,11 @@ fn ms(span: Duration) -> f64 {
 }
 
 /// Answers one call.
-pub(super) async fn answer(node: &Arc<Node>, ask: &control::Wait, cancel: CancellationToken) -> Result<Value> {
+pub(super) async fn answer(
+    node: &Arc<Node>,
+    ask: &control::Wait,
+    cancel: CancellationToken,
+) -> Result<Value> {
     let call = Call::check(ask)?;
     let Ok(_place) = node.waits.places.try_acquire() else {
         let text = format!("{WAITS_MAX} callers wait for confirmations, as many as may; try again");

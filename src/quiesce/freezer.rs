@@ -42,11 +42,13 @@ impl Freezer {
             tracing::warn!("the last process died while the application was frozen ({left}): thawing it");
             // What is not there any more needs no thaw.
             let thawed = Target::parse(left.trim()).map_or(Ok(()), |old| old.thaw());
-            let removed = thawed.and_then(|()| {
-                fs::remove_file(&marker).map_err(|e| Error::io("remove", &marker, e))
-            });
+            let removed =
+                thawed.and_then(|()| fs::remove_file(&marker).map_err(|e| Error::io("remove", &marker, e)));
             if let Err(e) = removed {
-                tracing::error!("the application may still be frozen: {e}; thaw it, and remove '{}'", marker.display());
+                tracing::error!(
+                    "the application may still be frozen: {e}; thaw it, and remove '{}'",
+                    marker.display()
+                );
             }
         }
         let inner = Inner {
@@ -145,7 +147,8 @@ impl Freezer {
         if takes_hold(&target, SEIZE_MAX)? || target.is_held()? {
             return Ok(());
         }
-        let text = format!("the application did not freeze within {} s; look at '{spec}'", SEIZE_MAX.as_secs());
+        let text =
+            format!("the application did not freeze within {} s; look at '{spec}'", SEIZE_MAX.as_secs());
         Err(Error::new(ErrorKind::Unavailable, text))
     }
 

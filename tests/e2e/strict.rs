@@ -197,9 +197,11 @@ impl Group {
             return None;
         }
         let name = format!("towline-test-{}-{}", std::process::id(), fastrand::u32(..));
-        for (root, knob) in
-            [("/sys/fs/cgroup/freezer", "freezer.state"), ("/sys/fs/cgroup", "cgroup.freeze"), ("/sys/fs/cgroup/unified", "cgroup.freeze")]
-        {
+        for (root, knob) in [
+            ("/sys/fs/cgroup/freezer", "freezer.state"),
+            ("/sys/fs/cgroup", "cgroup.freeze"),
+            ("/sys/fs/cgroup/unified", "cgroup.freeze"),
+        ] {
             let path = Path::new(root).join(&name);
             if Path::new(root).exists() && fs::create_dir(&path).is_ok() {
                 if path.join(knob).exists() {

@@ -70,8 +70,7 @@ fn waiters(node: &Node, count: u64) {
 #[test]
 fn order_gives_priority_the_next_takes_over_and_reload_acts_on_those_that_wait() {
     let bed = Bed::new("sync-states");
-    let (mut leader, mut followers) =
-        group(&bed, &[("synchronous_followers", "\"a, b\"")], &["a", "b", "c"]);
+    let (mut leader, mut followers) = group(&bed, &[("synchronous_followers", "\"a, b\"")], &["a", "b", "c"]);
     states(&leader, &[("a", "sync", 1), ("b", "potential", 2), ("c", "async", 0)]);
     touch(&leader, "one");
     assert!(leader.replicated(&[]).0.contains(&"a".to_owned()));

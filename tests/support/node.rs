@@ -505,7 +505,9 @@ impl Status {
         let word = |v: &Value, key: &str| v[key].as_str().unwrap_or_default().to_owned();
         let attached = list.iter().filter(|f| f["state"] != "away");
         attached
-            .map(|f| (word(f, "name"), word(f, "sync_state"), f["sync_priority"].as_u64().unwrap_or_default()))
+            .map(|f| {
+                (word(f, "name"), word(f, "sync_state"), f["sync_priority"].as_u64().unwrap_or_default())
+            })
             .collect()
     }
 
