@@ -179,7 +179,7 @@ _towline() {
                     return 0
                     ;;
                 --accept)
-                    COMPREPLY=($(compgen -W "gap skipped unreadable hidden unwatched edits inexact paused starting sync released slot-lost" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "gap skipped unreadable hidden unwatched edits inexact certificate paused starting sync released slot-lost" -- "${cur}"))
                     return 0
                     ;;
                 --log-level)

@@ -10,15 +10,12 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use serde_json::Value;
 
-use crate::status::View;
+use crate::status::{HEALTHS, View};
 
 /// Content type of [`Format::Open`].
 const OPEN: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Most followers, slots and their like that are shown: each is a series in somebody's database.
 const ROWS: usize = 256;
-/// Words of `health`; of these one is 1 and the others are 0.
-const HEALTH: [&str; 7] = ["ok", "starting", "behind", "paused", "cut-off", "retrying", "help"];
-
 /// How figures are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Format {
@@ -145,16 +142,19 @@ fn node() -> Vec<Family> {
         gauge("start_time", SECONDS, "When the process began, since 1970.", |v| time(v, "/started")),
         gauge("health", NO, "1 for the word of the node's health, 0 for the others.", |v| {
             let is = |word: &str| f64::from(u8::from(v.text("/health") == word));
-            HEALTH.iter().map(|word| (vec![("health", (*word).to_owned())], is(word))).collect()
+            HEALTHS.iter().map(|word| (vec![("health", (*word).to_owned())], is(word))).collect()
         }),
         gauge("needs_help", NO, "1 while the node never goes on by itself.", |v| {
             one(f64::from(u8::from(v.text("/health") == "help")))
         }),
         gauge("disk_free", BYTES, "Room on the file system of a directory.", |v| rooms(v, "/free_bytes")),
         gauge("disk_size", BYTES, "Size of the file system of a directory.", |v| rooms(v, "/size_bytes")),
-        gauge("certificate_expiry", SECONDS, "When the node's certificate ends, since 1970.", |v| {
-            time(v, "/tls/expires")
-        }),
+        gauge(
+            "certificate_remaining",
+            SECONDS,
+            "How long the node's certificate holds; negative: it is expired.",
+            |v| scaled(v, "/tls/days_left", 86_400.0),
+        ),
     ]
 }
 
@@ -359,6 +359,12 @@ fn retention() -> Vec<Family> {
         gauge("slot_active", NO, "1 while the follower of a slot is connected.", |v| {
             slots(v, |s| s.has("/active").then(|| f64::from(u8::from(s.flag("/active")))))
         }),
+        gauge(
+            "slot_left",
+            BYTES,
+            "Log that can be written before a slot is lost, where a number ends it.",
+            |v| slots(v, |s| s.number("/bytes_left")),
+        ),
         gauge("slot_lost", NO, "1 when log that the follower of a slot needs is gone.", |v| {
             slots(v, |s| Some(f64::from(u8::from(s.text("/state") == "lost"))))
         }),

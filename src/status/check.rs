@@ -9,11 +9,12 @@
 //! | `frozen`, `freeze` | critical | the application is frozen for want of a quorum; it should be, but can't be |
 //! | `cut-off` | warning, critical when the silence is longer than the limits of the lag | no upstream, or no leader behind it |
 //! | `starting`, `paused` | warning | as in `health` |
-//! | `lag`, `lag-bytes`, `exact-age`, `followers`, `slot`, `disk`, `certificate` | by limits | a figure is beyond a limit |
+//! | `lag` | by limits | a follower is further behind; what `apply_delay` holds back is no lag on the follower itself |
+//! | `lag-bytes`, `exact-age`, `followers`, `slot`, `disk`, `certificate` | by limits | a figure is beyond a limit |
 //! | `backup` | by limits | the newest base backup is too old, or none is known |
 //! | `sync` | warning, with `--sync-state` critical | the quorum is missing |
 //! | `released` | warning | an operator lets the application run without a quorum |
-//! | `slot-lost` | warning | the log that a follower needs was removed: it is resynced when it comes back |
+//! | `slot-lost` | warning | log that a follower needs was given up: it starts anew when it comes back |
 //! | the words of [`super::NOTICES`] | warning | see there |
 
 use std::fmt::Write;
@@ -24,7 +25,7 @@ use super::words::{bytes, plain, span};
 use super::{View, notices, waiting};
 
 /// Problems that may be known and be none: what is wrong with the node itself is not among them.
-pub const ACCEPTABLE: [&str; 12] = [
+pub const ACCEPTABLE: [&str; 13] = [
     "gap",
     "skipped",
     "unreadable",
@@ -32,6 +33,7 @@ pub const ACCEPTABLE: [&str; 12] = [
     "unwatched",
     "edits",
     "inexact",
+    "certificate",
     "paused",
     "starting",
     "sync",
@@ -269,6 +271,10 @@ pub fn verdict(status: View<'_>, limits: &Limits) -> Result<Verdict, String> {
     judge.backup();
     judge.certificate();
     for notice in notices(status) {
+        // Said with its limits already.
+        if judge.problems.iter().any(|p| p.word == notice.word && p.severity > Severity::Ok) {
+            continue;
+        }
         judge.problem(Severity::Warning, notice.word, notice.text);
     }
     let summary = summary(status);
@@ -381,7 +387,9 @@ impl Judge<'_> {
         let (v, limits) = (self.v, self.limits);
         let (age, behind) = (v.number("/lag/seconds"), v.number("/lag/bytes").map(|_| v.count("/lag/bytes")));
         if let Some(age) = age {
-            self.problem(limits.lag.judge(|limit| age > limit), "lag", format!("{} behind", span(age)));
+            // What it is told not to show yet is no lag.
+            let beyond = age - v.number("/apply/delay").unwrap_or(0.0);
+            self.problem(limits.lag.judge(|limit| beyond > limit), "lag", format!("{} behind", span(age)));
         }
         if let Some(behind) = behind {
             let severity = limits.lag_bytes.judge(|limit| behind > limit);
@@ -536,11 +544,9 @@ impl Judge<'_> {
     }
 
     fn certificate(&mut self) {
-        let Some((ends, now)) = self.v.time("/tls/expires").zip(self.v.time("/now")) else { return };
-        #[allow(clippy::cast_precision_loss, reason = "days")]
-        let days = (ends.saturating_sub(now)) as f64 / 86_400e9;
+        let Some(days) = self.v.number("/tls/days_left") else { return };
         let severity = self.limits.certificate_days.judge(|limit| days < limit);
-        self.problem(severity, "certificate", format!("the certificate is good for {days:.1} more days"));
+        self.problem(severity, "certificate", format!("the certificate is good for {days} more days"));
         self.figure("certificate_days", Some(days), "", below(self.limits.certificate_days));
     }
 }

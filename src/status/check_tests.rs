@@ -96,6 +96,15 @@ fn limits_are_a_warning_first_and_critical_then() {
         (with(follower(), "/lag", l(30.0, 0)), Ok, ""),
         (with(follower(), "/lag", l(30.1, 0)), Warning, "lag"),
         (with(follower(), "/lag", l(60.1, 0)), Critical, "lag"),
+        (
+            all(
+                follower(),
+                &[("/apply/delay", json!(60.0)), ("/lag", l(89.0, 0)), ("/health", json!("delayed"))],
+            ),
+            Ok,
+            "",
+        ),
+        (all(follower(), &[("/apply/delay", json!(60.0)), ("/lag", l(91.0, 0))]), Warning, "lag"),
         (with(follower(), "/lag", l(1.0, (1 << 20) + 1)), Critical, "lag-bytes"),
         (all(follower(), &cut(990)), Warning, "cut-off"),
         (all(follower(), &cut(900)), Critical, "cut-off"),
@@ -158,9 +167,10 @@ fn what_is_asked_for_and_not_known_is_critical_and_said_plainly() {
     let (s, w, line) = judged(&leader(), &two);
     assert!(s == Warning && w == "followers" && line.contains("not there: c"), "{line}");
     assert!(line.contains(" followers=1;2:;1:"), "{line}");
-    let tls = with(leader(), "/tls", json!({"expires": 1000 * SECOND + 5 * 86_400 * SECOND}));
+    let tls = with(leader(), "/tls", json!({"days_left": 5, "warning": "it ends soon"}));
     let days = ask(|l| l.certificate_days = Bounds { warning: Some(30.0), critical: Some(7.0) });
-    assert_eq!((judged(&tls, &days).0, judged(&tls, &limits()).0), (Critical, Ok));
+    assert_eq!((judged(&tls, &days).0, judged(&tls, &limits()).0), (Critical, Warning));
+    assert_eq!(judged(&tls, &days).1, "certificate", "once");
     let slots = with(leader(), "/slots", json!([{"name": "c", "state": "extended", "retained_bytes": 4096}]));
     let most = ask(|l| l.slot_bytes = Bounds { warning: Some(1), critical: Some(1 << 20) });
     assert_eq!((judged(&slots, &most).0, judged(&slots, &limits()).0), (Warning, Ok));

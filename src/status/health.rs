@@ -7,6 +7,10 @@ use super::Status;
 /// A follower whose oldest missing commit is older than this is behind.
 const BEHIND_SECONDS: f64 = 1.0;
 
+/// Every word of [`health`].
+pub const HEALTHS: [&str; 8] =
+    ["ok", "starting", "behind", "delayed", "paused", "cut-off", "retrying", "help"];
+
 /// One word for a monitor: see the table of the module.
 #[must_use]
 pub fn health(s: &Status) -> &'static str {
@@ -53,6 +57,7 @@ mod tests {
             ..Status::default()
         };
         assert_eq!(health(&status), "behind");
+        assert!(HEALTHS.contains(&health(&status)));
         status.apply = Some(json!({"paused": false, "delay": 60.0}));
         assert_eq!(health(&status), "delayed");
         status.lag = Some(Lag { bytes: 9, seconds: Some(61.5) });

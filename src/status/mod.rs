@@ -171,7 +171,7 @@ mod view;
 mod words;
 
 pub use check::{ACCEPTABLE, Bounds, Figure, Free, Limits, Problem, Severity, Verdict, verdict};
-pub use health::health;
+pub use health::{HEALTHS, health};
 pub use model::{CutsPart, DiskPart, Failure, Lag, LogPart, Room, Status, SyncPart};
 pub use notices::{Notice, WORDS as NOTICES, notices, waiting};
 pub use rates::{Rates, rates};
