@@ -7,6 +7,7 @@ import time
 
 import bed
 import peers
+import tls
 from bed import MIB, Node, applied, hashed, lsn, median, pair, program, ready, run, same, settled, small_files
 from where import Where
 
@@ -329,6 +330,10 @@ def bulk():
                 "1.02x", "", [(disk, 1.02, None)], "", "", where.say(leader, follower))]
 
 
+def encrypted():
+    return tls.measure(scaled, rounds(), Row)
+
+
 ALL = {
     "lag": lag,
     "fill-pg": fill_pg,
@@ -339,4 +344,5 @@ ALL = {
     "scan": scan,
     "idle": idle,
     "bulk": bulk,
+    "tls": encrypted,
 }
