@@ -32,6 +32,8 @@ use crate::wire::{
 mod claim;
 mod door;
 mod peers;
+#[cfg(test)]
+mod peers_tests;
 mod tree;
 
 use door::Seat;

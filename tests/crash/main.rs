@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod acks;
 mod faults;
 mod kills;
 mod notes;

@@ -9,7 +9,7 @@ use crate::places::of_any_work;
 use crate::support::bed::{Bed, nap};
 use crate::support::{Load, Node, Proxy, Spec, assert_equal_within, until, within};
 
-fn minutes() -> Duration {
+pub(crate) fn minutes() -> Duration {
     let text = std::env::var("TOWLINE_SOAK_MINUTES").unwrap_or_default();
     let minutes: f64 = text.parse().unwrap_or(0.4);
     Duration::from_secs_f64(minutes * 60.0)

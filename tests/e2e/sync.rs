@@ -335,3 +335,45 @@ fn every_write_acknowledged_is_there_after_a_clean_stop_of_everybody() {
     }
     pair.finish();
 }
+
+/// The first block of this kind in the section of the README about waiting.
+fn example(kind: &str) -> String {
+    let readme = fs::read_to_string(format!("{}/README.md", env!("CARGO_MANIFEST_DIR"))).expect("README.md");
+    let section = readme.split("\n## ").find(|s| s.starts_with("Waiting for followers")).expect("the section");
+    let block = section.split("```").find(|b| b.starts_with(&format!("{kind}\n"))).expect("a block");
+    block[kind.len()..].to_owned()
+}
+
+#[test]
+fn the_examples_of_the_readme_do_what_they_say() {
+    let bed = Bed::new("sync-readme");
+    let file = bed.path("example.toml");
+    fs::write(&file, example("toml")).expect("write");
+    let checked = Command::new(towline()).args(["config", "check"]).arg(&file).status().expect("run");
+    assert!(checked.success());
+    let (leader, mut followers) = group(&bed, &[], &["a"]);
+    let bin = bed.path("bin");
+    fs::create_dir(&bin).expect("mkdir");
+    std::os::unix::fs::symlink(towline(), bin.join("towline")).expect("symlink");
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+    let script = || {
+        let mut sh = Command::new("sh");
+        sh.arg("-c").arg(example("sh")).env("PATH", &path);
+        sh.env("DATA", leader.data()).env("STATE", &leader.spec.state);
+        String::from_utf8_lossy(&sh.output().expect("run sh").stdout).into_owned()
+    };
+    let driver = "import sys\nt = Towline(sys.argv[1])\nprint([commit(t, sys.argv[2], str(n)) for n in range(3)])\n";
+    let python = || {
+        let mut python = Command::new("python3");
+        python.arg("-c").arg(example("python") + driver).arg(&leader.spec.state).arg(leader.data());
+        let out = python.output().expect("run python3");
+        String::from_utf8_lossy(&out.stdout).trim().to_owned() + &String::from_utf8_lossy(&out.stderr)
+    };
+    assert!(script().contains("safe on a follower"), "{}", script());
+    assert_eq!(python(), "[True, True, True]");
+    let orders = fs::read_to_string(followers[0].data().join("orders")).expect("applied");
+    assert_eq!(orders.lines().last(), Some("2"), "{orders}");
+    followers[0].stop();
+    assert!(script().contains("only here, or unknown: exit code 1"), "{}", script());
+    assert_eq!(python(), "[False, False, False]");
+}
