@@ -38,7 +38,11 @@ impl Bed {
     }
 
     fn words(&self) -> Vec<String> {
-        self.peers.list().iter().map(|f| format!("{} {} {}", f.name, f.sync_state.word(), f.sync_counts)).collect()
+        self.peers
+            .list()
+            .iter()
+            .map(|f| format!("{} {} {}", f.name, f.sync_state.word(), f.sync_counts))
+            .collect()
     }
 }
 

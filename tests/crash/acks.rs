@@ -98,14 +98,20 @@ fn serve(
 /// Which of those that `node` confirmed are not in its directory.
 fn missing(node: &Node, name: &str, acked: &[Acked]) -> Vec<PathBuf> {
     let its = acked.iter().filter(|a| a.by.iter().any(|n| n == name));
-    let there = |a: &&Acked| fs::read(node.data().join(&a.path)).is_ok_and(|c| Some(&*c) == a.path.to_str().map(str::as_bytes));
+    let there = |a: &&Acked| {
+        fs::read(node.data().join(&a.path)).is_ok_and(|c| Some(&*c) == a.path.to_str().map(str::as_bytes))
+    };
     its.filter(|a| !there(a)).map(|a| a.path.clone()).collect()
 }
 
 fn streaming(leader: &Node) {
     until(within(60), "both followers stream", || {
         let list = leader.status()?.followers();
-        if list.len() == 2 && list.iter().all(|f| f.1 == "streaming") { Ok(()) } else { Err(format!("{list:?}")) }
+        if list.len() == 2 && list.iter().all(|f| f.1 == "streaming") {
+            Ok(())
+        } else {
+            Err(format!("{list:?}"))
+        }
     });
 }
 
@@ -139,7 +145,11 @@ fn rounds(level: &str, least: u32, end: Instant) {
         let there = |node: &Node, name: &str| {
             until(within(30), &format!("round {round}: {name} has what it confirmed at {level}"), || {
                 let missing = missing(node, name, &acked);
-                if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?} of {} changes", acked.len())) }
+                if missing.is_empty() {
+                    Ok(())
+                } else {
+                    Err(format!("{missing:?} of {} changes", acked.len()))
+                }
             });
         };
         if level == "apply" {
@@ -158,7 +168,9 @@ fn rounds(level: &str, least: u32, end: Instant) {
             assert_equal_within(within(60), leader.data(), follower.data());
         }
     }
-    println!("{round} rounds at {level}: {total} changes confirmed, all of them there; {rest} waits were not");
+    println!(
+        "{round} rounds at {level}: {total} changes confirmed, all of them there; {rest} waits were not"
+    );
     assert!(total > 0, "nothing was ever confirmed");
     for node in followers.iter().chain([&leader]) {
         node.assert_no_panic();

@@ -339,7 +339,8 @@ fn every_write_acknowledged_is_there_after_a_clean_stop_of_everybody() {
 /// The first block of this kind in the section of the README about waiting.
 fn example(kind: &str) -> String {
     let readme = fs::read_to_string(format!("{}/README.md", env!("CARGO_MANIFEST_DIR"))).expect("README.md");
-    let section = readme.split("\n## ").find(|s| s.starts_with("Waiting for followers")).expect("the section");
+    let section =
+        readme.split("\n## ").find(|s| s.starts_with("Waiting for followers")).expect("the section");
     let block = section.split("```").find(|b| b.starts_with(&format!("{kind}\n"))).expect("a block");
     block[kind.len()..].to_owned()
 }
@@ -362,7 +363,8 @@ fn the_examples_of_the_readme_do_what_they_say() {
         sh.env("DATA", leader.data()).env("STATE", &leader.spec.state);
         String::from_utf8_lossy(&sh.output().expect("run sh").stdout).into_owned()
     };
-    let driver = "import sys\nt = Towline(sys.argv[1])\nprint([commit(t, sys.argv[2], str(n)) for n in range(3)])\n";
+    let driver =
+        "import sys\nt = Towline(sys.argv[1])\nprint([commit(t, sys.argv[2], str(n)) for n in range(3)])\n";
     let python = || {
         let mut python = Command::new("python3");
         python.arg("-c").arg(example("python") + driver).arg(&leader.spec.state).arg(leader.data());
