@@ -128,7 +128,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__check)
-            opts="-h --state --socket --json --timeout --max-lag --max-lag-bytes --max-exact-age --min-followers --sync-state --max-slot-bytes --max-backup-age --min-free-disk --min-certificate-days --accept --log-level --log-json --help"
+            opts="-h --state --socket --config --json --timeout --max-lag --max-lag-bytes --max-exact-age --min-followers --sync-state --max-slot-bytes --max-backup-age --min-free-disk --min-certificate-days --accept --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -139,6 +139,10 @@ _towline() {
                     return 0
                     ;;
                 --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -147,6 +147,7 @@ complete -c towline -n "__fish_towline_using_subcommand status" -l log-json -d '
 complete -c towline -n "__fish_towline_using_subcommand status" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand check" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand check" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand check" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand check" -l timeout -d 'Give up after this time' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l max-lag -d 'Age of the oldest commit that is not applied; on a leader for each attached follower' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l max-lag-bytes -d 'Bytes of log that are not applied' -r

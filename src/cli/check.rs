@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::args::Check;
 use crate::control::{self, Request};
 use crate::error::Result;
-use crate::state::{self, StateDir};
+use crate::state::StateDir;
 use crate::status::{Verdict, View, plain, verdict};
 
 /// Exit code when nothing is known of the node.
@@ -56,14 +56,18 @@ fn shown(verdict: &Verdict, status: &Value, json: bool) -> String {
 /// The status of the daemon, or why there is none. It never takes longer than was allowed, whatever the daemon, the
 /// socket and the file system do.
 fn ask(args: &Check) -> std::result::Result<Value, String> {
-    let (state, timeout) = (args.state.clone(), args.timeout.0);
-    let socket = match (&args.socket, &args.state) {
-        (Some(path), _) => path.clone(),
-        (None, dir) => dir.clone().unwrap_or_default().join(state::SOCKET),
-    };
+    let (socket, state, config) = (args.socket.clone(), args.state.clone(), args.config.clone());
+    let timeout = args.timeout.0;
     let (tx, rx) = mpsc::channel();
     std::thread::spawn(move || {
-        let _ = tx.send(answer(state.as_deref(), &socket, timeout));
+        let socket = super::socket_at(socket.as_deref(), state.as_deref(), config.as_deref());
+        let state = state.or_else(|| {
+            let of_config = |s: &PathBuf| s.parent().map(Path::to_owned);
+            config.and_then(|_| socket.as_ref().ok().and_then(of_config))
+        });
+        let _ = tx.send(
+            socket.map_err(|e| e.to_string()).and_then(|socket| answer(state.as_deref(), &socket, timeout)),
+        );
     });
     rx.recv_timeout(timeout).unwrap_or_else(|_| {
         Err(format!("no answer within {}; is the daemon stopped, or its disk stuck?", args.timeout))

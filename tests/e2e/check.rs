@@ -186,8 +186,26 @@ fn without_a_daemon_the_reason_is_said_and_nothing_is_known() {
     let json = check(&node.spec.state, &["--json"]);
     let value: Value = serde_json::from_slice(&json.stdout).expect("JSON");
     assert!(value["code"] == 3 && value["severity"] == "unknown" && json.status.code() == Some(3), "{value}");
+    // By the configuration of the daemon.
+    let file = bed.path("app.toml");
+    let config = |text: &str| {
+        fs::write(&file, text).expect("write");
+        let words = ["check", "--min-free-disk", "off", "--config", file.to_str().expect("text")];
+        let out = Command::new(towline()).args(words).output().expect("run");
+        (out.status.code(), line(&out))
+    };
+    let good = format!("state = \"{}\"\n", node.spec.state.display());
+    for (text, want) in [
+        (good.as_str(), "is not running"),
+        ("stat = 1\n", "did you mean 'state'"),
+        ("", "no state directory"),
+    ] {
+        let (code, line) = config(text);
+        assert!(code == Some(3) && line.contains(want), "{line}");
+    }
     node.restart();
     says(&node, &[], 0, &["OK"]);
+    assert_eq!(config(&good).0, Some(0));
     let json = check(&node.spec.state, &["--json"]);
     let value: Value = serde_json::from_slice(&json.stdout).expect("JSON");
     assert!(

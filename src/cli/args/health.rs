@@ -25,11 +25,14 @@ pub struct Show {
 #[derive(Debug, Args)]
 pub struct Check {
     /// State directory of the daemon.
-    #[arg(long, value_name = "DIR", required_unless_present = "socket")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["socket", "config"])]
     pub state: Option<PathBuf>,
     /// Control socket of the daemon; default: `control.sock` in the state directory.
     #[arg(long, value_name = "PATH", conflicts_with = "state")]
     pub socket: Option<PathBuf>,
+    /// Configuration file of the daemon, which names its state directory.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["state", "socket"])]
+    pub config: Option<PathBuf>,
     /// Print the verdict as JSON instead of the line.
     #[arg(long)]
     pub json: bool,
