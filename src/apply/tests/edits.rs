@@ -398,7 +398,11 @@ fn what_apply_writes_meanwhile_is_no_damage() {
     b.options.scrub_interval = Duration::from_micros(1);
     let handle = b.start().unwrap();
     b.wait(&handle, b.last);
-    for n in 0..300 {
+    let late = std::time::Instant::now() + Duration::from_secs(30);
+    let mut n = 0;
+    while handle.stats().scrub.files < 50 {
+        assert!(std::time::Instant::now() < late, "{:?}", handle.stats());
+        n += 1;
         b.block(f, n % 3, (n % 200) as u8);
         let end = b.commit(Cut::Exact);
         if n % 7 == 0 {
@@ -408,6 +412,5 @@ fn what_apply_writes_meanwhile_is_no_damage() {
     b.wait(&handle, b.last);
     let stats = handle.stats();
     assert!(handle.failure().is_none() && stats.scrub.mismatches == 0, "{:?} {stats:?}", handle.failure());
-    assert!(stats.scrub.passes > 3, "{stats:?}");
     b.compare();
 }
