@@ -506,6 +506,16 @@ pub fn oldest(dir: &Path) -> Result<Lsn> {
     Ok(list(dir)?.into_iter().filter_map(position).min().unwrap_or_default())
 }
 
+/// Removes all checkpoints but the newest: nothing older speaks of the same directory.
+pub fn keep_newest(dir: &Path) -> Result<()> {
+    let numbers = list(dir)?;
+    let (_, old) = numbers.split_last().unwrap_or((&0, &[]));
+    for number in old {
+        disk::remove_durable(&dir.join(name(*number)))?;
+    }
+    Ok(())
+}
+
 /// Reads one checkpoint file.
 pub fn load(path: &Path) -> Result<Catalog> {
     let file = File::open(path).map_err(|e| Error::io("open", path, e))?;

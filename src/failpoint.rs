@@ -74,6 +74,12 @@ pub const ALL: &[&str] = &[
     "fill::file",
     "fill::done",
     "fill::end",
+    "resync::begin",
+    "resync::log",
+    "resync::names",
+    "resync::file",
+    "resync::done",
+    "resync::end",
 ];
 
 /// Those on the way of a hold of the application; without `freeze` none is passed.

@@ -141,11 +141,13 @@ fn acquainted(hello: &Hello, here: &Here) -> Result<(), (Code, String)> {
 /// A copy goes on from its snapshot as long as all log since then is here; else it starts anew.
 fn resume_fill(snapshot: Lsn, here: &Here) -> Decision {
     if snapshot > here.end {
+        // A follower that is behind says nothing about a copy from another.
+        let code = if here.follows { Code::NotReady } else { Code::Diverged };
         let reason = format!(
             "the follower's copy began at {snapshot}, past this node's log, which ends at {}; empty the follower's two directories",
             here.end
         );
-        return Decision::Refuse { code: Code::Diverged, reason };
+        return Decision::Refuse { code, reason };
     }
     if snapshot >= here.oldest { Decision::ResumeFill } else { Decision::Fill }
 }
@@ -153,12 +155,22 @@ fn resume_fill(snapshot: Lsn, here: &Here) -> Decision {
 fn stream(hello: &Hello, here: &Here, proof: Proof) -> Decision {
     let diverged = |why: &str| {
         let reason = format!(
-            "the follower's log ends at {}, this node's at {}: {why}; the follower must be rewound or filled again",
+            "the follower's log ends at {}, this node's at {}: {why}; the follower must be rewound or resynced",
             hello.flush, here.end
         );
         Decision::Refuse { code: Code::Diverged, reason }
     };
     if hello.flush > here.end {
+        // Only a leader's end is the end: another follower may be behind, and a log that is newer is not thrown away
+        // for that.
+        if here.follows {
+            let reason = format!(
+                "the follower's log ends at {}, and this node, which follows itself, has no more than up to {} yet; if that stays, \
+                 `towline resync` makes the follower equal to this node",
+                hello.flush, here.end
+            );
+            return Decision::Refuse { code: Code::NotReady, reason };
+        }
         return diverged("the follower is ahead");
     }
     match proof {
@@ -169,7 +181,7 @@ fn stream(hello: &Hello, here: &Here, proof: Proof) -> Decision {
         Proof::Short => diverged("the follower's last segment is longer"),
         Proof::Gone => Decision::Resync {
             reason: format!(
-                "the follower needs log from {} on, and the oldest here begins at {}; it must be filled again",
+                "the follower needs log from {} on, and the oldest here begins at {}; it must be resynced",
                 hello.flush, here.oldest
             ),
         },
@@ -305,6 +317,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn only_a_leader_says_that_a_follower_is_ahead_for_good() {
+        let ahead = Hello { flush: Lsn(5001), ..hello() };
+        let future = Hello { want: Want::ResumeFill(Lsn(5001)), ..hello() };
+        for (follows, said) in [(true, "NotReady"), (false, "Diverged")] {
+            let here = Here { follows, ..here() };
+            assert_eq!(word(&decide(&ahead, &here, Proof::Short)), said);
+            assert_eq!(word(&decide(&future, &here, Proof::Hash(HASH))), said);
+        }
+        let other = Proof::Hash([4; 32]);
+        assert_eq!(word(&decide(&hello(), &here(), other)), "Diverged", "a difference is one anywhere");
+    }
+
     fn hello() -> Hello {
         Hello {
             versions: (1, 1),
@@ -339,12 +364,12 @@ mod tests {
         let table: Vec<(&str, Hello, Proof, &str)> = vec![
             ("a prefix", base(), same, "stream 3 77"),
             ("at the very end", Hello { flush: Lsn(5000), ..base() }, same, "stream 3 77"),
-            ("one byte ahead", Hello { flush: Lsn(5001), ..base() }, same, "Diverged"),
+            ("one byte ahead", Hello { flush: Lsn(5001), ..base() }, same, "NotReady"),
             (
                 "ahead, and its segment unknown",
                 Hello { flush: Lsn(9000), ..base() },
                 Proof::Short,
-                "Diverged",
+                "NotReady",
             ),
             ("other bytes", base(), Proof::Hash([4; 32]), "Diverged"),
             ("longer segment", base(), Proof::Short, "Diverged"),
@@ -373,7 +398,7 @@ mod tests {
                 "half filled from the future",
                 Hello { want: Want::ResumeFill(Lsn(5001)), ..base() },
                 same,
-                "Diverged",
+                "NotReady",
             ),
             (
                 "half filled, other timeline",

@@ -8,7 +8,8 @@
 //! | `log/` | segments |
 //! | `catalog/` | checkpoints |
 //! | `blocks/` | block hashes of files of more than one block |
-//! | `fill/` | an unfinished first copy |
+//! | `fill/` | an unfinished first copy or resync |
+//! | `lost/` | logs that a resync put aside, because they hold what the upstream has not |
 //! | `hold` | a mass delete is held: how many names there were, in decimal digits |
 //! | `refused-edit`, `doubtful-files` | what a follower remembers of edits of its directory |
 //! | `slots` | what followers still need: see [`crate::slots`] |
@@ -24,8 +25,8 @@
 //! | 12 | 8 | system id |
 //! | 20 | 1 | role: 1 leader, 2 follower |
 //! | 21 | 4 | timeline |
-//! | 25 | 1 | fill: 0 none, 1 copying, 2 filled, 3 done |
-//! | 26 | 16 | fill start and end LSN |
+//! | 25 | 1 | fill: 0 none, 1 copying, 2 filled, 3 done, 4 resyncing |
+//! | 26 | 16 | fill start and end LSN; resyncing: start, and what becomes of the log, u64: 0 kept, 1 removed, 2 put aside |
 //! | 42 | 28 | data directory's device u64, inode u64, birth time (i64 s, u32 ns); zero before it is known |
 //! | 70 | 8 | follower: applied LSN of the last clean rest; leader: a position that its log has reached |
 //! | 78 | 1 | clean stop |
@@ -93,6 +94,13 @@ pub enum FillState {
         /// LSN of the snapshot.
         start: Lsn,
     },
+    /// The directory is being made equal to the snapshot at `start`, and is not usable.
+    Resyncing {
+        /// LSN of the snapshot.
+        start: Lsn,
+        /// What becomes of the log.
+        log: LogFate,
+    },
     /// Everything was copied; the directory is usable once replayed to `end`.
     Filled {
         /// LSN of the snapshot.
@@ -102,6 +110,17 @@ pub enum FillState {
     },
     /// The copy is consistent (or the node never needed one).
     Done,
+}
+
+/// What becomes of the log that a follower holds when its directory is resynced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFate {
+    /// It goes on: it is a prefix of the upstream's.
+    Kept,
+    /// It is merely old: it is removed.
+    Removed,
+    /// It holds what the upstream has not: it is put aside.
+    Aside,
 }
 
 /// The control file's content.
@@ -172,6 +191,7 @@ impl Control {
             FillState::Copying { start } => (1, start, Lsn::ZERO),
             FillState::Filled { start, end } => (2, start, end),
             FillState::Done => (3, Lsn::ZERO, Lsn::ZERO),
+            FillState::Resyncing { start, log } => (4, start, Lsn(log as u64)),
         };
         out.put_u8(fill);
         out.put_u64(start.0);
@@ -212,6 +232,15 @@ impl Control {
             1 => FillState::Copying { start },
             2 => FillState::Filled { start, end },
             3 => FillState::Done,
+            4 => FillState::Resyncing {
+                start,
+                log: match end.0 {
+                    0 => LogFate::Kept,
+                    1 => LogFate::Removed,
+                    2 => LogFate::Aside,
+                    value => return Err(DecodeError::Invalid { what: "fate of the log", value }),
+                },
+            },
             v => return Err(DecodeError::Invalid { what: "fill", value: u64::from(v) }),
         };
         let local = LocalId {
@@ -274,8 +303,9 @@ impl StateDir {
         let lock = disk::lock_dir(&path)?;
         let control = disk::read_sealed(&path.join(CONTROL), &SEAL, Control::decode)?;
         // Later an empty one in its place would look like a log that nobody has seen yet.
-        let young =
-            control.as_ref().is_none_or(|c| matches!(c.fill, FillState::None | FillState::Copying { .. }));
+        let young = control.as_ref().is_none_or(|c| {
+            matches!(c.fill, FillState::None | FillState::Copying { .. } | FillState::Resyncing { .. })
+        });
         for sub in PARTS.iter().filter(|_| young).chain(&["blocks", "fill"]) {
             disk::create_dir_durable(&path.join(sub))?;
         }
@@ -434,6 +464,11 @@ impl StateDir {
     #[must_use]
     pub fn fill(&self) -> PathBuf {
         self.path.join("fill")
+    }
+    /// Logs that were put aside.
+    #[must_use]
+    pub fn lost(&self) -> PathBuf {
+        self.path.join("lost")
     }
     /// The control socket.
     #[must_use]

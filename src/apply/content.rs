@@ -279,7 +279,7 @@ impl Work<'_> {
 }
 
 /// Makes a range read as zeros without changing the size.
-fn punch(fd: &OwnedFd, offset: u64, len: u64, size: u64) -> std::io::Result<()> {
+pub(crate) fn punch(fd: &OwnedFd, offset: u64, len: u64, size: u64) -> std::io::Result<()> {
     if len == 0 {
         return Ok(());
     }

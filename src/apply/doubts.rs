@@ -64,6 +64,31 @@ impl Doubts {
     }
 }
 
+/// The files in doubt that the state directory of a node remembers.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`](crate::error::ErrorKind::Corrupt) when that can't be told.
+pub fn doubtful(state: &std::path::Path) -> Result<Vec<FileId>> {
+    let (now, later) = Doubts::new(super::ApplyPaths::doubts_in(state)).load()?;
+    Ok(now.into_iter().chain(later.into_iter().map(|(id, _)| id)).collect())
+}
+
+/// Remembers that the content of these files was found to be another than was applied: none of them counts
+/// as good before it was compared.
+pub fn damaged(state: &std::path::Path, ids: &[FileId]) -> Result<()> {
+    let doubts = Doubts::new(super::ApplyPaths::doubts_in(state));
+    let (mut now, mut later) = doubts.load()?;
+    later.retain(|(id, _)| !ids.contains(id));
+    now.extend(ids.iter().filter(|id| !now.contains(id)).copied().collect::<Vec<_>>());
+    doubts.keep(&now, &later)
+}
+
+/// Forgets what was in doubt or refused: everything was compared with the leader since.
+pub fn acquit(state: &std::path::Path) -> Result<()> {
+    super::refusal::Refusal::new(super::ApplyPaths::refusal_in(state)).clear()?;
+    Doubts::new(super::ApplyPaths::doubts_in(state)).keep(&[], &VecDeque::new())
+}
+
 fn encode(now: &[FileId], later: &VecDeque<(FileId, u64)>) -> Vec<u8> {
     SEAL.encode(|out| {
         out.put_u64(now.len() as u64);

@@ -31,7 +31,7 @@ use super::scrub::Scrub;
 use super::site::Site;
 use super::until::{Commit, Until};
 use super::work::Work;
-use super::{Applied, ApplyOptions, ApplyPaths, ApplyState};
+use super::{Applied, ApplyOptions, ApplyPaths, ApplyState, LocalEdits};
 
 /// How much of what a delay releases next is noted at once, in nanoseconds: 1 s.
 const NOTED_AHEAD: i64 = 1_000_000_000;
@@ -62,6 +62,8 @@ pub(super) struct Running {
     pub(super) shared: Arc<Shared>,
     pub(super) log: Log,
     pub(super) patrol: Patrol,
+    /// What can't be put right from what is here ends apply, for the leader to give it.
+    pub(super) repairs: bool,
     guard: Guard,
     tail: watch::Receiver<Tail>,
     runtime: tokio::runtime::Runtime,
@@ -89,10 +91,14 @@ impl Engine {
 
     /// The body of the thread.
     pub(super) fn run(self) {
-        let shared = Arc::clone(&self.shared);
+        let (shared, edits) = (Arc::clone(&self.shared), self.options.local_edits);
         shared.pulse.adopt();
         let result = self.work();
         let mut control = shared.lock();
+        let diverged = result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Diverged);
+        if diverged && edits == LocalEdits::Overwrite {
+            control.damage.get_or_insert_default();
+        }
         let state = match &result {
             Ok(()) => ApplyState::Stopped,
             Err(e) => {
@@ -146,6 +152,7 @@ impl Engine {
             clock: self.options.clock.clone(),
             shared: self.shared,
             patrol: Patrol::new(),
+            repairs: self.options.repairs,
             guard: Guard::new(&self.root)?,
             tail: self.log.subscribe(),
             log: self.log,
@@ -425,7 +432,10 @@ impl Running {
             for record in Records::new(&frame.raw) {
                 let (_, record) = record?;
                 notes.note(&self.fold.read(), &record);
-                self.fold.record(&record).map_err(|e| e.wrap(&format!("change set before {}", frame.end)))?;
+                self.fold.record(&record).map_err(|e| {
+                    self.shared.damaged(&e, None);
+                    e.wrap(&format!("change set before {}", frame.end))
+                })?;
                 if let Record::Commit(commit) = record {
                     self.fold.write().set_position(frame.end, commit.cut, commit.time);
                 }

@@ -34,6 +34,9 @@ pub(super) struct Control {
     pub(super) failure: Option<Error>,
     /// Files whose content the scrub found to be another than was applied.
     pub(super) damaged: Vec<FileId>,
+    /// It failed because of what the directory holds, or what is known of it, through no edit that must stay: files that
+    /// are known to be damaged.
+    pub(super) damage: Option<Vec<FileId>>,
 }
 
 /// Shared by the engine's thread and the handles.
@@ -71,6 +74,13 @@ impl Shared {
     /// While this is held, no batch changes the catalog or the directory.
     pub(super) fn gate(&self) -> RwLockReadGuard<'_, ()> {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `e` is about is repaired by a comparison with the leader.
+    pub(super) fn damaged(&self, e: &Error, file: Option<FileId>) {
+        if e.kind() == ErrorKind::Diverged {
+            self.lock().damage.get_or_insert_default().extend(file);
+        }
     }
 
     /// The directory stands on a cut; says whether it shall go on.
@@ -304,6 +314,12 @@ impl ApplyHandle {
         drop(control);
         self.shared.wake.notify_one();
         Some(self.shared.pulse.beats())
+    }
+
+    /// The files found damaged when the failure is one that a comparison with the leader repairs.
+    #[must_use]
+    pub fn damage(&self) -> Option<Vec<FileId>> {
+        self.shared.lock().damage.clone()
     }
 
     /// Stops on a cut, with a checkpoint that makes the next start a comparison only.

@@ -58,10 +58,13 @@ use crate::disk::Note;
 use crate::net::Ancestry;
 use crate::position::{Cut, Lsn, SystemId, TimelineId};
 
+pub(crate) use content::punch;
+pub use doubts::{acquit, damaged, doubtful};
 pub(crate) use guard::gone;
 pub use handle::{Apply, ApplyHandle};
 pub use patience::Inexact;
 pub use scrub::{Damage, ScrubStats};
+pub(crate) use site::{remove_tree, same_inode};
 pub use until::StopAt;
 
 /// Which cuts the directory may rest on.
@@ -113,6 +116,8 @@ pub struct ApplyOptions {
     pub scrub_rate: u64,
     /// In this time all contents are compared once; zero: never.
     pub scrub_interval: Duration,
+    /// Edits that are to be undone, and can't be from what is here, end apply: a comparison with the leader undoes them.
+    pub repairs: bool,
 }
 
 impl Default for ApplyOptions {
@@ -131,6 +136,7 @@ impl Default for ApplyOptions {
             clock: Ancestry::default(),
             scrub_rate: 32 << 20,
             scrub_interval: Duration::from_secs(24 * 3600),
+            repairs: false,
         }
     }
 }

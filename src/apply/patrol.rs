@@ -6,7 +6,7 @@
 //! Seen are names that are not the leader's, names that are gone or are something else, sizes, times, modes and
 //! owners. With [`LocalEdits::Refuse`] they are reported, and apply goes on until it would have to change what was
 //! edited. With [`LocalEdits::Overwrite`] the whole directory is compared as at a start and the edits are undone,
-//! unless contents are among them: those only the leader can give back.
+//! unless contents are among them: those only the leader can give back, which ends apply if that is allowed to happen.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::CString;
@@ -22,7 +22,7 @@ use crate::sys::{self, STAGE_DIR, Stat};
 
 use super::LocalEdits;
 use super::engine::Running;
-use super::site::{Site, same_inode};
+use super::site::{Site, diverged, same_inode};
 
 /// Entries compared at once.
 const SLICE: usize = 100;
@@ -226,8 +226,9 @@ impl Running {
             self.patrol.slice(&self.site, &catalog, batches, &mut edits)
         };
         let patrol = &self.patrol;
-        let told = |e: &Edit| patrol.told.contains(&e.path) || patrol.found.contains(&e.path);
-        if self.site.local_edits == LocalEdits::Overwrite && !edits.iter().all(told) {
+        let new: Vec<bool> =
+            edits.iter().map(|e| !patrol.told.contains(&e.path) && !patrol.found.contains(&e.path)).collect();
+        if self.site.local_edits == LocalEdits::Overwrite && new.contains(&true) {
             // Not at rest meanwhile.
             self.shared.lock().resting = false;
             let undone = self.undo()?;
@@ -235,6 +236,12 @@ impl Running {
             if undone {
                 self.patrol.again(ROUND_UNDONE);
                 return Ok(());
+            }
+            if self.repairs
+                && let Some((edit, _)) = edits.iter().zip(new).find(|(_, new)| *new)
+            {
+                self.site.report(&edit.path, edit.what);
+                return Err(diverged(&edit.path, "or something else here was changed or removed"));
             }
         }
         for edit in edits {

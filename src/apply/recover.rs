@@ -62,7 +62,7 @@ impl Running {
         let mut kept = Vec::new();
         self.fold.begin_loose();
         let notes = if batch.spans.is_empty() { Notes::new() } else { self.fold_batch(&batch, &mut kept)? };
-        self.fold.finish_loose()?;
+        self.fold.finish_loose().inspect_err(|e| self.shared.damaged(e, None))?;
         let changed = !batch.spans.is_empty() || filled.is_some();
         self.carry_out(Some(found), notes, &batch, &kept)?;
         drop(gate);
@@ -351,6 +351,7 @@ impl Running {
     /// The content of `id` could not be found good: the next start compares it before the directory counts as usable.
     fn doubted(&mut self, id: FileId, e: Error) -> Error {
         self.site.suspects.push(id);
+        self.shared.damaged(&e, Some(id));
         match self.keep_doubts() {
             Ok(()) => e,
             Err(why) => e.wrap(&format!("what is in doubt is not remembered: {why}")),

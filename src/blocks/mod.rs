@@ -202,6 +202,22 @@ impl Blocks {
         Ok(())
     }
 
+    /// Files whose hashes an earlier run wrote out before the log held them, or forgot: not to be believed.
+    #[must_use]
+    pub fn suspects(&self) -> Vec<FileId> {
+        self.lock().suspects.keys().copied().map(FileId).collect()
+    }
+
+    /// Every file was compared since: nothing is suspect any more.
+    pub fn acquit(&self) -> Result<()> {
+        let mut inner = self.lock();
+        if inner.suspects.is_empty() {
+            return Ok(());
+        }
+        inner.suspects.clear();
+        inner.save_suspects()
+    }
+
     /// The file has one block or none now; its hash file goes when the next checkpoint is durable.
     pub fn shrunk(&self, id: FileId) {
         let mut inner = self.lock();

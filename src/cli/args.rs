@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::certificate::Fingerprint;
-use crate::config::{Config, Cuts, LocalEdits, Room, Size, Span, StopAction, SyncLoss};
+use crate::config::{Config, Cuts, LocalEdits, ResyncMode, Room, Size, Span, StopAction, SyncLoss};
 use crate::quorum::Level;
 use crate::session::UpstreamRole;
 use crate::tls::Mode;
@@ -66,6 +66,8 @@ pub enum Command {
     /// What followers still need of the log: show it, or change it by hand.
     #[command(subcommand)]
     Slot(Slot),
+    /// Make the follower's directory equal to its upstream's now; only what differs is moved.
+    Resync(Ask),
     /// Read log segments offline.
     #[command(subcommand)]
     Log(LogCommand),
@@ -259,6 +261,12 @@ pub struct Follower {
     /// What to do about changes made in this follower's directory.
     #[arg(long, value_enum)]
     pub local_edits: Option<LocalEdits>,
+    /// What to do when the log does not go on at the leader: resync by itself, or wait for `towline resync`.
+    #[arg(long)]
+    pub resync: Option<ResyncMode>,
+    /// At the first start take over what the data directory holds, and make it equal to the leader's.
+    #[arg(long)]
+    pub adopt: bool,
     /// Recover to a cut and stay there until `towline resume`.
     #[arg(long)]
     pub paused: bool,
@@ -465,6 +473,8 @@ impl Follower {
         c.scrub_interval = self.scrub_interval.unwrap_or(c.scrub_interval);
         c.apply_cuts = self.apply_cuts.unwrap_or(c.apply_cuts);
         c.local_edits = self.local_edits.unwrap_or(c.local_edits);
+        c.resync = self.resync.unwrap_or(c.resync);
+        c.adopt |= self.adopt;
         c
     }
 }

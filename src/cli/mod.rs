@@ -135,6 +135,10 @@ fn run(command: Command) -> Result<ExitCode> {
                 _ => "nothing was released\n".to_owned(),
             })
         }
+        Command::Resync(ask) => show(&ask, &Request::Resync, |v| {
+            let word = v.get("resync").and_then(Value::as_str).unwrap_or("-");
+            format!("resync {word}; `towline status` shows how far it is\n")
+        }),
         Command::Log(log) => inspect_log(&log),
         Command::Config(ConfigCommand::Check { file }) => Config::load(&file).map(|_| ExitCode::SUCCESS),
         Command::Config(ConfigCommand::Show { file, json }) => show_config(file.as_deref(), json),

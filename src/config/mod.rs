@@ -76,6 +76,17 @@ pub enum SyncLoss {
     Freeze,
 }
 
+/// What a follower does when its log does not go on at the upstream any more, or its directory is not what was
+/// applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ResyncMode {
+    /// It is made equal to the upstream again; only what differs is moved.
+    Auto,
+    /// It says so and waits for `towline resync`.
+    Ask,
+}
+
 /// Everything a node can be told. Each field is a key of the file; see `towline config show`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -110,6 +121,10 @@ pub struct Config {
     pub stop_action: StopAction,
     /// What to do about changes made in a follower's directory.
     pub local_edits: LocalEdits,
+    /// Whether a follower that can't go on is resynced by itself: `auto`, or `ask` to wait for `towline resync`.
+    pub resync: ResyncMode,
+    /// At its first start a follower takes over what its data directory holds, and makes it equal to the leader's.
+    pub adopt: bool,
     /// A peer that sends nothing for this long is given up.
     pub peer_timeout: Span,
     /// A non-empty segment is sealed after this time.
@@ -205,6 +220,8 @@ impl Default for Config {
             stop_at: None,
             stop_action: StopAction::Pause,
             local_edits: LocalEdits::Refuse,
+            resync: ResyncMode::Auto,
+            adopt: false,
             peer_timeout: span(10),
             segment_timeout: span(60),
             compression: 1,

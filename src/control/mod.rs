@@ -47,8 +47,10 @@ pub enum Request {
     Reload,
     /// Read keys, certificates and peers again, and nothing else.
     Trust,
-    /// Let a held mass delete through.
+    /// Let a held mass delete, or a held resync, through.
     Confirm,
+    /// Make the directory equal to the upstream's now.
+    Resync,
     /// Commit everything the directory holds now and say the LSN.
     Barrier,
     /// Commit everything the directory holds now, and wait until followers have confirmed it.

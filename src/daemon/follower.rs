@@ -4,19 +4,20 @@ use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::port::Port;
+use super::resync::{self, Cause};
 use super::show::{cuts_part, log_part};
 use super::source::{FollowerSource, Source};
-use super::{Engine, Node, blocking, bounded_stop, cleanup, until_failure};
+use super::{Engine, FAILURE_LOOK, Node, blocking, bounded_stop, cleanup, until_failure};
 use crate::apply::{
     self, Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Inexact, LocalEdits,
 };
-use crate::config::{self, Config, Cuts, StopAction};
+use crate::config::{self, Config, Cuts, ResyncMode, StopAction};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fill;
 use crate::log::{Log, LogOptions};
@@ -99,18 +100,10 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     node.port.open(&config, upstream.ancestry()).await?;
     let mut follower = Follower { apply: None, log: None, upstream, peer_timeout: config.peer_timeout.0 };
     node.set_engine(Some(Engine::Follower(follower.clone())));
-    if matches!(node.state.set_up()?.fill, FillState::None | FillState::Copying { .. }) {
-        node.phase("filling");
-        node.port.halt(node, "this node takes its own first copy; it is tried again").await;
-        let context = fill::FillContext {
-            sources: sources.clone(),
-            name: node.name(),
-            root: Arc::clone(&root),
-            state: Arc::clone(&node.state),
-            peer_timeout: config.peer_timeout.0,
-            status: Arc::clone(&follower.upstream),
-        };
-        fill::run(context, stop.child_token()).await?;
+    let fill = node.state.set_up()?.fill;
+    let order = node.resyncs.order(&config, fill);
+    if order.is_some() || !matches!(fill, FillState::Filled { .. } | FillState::Done) {
+        copy(node, &config, sources.clone(), Arc::clone(&root), &follower.upstream, order, stop).await?;
         sys::raw::give_back_memory();
         if stop.is_cancelled() {
             return Ok(());
@@ -122,9 +115,9 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     node.set_engine(Some(Engine::Follower(follower.clone())));
     node.phase("recovering");
     let control = node.state.set_up()?;
-    let at = (control.system, control.timeline);
-    if let Some(desk) = node.port.serve(node, &log, at, Source::new(root)).await {
-        desk.supply(FollowerSource(apply.clone()));
+    // A log that begins anew may not reach yet what others have from here.
+    if !matches!(control.fill, FillState::Filled { .. }) {
+        serve(node, &control, &apply, &log, Arc::clone(&root)).await;
     }
     let cancel = stop.child_token();
     let cleaning = cleanup::start(node, &log);
@@ -134,6 +127,52 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     bounded_stop("stop apply", move || apply.stop().map(|_| ())).await;
     bounded_stop("close the log", move || log.close()).await;
     result
+}
+
+/// Sends log onward from now on, and first copies.
+async fn serve(node: &Node, control: &Control, apply: &ApplyHandle, log: &Log, root: Arc<Root>) {
+    let at = (control.system, control.timeline);
+    if let Some(desk) = node.port.serve(node, log, at, Source::new(root)).await {
+        desk.supply(FollowerSource(apply.clone()));
+    }
+}
+
+/// Fills an empty directory, or makes one that holds something equal to the upstream's.
+async fn copy(
+    node: &Arc<Node>,
+    config: &Config,
+    sources: Sources,
+    root: Arc<Root>,
+    upstream: &Arc<Upstream>,
+    order: Option<fill::Order>,
+    stop: &CancellationToken,
+) -> Result<()> {
+    let context = fill::FillContext {
+        sources,
+        name: node.name(),
+        root,
+        state: Arc::clone(&node.state),
+        peer_timeout: config.peer_timeout.0,
+        status: Arc::clone(upstream),
+        order,
+        report: Arc::clone(&node.resyncs.report),
+    };
+    let (noting, context) = (Arc::clone(node), Arc::new(context));
+    let (looking, damage) = (Arc::clone(&context), Arc::clone(&context));
+    if blocking(move || fill::resyncs(&looking)).await? {
+        node.phase("resyncing");
+        // What is downstream may hold log that is about to go here.
+        node.port.turn_away(node, "this node is made equal to its upstream; it is tried again").await;
+        blocking(move || damage.order.as_ref().map_or(Ok(()), |o| resync::note_damage(&noting, o))).await?;
+    } else {
+        node.phase("filling");
+        node.port.halt(node, "this node takes its own first copy; it is tried again").await;
+    }
+    fill::run(context, stop.child_token()).await?;
+    if !stop.is_cancelled() {
+        node.resyncs.done();
+    }
+    Ok(())
 }
 
 /// Opens the log and starts apply. The LSN is where an empty log begins.
@@ -191,6 +230,7 @@ fn options(config: &Config) -> ApplyOptions {
         clock: Ancestry::default(),
         scrub_rate: config.scrub_rate.0,
         scrub_interval: config.scrub_interval.0,
+        repairs: config.resync == ResyncMode::Auto,
     }
 }
 
@@ -226,7 +266,8 @@ async fn follow(
     };
     let mut receiving = pin!(receive::run(context, cancel.clone()));
     let failed = until_failure(node, &cancel, || log.failure().or_else(|| apply.failure()));
-    let usable = note_usable(node, apply, &control);
+    let usable = note_usable(node, apply, log, &control);
+    let mut apart = pin!(until_apart(&follower.upstream, config.resync == ResyncMode::Auto));
     let mut noting = pin!(note_commits(node, log));
     let target = end_at_target(node, config, apply);
     let e = tokio::select! {
@@ -234,8 +275,16 @@ async fn follow(
         r = &mut receiving => return r,
         r = usable => return r,
         never = &mut noting => match never {},
+        cause = &mut apart => {
+            node.resyncs.want(cause);
+            return Ok(());
+        }
         e = failed => e,
     };
+    if let Some(cause) = e.as_ref().and_then(|e| repair(node, config, apply, e)) {
+        node.resyncs.want(cause);
+        return Ok(());
+    }
     match e {
         // The newest data is safe in this node's log, whatever keeps it out of the directory.
         Some(e)
@@ -252,6 +301,29 @@ async fn follow(
         }
         other => other.map_or(Ok(()), Err),
     }
+}
+
+/// Waits until the upstream says that this node's log does not go on there any more.
+async fn until_apart(upstream: &Upstream, auto: bool) -> Cause {
+    if !auto {
+        return std::future::pending().await;
+    }
+    loop {
+        tokio::time::sleep(FAILURE_LOOK).await;
+        let status = upstream.status();
+        let cause =
+            status.code.and_then(|c| Cause::of_refusal(c, status.error.as_deref().unwrap_or_default()));
+        if let Some(cause) = cause {
+            return cause;
+        }
+    }
+}
+
+/// What is wrong with the directory, if it is repaired by itself.
+fn repair(node: &Node, config: &Config, apply: &ApplyHandle, e: &Error) -> Option<Cause> {
+    let files =
+        apply.damage().filter(|_| e.kind() == ErrorKind::Diverged && config.resync == ResyncMode::Auto)?;
+    node.resyncs.may_repair(Instant::now()).then(|| Cause::of_damage(files, &e.to_string()))
 }
 
 /// Remembers when commits were made, for the lag of those that follow this node.
@@ -276,15 +348,16 @@ async fn end_at_target(node: &Arc<Node>, config: &Config, apply: &ApplyHandle) -
 }
 
 /// Once the directory stands on a cut the node runs; of a first copy the control file then says that it is whole.
-async fn note_usable(node: &Arc<Node>, apply: &ApplyHandle, control: &Control) -> Result<()> {
+async fn note_usable(node: &Arc<Node>, apply: &ApplyHandle, log: &Log, control: &Control) -> Result<()> {
     let mut applied = apply.applied();
     if applied.wait_for(|a| a.consistent).await.is_err() {
         return std::future::pending().await;
     }
     if let FillState::Filled { .. } = control.fill {
-        let node = Arc::clone(node);
-        blocking(move || node.state.change(|c| c.fill = FillState::Done)).await?;
-        tracing::info!("the first copy is complete and consistent");
+        let changing = Arc::clone(node);
+        blocking(move || changing.state.change(|c| c.fill = FillState::Done)).await?;
+        tracing::info!("the directory is complete and consistent");
+        serve(node, control, apply, log, apply.root()).await;
     }
     node.phase("running");
     std::future::pending().await
@@ -323,6 +396,11 @@ impl Follower {
             None if open => Ok(()),
             None => Err(Error::new(ErrorKind::Unavailable, "the node stops")),
         }
+    }
+
+    /// The refusal of the upstream, if it refuses.
+    pub(super) fn refused_with(&self) -> Option<Code> {
+        self.upstream.status().code
     }
 
     pub(crate) fn pause(&self, pause: bool) -> Result<Value> {
@@ -441,6 +519,9 @@ fn refusal(upstream: &UpstreamStatus) -> Option<(&'static str, Failure)> {
             Code::WrongSystem | Code::Protocol => {
                 "point the node at its own leader (key 'leader', then `towline reload`); or stop it, empty its data \
                  and state directories, and start it: it is filled from this one"
+            }
+            Code::Resync | Code::Diverged => {
+                "`towline resync` makes this node equal to its upstream again; with resync = \"auto\" that is done by itself"
             }
             _ => "stop the node, empty its data and state directories, and start it: it is filled anew",
         },

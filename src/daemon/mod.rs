@@ -28,6 +28,7 @@ mod options;
 mod pages;
 mod port;
 mod recover;
+mod resync;
 mod show;
 mod slot;
 mod source;
@@ -92,6 +93,7 @@ pub(crate) struct Node {
     pub(crate) slots: Arc<Slots>,
     pub(crate) trust: Trust,
     pages: pages::Pages,
+    pub(crate) resyncs: resync::Resyncs,
     pub(crate) data: PathBuf,
     pub(crate) paused: std::sync::atomic::AtomicBool,
     /// When the process began, ns since 1970.
@@ -242,6 +244,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
         slots,
         trust,
         pages: pages::Pages::default(),
+        resyncs: resync::Resyncs::default(),
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),
         started: net::wall_clock(),
@@ -450,6 +453,8 @@ fn answer(node: Arc<Node>, request: Request, cancel: CancellationToken) -> Answe
             }
             Request::Pause | Request::Resume => follower_request(&node, request).await,
             Request::Slot(request) => slot::answer(node, request).await,
+            Request::Resync => resync::asked(&node),
+            Request::Confirm if is_follower(&node) => Ok(resync::confirm(&node)),
             Request::Confirm | Request::Barrier => leader_request(&node, request).await,
         }
     })
@@ -459,6 +464,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|e| Error::new(ErrorKind::Io, format!("a worker failed: {e}")))?
+}
+
+fn is_follower(node: &Node) -> bool {
+    node.state.control().is_some_and(|c| c.role == Role::Follower)
 }
 
 async fn follower_request(node: &Arc<Node>, request: Request) -> Result<Value> {

@@ -68,6 +68,8 @@ const FOLLOWER: &[&str] = &[
     "local_edits",
     "stop_at",
     "stop_action",
+    "resync",
+    "adopt",
     "peer_timeout",
     "checkpoint_bytes",
     "checkpoint_interval",

@@ -157,6 +157,12 @@ impl Port {
         self.halt(node, &error.to_string()).await;
     }
 
+    /// Log is not sent any more either: it is about to be another one.
+    pub(crate) async fn turn_away(&self, node: &Node, reason: &str) {
+        self.clear().await;
+        self.halt(node, reason).await;
+    }
+
     /// The engines stand still for this reason.
     pub(crate) async fn halt(&self, node: &Node, reason: &str) {
         if let Some(desk) = lock(&self.clerk).as_ref().and_then(|c| c.desk.as_ref()) {

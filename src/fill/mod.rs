@@ -26,13 +26,21 @@ use crate::record::{Kind, Time};
 use crate::sys::Root;
 
 mod adaptive;
+mod base;
+mod compare;
 mod journal;
+mod local;
+mod plan;
+mod ranges;
 mod read;
+mod resync;
+mod shape;
 mod source;
 mod target;
 mod tree;
 mod write;
 
+pub use resync::{Order, Report, is_due as resyncs};
 pub use source::{Serving, serve};
 pub use target::{FillContext, run};
 

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::CopySource;
 use super::adaptive::Adaptive;
-use super::source::Request;
+use super::source::{Request, Wanted};
 use crate::catalog::{Catalog, LocalId, Seen, block_hashes, blocks_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{FileId, SystemId};
@@ -19,7 +19,7 @@ use crate::sys::{self, Root, Stat};
 use crate::wire::{self, Encoding, ITEM_HEAD, Message, Outcome};
 
 /// Bytes read at once: small enough to stay in a core's cache until they are hashed and sent.
-const PIECE: usize = 256 << 10;
+pub(super) const PIECE: usize = 256 << 10;
 /// A message is sent when its items reach this.
 const FULL: usize = 256 << 10;
 /// When to look for a file: one that is not where the catalog says may have a new name that the
@@ -41,7 +41,7 @@ enum Again {
 }
 
 /// Files of more blocks (64 GiB) are not learned on the way: their hashes would take too much memory.
-const LEARN_MAX: u64 = 4 << 20;
+pub(super) const LEARN_MAX: u64 = 4 << 20;
 /// Blocks of a hole compared at once.
 const HOLE_STEP: u64 = 4096;
 
@@ -83,15 +83,25 @@ pub(super) fn read_batches(
     let system = read_lock(&catalog).system();
     let compressor = zstd::bulk::Compressor::new(1).map_err(|e| Error::from(e).wrap("cannot compress"))?;
     let mut packer = Packer { out, shared, compressor, batch: 0, items: Vec::new(), files: 0, bytes: 0 };
-    while let Some((batch, starved, ids)) = requests.blocking_recv() {
+    let reading = |plan| Reading { source: &**source, root: source.root(), system, plan };
+    while let Some(Request { batch, starved, what }) = requests.blocking_recv() {
         packer.batch = batch;
         packer.shared.lock().starved(starved);
-        let plans: Vec<Plan> = {
+        let plans = |ids: &mut dyn Iterator<Item = FileId>| -> Vec<Plan> {
             let catalog = read_lock(&catalog);
-            ids.iter().map(|&id| Plan::of(&catalog, id)).collect()
+            ids.map(|id| Plan::of(&catalog, id)).collect()
         };
-        for plan in plans {
-            Reading { source: &**source, root: source.root(), system, plan }.run(&catalog, &mut packer)?;
+        match what {
+            Wanted::Files(ids) => {
+                for plan in plans(&mut ids.iter().copied()) {
+                    reading(plan).run(&catalog, &mut packer)?;
+                }
+            }
+            Wanted::Ranges(ranges) => {
+                for (plan, range) in plans(&mut ranges.iter().map(|r| r.id)).into_iter().zip(&ranges) {
+                    reading(plan).run_range(&catalog, &mut packer, range)?;
+                }
+            }
         }
         packer.flush()?;
         packer.send(Packet { message: Message::BatchEnd { batch }.encode(), files: 0, bytes: 0 })?;
@@ -104,12 +114,12 @@ fn read_lock(catalog: &RwLock<Catalog>) -> RwLockReadGuard<'_, Catalog> {
 }
 
 /// What the catalog says of one file at one moment.
-struct Plan {
-    id: FileId,
+pub(super) struct Plan {
+    pub(super) id: FileId,
     path: Option<Vec<u8>>,
     local: Option<LocalId>,
-    size: u64,
-    hashed: bool,
+    pub(super) size: u64,
+    pub(super) hashed: bool,
     content: u128,
 }
 
@@ -127,20 +137,20 @@ impl Plan {
     }
 }
 
-struct Reading<'a> {
-    source: &'a dyn CopySource,
+pub(super) struct Reading<'a> {
+    pub(super) source: &'a dyn CopySource,
     root: Arc<Root>,
-    system: SystemId,
-    plan: Plan,
+    pub(super) system: SystemId,
+    pub(super) plan: Plan,
 }
 
 /// What came of reading one file.
 #[derive(Default)]
-struct Findings {
+pub(super) struct Findings {
     /// Blocks that are not what the catalog says.
-    differ: Vec<u64>,
+    pub(super) differ: Vec<u64>,
     /// All hashes, when the file is not hashed yet and is small enough to be learned.
-    hashes: Option<Vec<u128>>,
+    pub(super) hashes: Option<Vec<u128>>,
 }
 
 impl Reading<'_> {
@@ -158,7 +168,19 @@ impl Reading<'_> {
         let learn = !self.plan.hashed && blocks_of(before.size) <= LEARN_MAX;
         findings.hashes = learn.then(|| vec![0; usize::try_from(blocks_of(before.size)).unwrap_or(0)]);
         self.read(&file, &before, packer, &mut findings)?;
-        let after = sys::stat_fd(&file).map_err(|e| self.error("stat", e))?;
+        self.conclude(&file, &before, packer, findings)
+    }
+
+    /// Says how the reading of a file, or of a range of it, ended.
+    pub(super) fn conclude(
+        &self,
+        file: &OwnedFd,
+        before: &Stat,
+        packer: &mut Packer<'_>,
+        findings: Findings,
+    ) -> Result<()> {
+        let id = self.plan.id;
+        let after = sys::stat_fd(file).map_err(|e| self.error("stat", e))?;
         let still = (before.local, before.size, before.attrs.mtime, before.ctime)
             == (after.local, after.size, after.attrs.mtime, after.ctime);
         let mut outcome = if still { Outcome::Whole } else { Outcome::Changing };
@@ -173,7 +195,7 @@ impl Reading<'_> {
     }
 
     /// Opens the file by its name in the catalog, and by its newer name if it has moved.
-    fn find(&mut self, catalog: &RwLock<Catalog>) -> Result<Option<(OwnedFd, Stat)>> {
+    pub(super) fn find(&mut self, catalog: &RwLock<Catalog>) -> Result<Option<(OwnedFd, Stat)>> {
         for pause in AGAIN {
             match pause {
                 Again::Now => {}
@@ -217,7 +239,7 @@ impl Reading<'_> {
         Ok(None)
     }
 
-    fn error(&self, verb: &str, e: std::io::Error) -> Error {
+    pub(super) fn error(&self, verb: &str, e: std::io::Error) -> Error {
         Error::io(verb, self.root.join(self.plan.path.as_deref().unwrap_or_default()), e)
     }
 
@@ -283,7 +305,7 @@ impl Reading<'_> {
         }
     }
 
-    fn compare(&self, first: u64, hashes: &[u128], f: &mut Findings) {
+    pub(super) fn compare(&self, first: u64, hashes: &[u128], f: &mut Findings) {
         if let Some(all) = &mut f.hashes {
             let from = usize::try_from(first).unwrap_or(usize::MAX);
             for (to, hash) in all.iter_mut().skip(from).zip(hashes) {
@@ -291,15 +313,20 @@ impl Reading<'_> {
             }
             return;
         }
-        let known = if self.plan.hashed && blocks_of(self.plan.size) <= 1 && first == 0 && hashes.len() == 1 {
-            Some(vec![self.plan.content])
-        } else {
-            self.source.hashes(self.plan.id, first, hashes.len() as u64)
-        };
         // Not hashed: a change to it ships the whole file anyway.
-        let Some(known) = known else { return };
+        let Some(known) = self.known(first, hashes.len()) else { return };
         let pairs = known.into_iter().chain(std::iter::repeat(0)).zip(hashes).zip(first..);
         f.differ.extend(pairs.filter(|((k, h), _)| k != *h).map(|(_, block)| block));
+    }
+}
+
+impl Reading<'_> {
+    /// What the catalog says of blocks, if it knows.
+    pub(super) fn known(&self, first: u64, n: usize) -> Option<Vec<u128>> {
+        if self.plan.hashed && blocks_of(self.plan.size) <= 1 && first == 0 && n == 1 {
+            return Some(vec![self.plan.content]);
+        }
+        self.source.hashes(self.plan.id, first, n as u64)
     }
 }
 
@@ -313,7 +340,7 @@ fn read_into(file: impl AsFd, to: &mut Vec<u8>, want: usize, at: u64) -> std::io
 }
 
 /// Packs items into messages.
-struct Packer<'a> {
+pub(super) struct Packer<'a> {
     out: &'a mpsc::Sender<Result<Packet>>,
     shared: Arc<Shared>,
     compressor: zstd::bulk::Compressor<'static>,
@@ -374,7 +401,22 @@ impl Packer<'_> {
         Ok(())
     }
 
-    fn end(&mut self, id: FileId, outcome: Outcome, size: u64) -> Result<()> {
+    /// Packs content.
+    pub(super) fn data(&mut self, id: FileId, at: u64, bytes: &[u8]) -> Result<()> {
+        let body = self.room(id, at, bytes.len())?;
+        self.items.extend_from_slice(bytes);
+        self.seal(body, bytes.len());
+        Ok(())
+    }
+
+    /// Packs a hole.
+    pub(super) fn hole(&mut self, id: FileId, at: u64, len: u64) -> Result<()> {
+        self.begin(ITEM_HEAD + 4)?;
+        wire::put_item_hole(&mut self.items, id, at, len);
+        Ok(())
+    }
+
+    pub(super) fn end(&mut self, id: FileId, outcome: Outcome, size: u64) -> Result<()> {
         self.begin(18)?;
         wire::put_item_end(&mut self.items, id, outcome, size);
         self.files += 1;

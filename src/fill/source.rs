@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::log::Log;
 use crate::net::{self, MessageReader, MessageWriter};
 use crate::position::{FileId, Lsn};
-use crate::wire::{Kind, Message, SNAPSHOT_PIECE, begin, finish};
+use crate::wire::{Kind, Message, Range, SNAPSHOT_PIECE, begin, finish};
 
 /// Threads that read contents, for each follower that is filled.
 const LANES: usize = 2;
@@ -174,8 +174,21 @@ fn encode_between_commits(source: &dyn CopySource, out: &mut BufWriter<File>) ->
     checkpoint::encode_snapshot(&frozen, out).map(|()| frozen.lsn)
 }
 
-/// A follower's wish: in this batch, so starved, these files.
-pub(super) type Request = (u32, u8, Vec<FileId>);
+/// A follower's wish.
+pub(super) struct Request {
+    pub(super) batch: u32,
+    /// Percent of its time that it waited for bytes lately.
+    pub(super) starved: u8,
+    pub(super) what: Wanted,
+}
+
+/// What is wished for.
+pub(super) enum Wanted {
+    /// Whole files.
+    Files(Vec<FileId>),
+    /// What differs in ranges of files.
+    Ranges(Vec<Range>),
+}
 
 /// Starts the threads that read. They end when the requests do, or nobody takes their packets.
 fn start_lanes(source: &Arc<dyn CopySource>) -> (Vec<mpsc::Sender<Request>>, mpsc::Receiver<Result<Packet>>) {
@@ -195,6 +208,14 @@ fn start_lanes(source: &Arc<dyn CopySource>) -> (Vec<mpsc::Sender<Request>>, mps
     (lanes.collect(), queue)
 }
 
+fn pass_on(lanes: &[mpsc::Sender<Request>], request: Request) -> Result<()> {
+    let lane = &lanes[request.batch as usize % lanes.len()];
+    lane.try_send(request).map_err(|_| {
+        let text = format!("the follower asked for more than {REQUESTS} batches at once");
+        Error::new(ErrorKind::Corrupt, text)
+    })
+}
+
 /// Takes requests until the follower has all it wants.
 async fn hear<R: AsyncRead + Unpin>(
     reader: &mut MessageReader<R>,
@@ -203,11 +224,10 @@ async fn hear<R: AsyncRead + Unpin>(
     loop {
         match reader.next().await? {
             Some(Message::FillRequest { batch, starved, ids }) => {
-                let lane = &lanes[batch as usize % lanes.len()];
-                lane.try_send((batch, starved, ids)).map_err(|_| {
-                    let text = format!("the follower asked for more than {REQUESTS} batches at once");
-                    Error::new(ErrorKind::Corrupt, text)
-                })?;
+                pass_on(&lanes, Request { batch, starved, what: Wanted::Files(ids) })?;
+            }
+            Some(Message::RangeRequest { batch, starved, ranges }) => {
+                pass_on(&lanes, Request { batch, starved, what: Wanted::Ranges(ranges) })?;
             }
             Some(Message::FillDone) => return Ok(()),
             Some(Message::Ack(_)) => {}

@@ -18,8 +18,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::journal::{Finished, Journal};
+use super::resync::{self, Order, Report};
+use super::shape::Shape;
 use super::tree::{Skipped, Tree, foreign};
-use super::write::{Done, Work, Writer, keep_journal};
+use super::write::{Done, Note, Work, Writer, keep_journal};
 use crate::blocks::Blocks;
 use crate::catalog::Catalog;
 use crate::checkpoint;
@@ -32,7 +34,7 @@ use crate::net::{
 };
 use crate::position::{FileId, Lsn, SegmentNo, SystemId};
 use crate::record::Kind;
-use crate::state::{FillState, StateDir};
+use crate::state::{Control, FillState, StateDir};
 use crate::sys::{self, Root};
 use crate::wire::{
     Ack, BATCH_IDS, Code, Decision, Hello, Message, RoleWanted, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want,
@@ -40,20 +42,20 @@ use crate::wire::{
 };
 
 /// Threads that write contents.
-const WRITERS: usize = 2;
+pub(super) const WRITERS: usize = 2;
 /// Messages received but not yet written, for each of them.
 const MESSAGES: usize = 16;
 /// Batches asked for but not yet written.
-const OUTSTANDING: usize = 3;
+pub(super) const OUTSTANDING: usize = 3;
 /// Content expected of one batch, unless a single file is larger.
-const BATCH_BYTES: u64 = 8 << 20;
+pub(super) const BATCH_BYTES: u64 = 8 << 20;
 /// Content expected of the first batch after a break; it doubles from batch to batch. A line that damages what passes
 /// over it once in a while then still lets whole batches through.
-const BATCH_CAREFUL: u64 = 64 << 10;
+pub(super) const BATCH_CAREFUL: u64 = 64 << 10;
 /// Finished files on their way to the journal.
 const NOTES: usize = 4096;
 /// File name of the snapshot in the directory of the fill.
-const SNAPSHOT: &str = "snapshot";
+pub(super) const SNAPSHOT: &str = "snapshot";
 
 /// What a first copy needs.
 pub struct FillContext {
@@ -69,6 +71,10 @@ pub struct FillContext {
     pub peer_timeout: Duration,
     /// Where the state of all this is shown.
     pub status: Arc<Upstream>,
+    /// How the directory is made equal if it is not empty, or a first copy is not what is wanted.
+    pub order: Option<Order>,
+    /// What came of that.
+    pub report: Arc<Mutex<Report>>,
 }
 
 /// Copies until the control file says "filled" (or beyond), or it is cancelled.
@@ -76,8 +82,8 @@ pub struct FillContext {
 /// # Errors
 /// `Refused` when the data directory holds anything else, and this node's own disk errors. Everything
 /// about the peer is tried again, with pauses, for ever.
-pub async fn run(context: FillContext, cancel: CancellationToken) -> Result<()> {
-    let context = Arc::new(context);
+pub async fn run(context: impl Into<Arc<FillContext>>, cancel: CancellationToken) -> Result<()> {
+    let context: Arc<FillContext> = context.into();
     let files = || context.status.status().fill.map_or(0, |p| p.files);
     let mut retry = Retry::new(&context.sources, &context.status, &cancel);
     loop {
@@ -86,7 +92,7 @@ pub async fn run(context: FillContext, cancel: CancellationToken) -> Result<()> 
         let (token, mut ended) = mpsc::channel::<()>(1);
         let result = tokio::select! {
             () = cancel.cancelled() => Ok(()),
-            result = attempt(&context, target, token) => result,
+            result = attempt_either(&context, target, token) => result,
         };
         ended.recv().await;
         let Err(end) = result else { return Ok(()) };
@@ -104,9 +110,9 @@ struct Begun {
 }
 
 /// Held by every thread of an attempt.
-type Token = mpsc::Sender<()>;
+pub(super) type Token = mpsc::Sender<()>;
 
-async fn local<T: Send + 'static>(
+pub(super) async fn local<T: Send + 'static>(
     token: &Token,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Ended<T> {
@@ -118,6 +124,14 @@ async fn local<T: Send + 'static>(
     let joined = tokio::task::spawn_blocking(working).await;
     let result = joined.unwrap_or_else(|e| Err(Error::new(ErrorKind::Io, e.to_string())));
     result.map_err(End::Local)
+}
+
+async fn attempt_either(context: &Arc<FillContext>, target: Target<'_>, token: Token) -> Ended<()> {
+    let looking = Arc::clone(context);
+    if local(&token, move || resync::is_due(&looking)).await? {
+        return resync::attempt(context, target, token).await;
+    }
+    attempt(context, target, token).await
 }
 
 /// One connection, to the end of the copy.
@@ -157,10 +171,9 @@ async fn attempt(context: &Arc<FillContext>, target: Target<'_>, token: Token) -
     }
 }
 
-/// Finds out what is there, and what to ask for. [`Want::Stream`]: the copy is complete already.
-fn stand(context: &FillContext) -> Result<(Hello, Option<Begun>)> {
-    let control = context.state.set_up()?;
-    let mut hello = Hello {
+/// The hello of a node that wants it all and says nothing of what it has.
+pub(super) fn hello_of(context: &FillContext, control: &Control) -> Hello {
+    Hello {
         versions: (VERSION_MIN, VERSION_MAX),
         system: SystemId::NONE,
         timeline: control.timeline,
@@ -172,7 +185,13 @@ fn stand(context: &FillContext) -> Result<(Hello, Option<Begun>)> {
         name: context.name.clone(),
         node: context.status.node(),
         wants: RoleWanted::Any,
-    };
+    }
+}
+
+/// Finds out what is there, and what to ask for. [`Want::Stream`]: the copy is complete already.
+fn stand(context: &FillContext) -> Result<(Hello, Option<Begun>)> {
+    let control = context.state.set_up()?;
+    let mut hello = hello_of(context, &control);
     match control.fill {
         FillState::None => {
             // What is there already is looked at when the snapshot says what is excluded.
@@ -188,7 +207,7 @@ fn stand(context: &FillContext) -> Result<(Hello, Option<Begun>)> {
             (hello.system, hello.want) = (control.system, Want::ResumeFill(start));
             Ok((hello, Some(Begun { catalog, done, journal })))
         }
-        FillState::Filled { .. } | FillState::Done => {
+        FillState::Resyncing { .. } | FillState::Filled { .. } | FillState::Done => {
             hello.want = Want::Stream;
             Ok((hello, None))
         }
@@ -223,6 +242,36 @@ fn clear(context: &FillContext, begun: Option<Begun>) -> Result<()> {
     }
 }
 
+/// A snapshot that was received whole, but is not named yet.
+pub(super) struct Received {
+    file: AtomicFile,
+    start: Lsn,
+}
+
+impl Received {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when it is not of the system and position that it should be of.
+    pub(super) fn decode(&mut self, system: SystemId) -> Result<Catalog> {
+        let name = self.file.aside().to_owned();
+        let stored = File::open(&name).map_err(|e| Error::io("open", &name, e))?;
+        self.file.flush().map_err(|e| Error::io("write", &name, e))?;
+        let mut catalog = checkpoint::decode(BufReader::new(stored))?;
+        catalog.forget_locals();
+        if catalog.system() != system || catalog.lsn() != self.start {
+            let text = "the snapshot is not of the system or position that the upstream said";
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        }
+        Ok(catalog)
+    }
+
+    /// Makes it durable under its name.
+    pub(super) fn commit(self) -> Result<()> {
+        self.file.commit()
+    }
+}
+
 /// Takes the snapshot and makes it durable: from here on the copy can be resumed.
 async fn receive_snapshot<R: AsyncRead + Unpin>(
     reader: &mut MessageReader<R>,
@@ -230,6 +279,30 @@ async fn receive_snapshot<R: AsyncRead + Unpin>(
     welcome: &Welcome,
     token: &Token,
 ) -> Ended<Begun> {
+    let mut received = receive(reader, context).await?;
+    let (context, system, timeline) = (Arc::clone(context), welcome.system, welcome.timeline);
+    let begun = local(token, move || {
+        let catalog = received.decode(system)?;
+        let start = received.start;
+        refuse_foreign(&context.root, &catalog)?;
+        received.commit()?;
+        let dir = context.state.fill();
+        Journal::create(&dir, system, start)?;
+        failpoint::pass("fill::manifest").map_err(|e| Error::io("write", &dir, e))?;
+        context.state.change(|c| {
+            (c.system, c.timeline, c.fill) = (system, timeline, FillState::Copying { start });
+        })?;
+        let (journal, done) = Journal::open(&dir, system, start)?;
+        Ok(Begun { catalog, done, journal })
+    });
+    begun.await
+}
+
+/// Takes a snapshot.
+pub(super) async fn receive<R: AsyncRead + Unpin>(
+    reader: &mut MessageReader<R>,
+    context: &FillContext,
+) -> Ended<Received> {
     let mut file = AtomicFile::create(&context.state.fill(), SNAPSHOT).map_err(End::Local)?;
     let (mut hash, mut len) = (Sha256::new(), 0_u64);
     let damaged = |why: &str| End::Lost(Error::new(ErrorKind::Corrupt, format!("the snapshot {why}")));
@@ -256,32 +329,10 @@ async fn receive_snapshot<R: AsyncRead + Unpin>(
             None => return Err(End::Lost(lost())),
         }
     };
-    let (context, system, timeline) = (Arc::clone(context), welcome.system, welcome.timeline);
-    let begun = local(token, move || {
-        let name = file.aside().to_owned();
-        let stored = File::open(&name).map_err(|e| Error::io("open", &name, e))?;
-        file.flush().map_err(|e| Error::io("write", &name, e))?;
-        let mut catalog = checkpoint::decode(BufReader::new(stored))?;
-        catalog.forget_locals();
-        if catalog.system() != system || catalog.lsn() != start {
-            let text = "the snapshot is not of the system or position that the upstream said";
-            return Err(Error::new(ErrorKind::Corrupt, text));
-        }
-        refuse_foreign(&context.root, &catalog)?;
-        file.commit()?;
-        let dir = context.state.fill();
-        Journal::create(&dir, system, start)?;
-        failpoint::pass("fill::manifest").map_err(|e| Error::io("write", &dir, e))?;
-        context.state.change(|c| {
-            (c.system, c.timeline, c.fill) = (system, timeline, FillState::Copying { start });
-        })?;
-        let (journal, done) = Journal::open(&dir, system, start)?;
-        Ok(Begun { catalog, done, journal })
-    });
-    begun.await
+    Ok(Received { file, start })
 }
 
-fn lost() -> Error {
+pub(super) fn lost() -> Error {
     Error::new(ErrorKind::Unavailable, "the upstream closed the connection during the first copy")
 }
 
@@ -300,7 +351,7 @@ where
 {
     let making = Arc::clone(context);
     let (job, wanted) = local(&token, move || prepare(&making, begun)).await?;
-    let job = job.start(context, token.clone());
+    let (job, _) = job.start(context, token.clone());
     let hearing = hear(&mut reader, &context.status, job.lanes.clone());
     let (end, catalog) = tokio::try_join!(hearing, ask(&mut writer, context, traffic, job, (wanted, pace)))?;
     let closing = Arc::clone(context);
@@ -308,22 +359,22 @@ where
 }
 
 /// Everything that is known before the first content comes.
-struct Job {
-    work: Arc<Work>,
-    dirs: Vec<FileId>,
-    done: HashMap<FileId, Finished>,
-    journal: Journal,
-    total: FillProgress,
+pub(super) struct Job {
+    pub(super) work: Arc<Work>,
+    pub(super) dirs: Vec<FileId>,
+    pub(super) done: HashMap<FileId, Finished>,
+    pub(super) journal: Journal,
+    pub(super) total: FillProgress,
 }
 
 /// The threads under way.
-struct Running {
-    work: Arc<Work>,
+pub(super) struct Running {
+    pub(super) work: Arc<Work>,
     dirs: Vec<FileId>,
     done: HashMap<FileId, Finished>,
     total: FillProgress,
-    lanes: Vec<mpsc::Sender<Message>>,
-    batches: mpsc::Receiver<Done>,
+    pub(super) lanes: Vec<mpsc::Sender<Message>>,
+    pub(super) batches: mpsc::Receiver<Done>,
     journal: tokio::task::JoinHandle<Result<Vec<Finished>>>,
     token: Token,
 }
@@ -351,6 +402,7 @@ fn prepare(context: &FillContext, begun: Begun) -> Result<(Job, VecDeque<FileId>
         bytes: AtomicU64::new(total.bytes),
         skipped: Mutex::default(),
         changing: Mutex::default(),
+        resync: None,
     };
     let lsn = work.catalog.lsn();
     tracing::info!(
@@ -361,7 +413,12 @@ fn prepare(context: &FillContext, begun: Begun) -> Result<(Job, VecDeque<FileId>
 }
 
 impl Job {
-    fn start(self, context: &FillContext, token: Token) -> Running {
+    /// Starts the threads; what is finished elsewhere is noted through the second value.
+    pub(super) fn start(
+        self,
+        context: &FillContext,
+        token: Token,
+    ) -> (Running, std::sync::mpsc::SyncSender<Note>) {
         let Self { work, dirs, done, journal, total } = self;
         context.status.update(|s| s.fill = Some(total));
         let (notes, noted) = std::sync::mpsc::sync_channel(NOTES);
@@ -381,12 +438,12 @@ impl Job {
             let _token = guard;
             keep_journal(&keeping, &noted, journal)
         });
-        Running { work, dirs, done, total, lanes, batches, journal, token }
+        (Running { work, dirs, done, total, lanes, batches, journal, token }, notes)
     }
 }
 
 /// Takes contents and hands them to the threads, until the sender says where the copy ends.
-async fn hear<R: AsyncRead + Unpin>(
+pub(super) async fn hear<R: AsyncRead + Unpin>(
     reader: &mut MessageReader<R>,
     status: &Upstream,
     lanes: Vec<mpsc::Sender<Message>>,
@@ -427,7 +484,7 @@ async fn ask<W: AsyncWrite + Unpin>(
 ) -> Ended<Catalog> {
     let half = context.peer_timeout / 2;
     let (mut next, mut outstanding) = (0_u32, 0_usize);
-    let mut hunger = Hunger { at: Instant::now(), waited: traffic.waited() };
+    let mut hunger = Hunger::new(traffic);
     let mut due = Instant::now() + half;
     loop {
         while outstanding < OUTSTANDING && !wanted.is_empty() {
@@ -457,10 +514,19 @@ async fn ask<W: AsyncWrite + Unpin>(
         }
     }
     writer.send(&Message::FillDone).await?;
-    let mut finishing = std::pin::pin!(finish(job));
+    alive(writer, half, finish(job)).await
+}
+
+/// Awaits `work` and shows signs of life meanwhile.
+pub(super) async fn alive<W: AsyncWrite + Unpin, T>(
+    writer: &mut MessageWriter<W>,
+    half: Duration,
+    work: impl Future<Output = Ended<T>>,
+) -> Ended<T> {
+    let mut work = std::pin::pin!(work);
     loop {
         tokio::select! {
-            finished = &mut finishing => return finished,
+            finished = &mut work => return finished,
             () = tokio::time::sleep(half) => {
                 // The sender may have said all it has to say and be gone; whether it has, the other loop knows.
                 let _ = writer.send(&Message::Ack(Ack::default())).await;
@@ -470,14 +536,18 @@ async fn ask<W: AsyncWrite + Unpin>(
 }
 
 /// Whether the line is the narrow place, as seen from here: the sender can't tell a slow line from a slow disk.
-struct Hunger {
+pub(super) struct Hunger {
     at: Instant,
     waited: Duration,
 }
 
 impl Hunger {
+    pub(super) fn new(traffic: &Traffic) -> Self {
+        Self { at: Instant::now(), waited: traffic.waited() }
+    }
+
     /// Percent of the time since the last call that was spent waiting for bytes.
-    fn since_last(&mut self, traffic: &Traffic) -> u8 {
+    pub(super) fn since_last(&mut self, traffic: &Traffic) -> u8 {
         let (now, waited) = (Instant::now(), traffic.waited());
         let share = (waited - self.waited).as_secs_f64() / (now - self.at).as_secs_f64().max(1e-6);
         (self.at, self.waited) = (now, waited);
@@ -497,13 +567,13 @@ fn batch(catalog: &Catalog, wanted: &mut VecDeque<FileId>, limit: u64) -> Vec<Fi
 }
 
 impl Running {
-    fn progress(&self) -> FillProgress {
+    pub(super) fn progress(&self) -> FillProgress {
         let files = self.work.files.load(Ordering::Relaxed);
         FillProgress { files, bytes: self.work.bytes.load(Ordering::Relaxed), ..self.total }
     }
 
     /// Why the journal's thread has ended early.
-    async fn journal_error(self) -> End {
+    pub(super) async fn journal_error(self) -> End {
         let Self { journal, lanes, batches, .. } = self;
         drop((lanes, batches));
         match journal.await {
@@ -514,7 +584,7 @@ impl Running {
 }
 
 /// All contents are written: ends the threads, makes the rest of the tree, fills in the catalog.
-async fn finish(job: Running) -> Ended<Catalog> {
+pub(super) async fn finish(job: Running) -> Ended<Catalog> {
     let Running { work, dirs, done, lanes, batches, journal, token, .. } = job;
     for lane in lanes {
         // The thread ends by this; one that has ended already needs no word.
@@ -525,7 +595,15 @@ async fn finish(job: Running) -> Ended<Catalog> {
     let noted = noted.map_err(End::Local)?;
     local(&token, move || {
         let mut skipped = *work.skipped.lock().unwrap_or_else(PoisonError::into_inner);
-        let rest = Tree { root: &work.root, catalog: &work.catalog }.make_rest(&dirs, &mut skipped)?;
+        let rest = match &work.resync {
+            None => Tree { root: &work.root, catalog: &work.catalog }.make_rest(&dirs, &mut skipped)?,
+            Some(resync) => {
+                let changing = work.changing.lock().unwrap_or_else(PoisonError::into_inner);
+                let whole = done.values().chain(&noted).chain(changing.iter()).map(|f| f.id).collect();
+                let shape = Shape { root: &work.root, catalog: &work.catalog };
+                shape.finish(&resync.base, &whole, &mut skipped)?
+            }
+        };
         if skipped != Skipped::default() {
             tracing::warn!(
                 "without privilege: {} owners, {} devices and {} extended attributes are kept in the catalog only",
@@ -549,7 +627,11 @@ async fn finish(job: Running) -> Ended<Catalog> {
             catalog.set_seen(file.id, Some(file.seen));
         }
         rest.into_iter().for_each(|(id, seen)| catalog.set_seen(id, Some(seen)));
-        failpoint::pass("fill::done").map_err(|e| Error::io("complete", work.root.path(), e))?;
+        let point = if work.resync.is_some() { "resync::done" } else { "fill::done" };
+        failpoint::pass(point).map_err(|e| Error::io("complete", work.root.path(), e))?;
+        if work.resync.is_some() {
+            work.blocks.acquit()?;
+        }
         Ok(catalog)
     })
     .await
@@ -562,13 +644,19 @@ fn close(context: &FillContext, catalog: &Catalog, end: Lsn) -> Result<()> {
     let dir = context.state.fill();
     failpoint::pass("fill::end").map_err(|e| Error::io("complete", &dir, e))?;
     context.state.change(|c| c.fill = FillState::Filled { start, end })?;
-    for entry in fs::read_dir(&dir).map_err(|e| Error::io("list", &dir, e))? {
-        let path = entry.map_err(|e| Error::io("list", &dir, e))?.path();
-        fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
-    }
+    empty(&dir)?;
     tracing::info!(
         "first copy complete: {} inodes; usable once replayed from {start} to {end}",
         catalog.len()
     );
+    Ok(())
+}
+
+/// Removes what a copy no longer needs.
+pub(super) fn empty(dir: &std::path::Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
+        let path = entry.map_err(|e| Error::io("list", dir, e))?.path();
+        fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+    }
     Ok(())
 }

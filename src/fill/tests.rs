@@ -237,6 +237,7 @@ struct Follower {
     dir: tempfile::TempDir,
     state: Arc<StateDir>,
     status: Arc<Upstream>,
+    report: Arc<Mutex<Report>>,
 }
 
 impl Follower {
@@ -246,7 +247,7 @@ impl Follower {
         let state = Arc::new(StateDir::open_or_create(&dir.path().join("state")).unwrap());
         let control = Control::new(SystemId::NONE, Role::Follower, "f", &dir.path().join("data"));
         state.persist(control).unwrap();
-        Self { dir, state, status: Arc::new(Upstream::default()) }
+        Self { dir, state, status: Arc::new(Upstream::default()), report: Arc::default() }
     }
 
     fn data(&self) -> PathBuf {
@@ -261,6 +262,8 @@ impl Follower {
             state: Arc::clone(&self.state),
             peer_timeout: Duration::from_secs(2),
             status: Arc::clone(&self.status),
+            order: None,
+            report: Arc::clone(&self.report),
         }
     }
 
@@ -496,3 +499,6 @@ fn discarding_a_copy_removes_what_it_made_and_nothing_else() {
     copy.discard().unwrap();
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+#[path = "resync_tests.rs"]
+mod resync_tests;

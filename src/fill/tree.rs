@@ -284,7 +284,8 @@ impl<'a> Tree<'a> {
 /// The refusal to touch a directory that holds something else.
 pub(super) fn foreign(path: &std::path::Path) -> Error {
     let text = format!(
-        "'{}' was not made by this copy; a follower takes an empty data directory: move what is in it away",
+        "'{}' was not made by this copy; a follower takes an empty data directory: move what is in it away, or start it with \
+         --adopt to make what is there equal to the leader's",
         path.display().to_string().escape_debug()
     );
     Error::new(ErrorKind::Refused, text)
@@ -296,7 +297,7 @@ pub(super) fn seen_of(stat: &Stat) -> Seen {
 }
 
 /// Makes an inode without content. `None`: a device that only a privileged process can make.
-fn make(
+pub(super) fn make(
     dir: &OwnedFd,
     name: &[u8],
     inode: &Inode<'_>,

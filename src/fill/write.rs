@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs as rfs;
+use rustix::fs::{self as rfs, OFlags};
 use tokio::sync::mpsc;
 
+use super::compare::{Resync, complete, open_own};
 use super::journal::{Finished, Journal};
 use super::tree::{Skipped, Tree, create, dress, seen_of};
+use crate::apply::punch;
 use crate::blocks::Blocks;
 use crate::catalog::{Catalog, block_hashes, blocks_of};
 use crate::error::{Error, ErrorKind, Result};
@@ -43,6 +45,14 @@ pub(super) struct Work {
     pub(super) skipped: Mutex<Skipped>,
     /// Files that are whole but not in the journal, and never to be there: the sender saw them change.
     pub(super) changing: Mutex<Vec<Finished>>,
+    /// The directory was not empty: files are made equal in place.
+    pub(super) resync: Option<Resync>,
+}
+
+impl Work {
+    pub(super) fn error(&self, verb: &str, id: FileId, e: std::io::Error) -> Error {
+        Error::io(verb, self.root.join(&self.catalog.path(id).unwrap_or_default()), e)
+    }
 }
 
 /// A finished file on its way to the journal.
@@ -127,6 +137,7 @@ impl Writer {
             match item? {
                 Item::Data { id, offset, bytes } => self.data(id, offset, bytes)?,
                 Item::End { id, outcome, .. } => self.end(id, outcome)?,
+                Item::Hole { id, offset, len } => self.hole(id, offset, len)?,
             }
         }
         Ok(())
@@ -140,7 +151,7 @@ impl Writer {
     }
 
     fn error(&self, verb: &str, id: FileId, e: impl Into<std::io::Error>) -> Error {
-        Error::io(verb, self.work.root.join(&self.work.catalog.path(id).unwrap_or_default()), e)
+        self.work.error(verb, id, e.into())
     }
 
     fn parent(&mut self, id: FileId) -> Result<Rc<OwnedFd>> {
@@ -169,7 +180,18 @@ impl Writer {
             return Err(Error::new(ErrorKind::Corrupt, "the sender began too many files at once"));
         }
         let parent = self.parent(parent)?;
-        let fd = create(&parent, name, &inode).map_err(|e| self.error("make", id, e))?;
+        let fd = match &work.resync {
+            None => create(&parent, name, &inode).map_err(|e| self.error("make", id, e))?,
+            Some(resync) => {
+                let fd = open_own(&parent, name, OFlags::WRONLY).map_err(|e| self.error("open", id, e))?;
+                if resync.touch(id, 0)? && resync.whole {
+                    rfs::ftruncate(&fd, 0).map_err(|e| self.error("empty", id, e))?;
+                    work.blocks.remove(id);
+                    resync.set_sum(id, 0);
+                }
+                fd
+            }
+        };
         Ok(Open { fd, parent, name: name.into(), next: 0, len: 0, sum: 0 })
     }
 
@@ -192,6 +214,11 @@ impl Writer {
             if blocks_of(size) > 1 {
                 self.work.blocks.set(id, first, &hashes)?;
             }
+            if let Some(resync) = &self.work.resync {
+                resync.touch(id, bytes.len() as u64)?;
+                resync.set_sum(id, hashes.first().copied().unwrap_or_default());
+                resync.tally.moved.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            }
             open.len = offset + bytes.len() as u64;
             self.work.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         }
@@ -199,7 +226,48 @@ impl Writer {
         Ok(())
     }
 
+    /// There the file holds zeros now.
+    fn hole(&mut self, id: FileId, offset: u64, len: u64) -> Result<()> {
+        let work = Arc::clone(&self.work);
+        let Some(resync) = &work.resync else {
+            return Err(Error::new(ErrorKind::Corrupt, "the sender sent a hole that was not asked for"));
+        };
+        let open = self.opened(id)?;
+        let size = work.catalog.get(id).map_or(0, |i| i.size);
+        let len = len.min(size.saturating_sub(offset));
+        if len > 0 {
+            punch(&open.fd, offset, len, size).map_err(|e| self.error("make a hole in", id, e))?;
+            resync.touch(id, len)?;
+            resync.tally.punched.fetch_add(len, Ordering::Relaxed);
+            if blocks_of(size) > 1 {
+                work.blocks.clear(id, offset / BLOCK, blocks_of(offset + len))?;
+            } else {
+                resync.set_sum(id, 0);
+            }
+        }
+        self.open.insert(id, open);
+        Ok(())
+    }
+
+    /// A range of a file has ended; with the last one the file is whole.
+    fn range_end(&mut self, id: FileId, outcome: Outcome) -> Result<()> {
+        let work = Arc::clone(&self.work);
+        let (Some(resync), Some(inode)) = (&work.resync, work.catalog.get(id)) else { return Ok(()) };
+        // What an older sender has nothing of is empty here, too.
+        let open = if resync.whole { Some(self.opened(id)?) } else { self.open.remove(&id) };
+        drop(open);
+        let Some(file) = resync.ended(id, outcome)? else { return Ok(()) };
+        let count = blocks_of(inode.size);
+        let sum = if count > 1 { work.blocks.sum(id, 0, count)? } else { file.sum() };
+        let finished = complete(&work, resync, &inode, (sum, file.is_changing()), &mut self.skipped)?;
+        let stopped = |_| Error::new(ErrorKind::Cancelled, "the journal has stopped");
+        finished.map_or(Ok(()), |f| self.notes.send(f).map_err(stopped))
+    }
+
     fn end(&mut self, id: FileId, outcome: Outcome) -> Result<()> {
+        if self.work.resync.is_some() {
+            return self.range_end(id, outcome);
+        }
         let open = self.opened(id)?;
         let work = Arc::clone(&self.work);
         let Some(inode) = work.catalog.get(id) else { return Ok(()) };

@@ -13,7 +13,7 @@
 //! | `node` | its id, made once |
 //! | `started` | when the process began |
 //! | `now` | the node's clock |
-//! | `state` | `starting`, `filling`, `recovering`, `running`, `stopping`; `healing`: damaged log is fetched again; `stalled`: failed, tried again by itself; `corrupt`, `missing`, `diverged`, `refused`, `config`: failed, and needs help; `held`: a guard waits for `towline confirm` |
+//! | `state` | `starting`, `filling`, `resyncing`, `recovering`, `running`, `stopping`; `healing`: damaged log is fetched again; `stalled`: failed, tried again by itself; `corrupt`, `missing`, `diverged`, `refused`, `config`: failed, and needs help; `held`: a guard waits for `towline confirm` |
 //! | `health` | `ok`; `starting`; `behind`; `delayed`: shows what `apply_delay` allows; `paused`: stands still until `towline resume`; `cut-off`: a follower without its upstream, or whose upstream has had no news of the leader for too long; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator |
 //! | `error` | what keeps the node from `running` |
 //! | `error.kind` | its class, as in the exit codes |
@@ -106,6 +106,18 @@
 //! | `upstream.fill.files`, `upstream.fill.files_total` | regular files |
 //! | `upstream.fill.bytes`, `upstream.fill.bytes_total` | their content |
 //! | `upstream.tls`, `upstream.fingerprint` | whether the connection is encrypted, and whose key the upstream has |
+//! | `resync` | follower only: resyncs |
+//! | `resync.cause` | why one is wanted or under way |
+//! | `resync.completed` | those completed since the start |
+//! | `resync.removed` | names that the last one removed |
+//! | `resync.differing` | files of which something differed |
+//! | `resync.received_bytes`, `resync.zeroed_bytes` | content of them that came, and that was made zero |
+//! | `resync.read_bytes` | bytes read here to be compared |
+//! | `resync.wire_bytes` | bytes over the connection, in both directions |
+//! | `resync.took_ms` | how long it took |
+//! | `resync.repaired_files`, `resync.repaired_bytes` | files that were not what was applied, and what of them was replaced, since the start |
+//! | `resync.repaired` | their names, the newest last |
+//! | `resync.lost_logs`, `resync.lost_bytes` | logs put aside in `lost/` of the state directory, because they hold what the upstream has not |
 //! | `followers` | who is connected here, or was |
 //! | `followers[].name`, `followers[].address` | who, and from where |
 //! | `followers[].state` | `connecting`, `filling`, `catchup`, `streaming`, `away` |

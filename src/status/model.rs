@@ -26,6 +26,7 @@ pub struct Status {
     pub capture: Option<Value>,
     pub apply: Option<Value>,
     pub upstream: Option<Value>,
+    pub resync: Option<Value>,
     pub followers: Vec<Value>,
     pub slots: Vec<SlotStatus>,
     pub lag: Option<Lag>,

@@ -171,6 +171,7 @@ fn capture(v: View<'_>, page: &mut Page) {
 
 fn follower(v: View<'_>, page: &mut Page) {
     upstream(v, page);
+    resync(v, page);
     if v.has("/apply") {
         let paused = if v.flag("/apply/paused") { ", paused" } else { "" };
         let rest = counted(
@@ -188,6 +189,38 @@ fn follower(v: View<'_>, page: &mut Page) {
     if v.has("/lag") {
         let age = v.number("/lag/seconds").map_or_else(|| "age unknown".to_owned(), span);
         page.row("lag", format!("{}, {age}", bytes(v.count("/lag/bytes"))));
+    }
+}
+
+fn resync(v: View<'_>, page: &mut Page) {
+    if !v.has("/resync") {
+        return;
+    }
+    if v.has("/resync/cause") {
+        page.row("resync", v.text("/resync/cause"));
+    }
+    if v.count("/resync/completed") > 0 {
+        page.row(
+            "resynced",
+            format!(
+                "{} times; the last moved {} in {}, removed {} names; {} files repaired",
+                v.count("/resync/completed"),
+                bytes(v.count("/resync/received_bytes")),
+                span(std::time::Duration::from_millis(v.count("/resync/took_ms")).as_secs_f64()),
+                v.count("/resync/removed"),
+                v.count("/resync/repaired_files")
+            ),
+        );
+    }
+    if v.count("/resync/lost_logs") > 0 {
+        page.row(
+            "lost",
+            format!(
+                "{} logs that the upstream has not are kept in lost/, {}; remove them when nobody needs them",
+                v.count("/resync/lost_logs"),
+                bytes(v.count("/resync/lost_bytes"))
+            ),
+        );
     }
 }
 

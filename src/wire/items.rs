@@ -23,6 +23,7 @@ pub enum Outcome {
 pub enum Item<'a> {
     Data { id: FileId, offset: u64, bytes: &'a [u8] },
     End { id: FileId, outcome: Outcome, size: u64 },
+    Hole { id: FileId, offset: u64, len: u64 },
 }
 
 /// Bytes of a data item before its content.
@@ -42,6 +43,14 @@ pub fn put_item_end(out: &mut Vec<u8>, id: FileId, outcome: Outcome, size: u64) 
     out.put_u64(id.0);
     out.put_u8(outcome as u8);
     out.put_u64(size);
+}
+
+/// Writes a hole item: there the file holds zeros.
+pub fn put_item_hole(out: &mut Vec<u8>, id: FileId, offset: u64, len: u64) {
+    out.put_u8(3);
+    out.put_u64(id.0);
+    out.put_u64(offset);
+    out.put_u64(len);
 }
 
 /// Walks the items of fill data; ends after the first error.
@@ -78,6 +87,14 @@ impl<'a> Items<'a> {
                     v => return Err(DecodeError::Invalid { what: "outcome", value: u64::from(v) }),
                 };
                 Ok(Item::End { id, outcome, size: r.u64("size")? })
+            }
+            3 => {
+                let (offset, len) = (r.u64("offset")?, r.u64("length of a hole")?);
+                let end = offset.checked_add(len);
+                if offset % BLOCK != 0 || len % BLOCK != 0 || end.is_none_or(|e| e > i64::MAX as u64) {
+                    return Err(DecodeError::Invalid { what: "offset of a hole", value: offset });
+                }
+                Ok(Item::Hole { id, offset, len })
             }
             v => Err(DecodeError::Invalid { what: "item", value: u64::from(v) }),
         }

@@ -28,6 +28,10 @@
 //! | 13 | goodbye | both | code u8, reason blob |
 //! | 14 | slots | sender, from version 3 on | count u16, count x (name blob, position u64, active u8): all slots that the sender knows and that are not lost |
 //! | 20 | below | receiver | from version 3 on: the nodes that follow the receiver; see the table of `wire::below` |
+//! | 15 | range request | receiver, from version 3 on | batch u32, starved u8, count u32, count x range |
+//!
+//! A range of a file that the receiver holds something of; only blocks that differ are sent: file id u64, first block
+//! u64, count of blocks u32, at most [`RANGE_BLOCKS`], 1 u8 and count x hash u128, or 0 u8: the blocks hold zeros.
 //!
 //! The hello is frozen: every version reads the first 16 bytes of its payload, and ignores what follows
 //! the fields it knows.
@@ -57,7 +61,8 @@
 //! | item | fields |
 //! | --- | --- |
 //! | data | 1 u8, file id u64, offset u64 (a multiple of a block), length u32, bytes |
-//! | end of file | 2 u8, file id u64, outcome u8 (0 whole, 1 changing, 2 gone), size u64 |
+//! | end of file | 2 u8, file id u64, outcome u8 (0 whole, 1 changing, 2 gone), size u64; one for each range that was asked for |
+//! | hole | 3 u8, file id u64, offset u64 (a multiple of a block), length u64 (a multiple of a block); only in ranges |
 
 use std::fmt;
 use std::ops::Deref;
@@ -69,15 +74,17 @@ mod below;
 mod hello;
 mod items;
 mod lineage;
+mod ranges;
 mod slots;
 
 pub use below::{BELOW_MAX, Below};
 pub use hello::{Code, Decision, Hello, RoleWanted, Want, Welcome};
-
 use hello::{clip, put_hello, put_welcome, take_hello, take_welcome, text};
-pub use items::{ITEM_HEAD, Item, Items, Outcome, put_item_end, put_item_head};
+pub use items::{ITEM_HEAD, Item, Items, Outcome, put_item_end, put_item_head, put_item_hole};
 use lineage::LINEAGE_BYTES;
 pub use lineage::{LINEAGE_MAX, Lineage};
+pub use ranges::{RANGE_BLOCKS, RANGES_BYTES, RANGES_MAX, Range};
+use ranges::{put_ranges, take_ranges};
 use slots::{SLOTS_BYTES, put_slots, take_slots};
 pub use slots::{SLOTS_MAX, SlotAt};
 
@@ -149,11 +156,12 @@ pub enum Kind {
     Goodbye = 13,
     Slots = 14,
     Below = 20,
+    RangeRequest = 15,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Hello,
         Self::Welcome,
         Self::Log,
@@ -169,6 +177,7 @@ impl Kind {
         Self::Goodbye,
         Self::Slots,
         Self::Below,
+        Self::RangeRequest,
     ];
 
     fn from_u8(v: u8) -> Result<Self, DecodeError> {
@@ -197,6 +206,7 @@ impl Kind {
             Self::Goodbye => 1 + 4 + REASON_MAX,
             Self::Slots => SLOTS_BYTES,
             Self::Below => below::BELOW_BYTES,
+            Self::RangeRequest => 9 + RANGES_BYTES,
         }
     }
 }
@@ -316,6 +326,7 @@ pub enum Message {
     Goodbye { code: Code, reason: String },
     Slots(Vec<SlotAt>),
     Below(Vec<Below>),
+    RangeRequest { batch: u32, starved: u8, ranges: Vec<Range> },
 }
 
 /// Starts a message of `kind` in an empty buffer: the header is filled in by [`finish`].
@@ -414,6 +425,7 @@ impl Message {
             Self::Goodbye { .. } => Kind::Goodbye,
             Self::Slots(_) => Kind::Slots,
             Self::Below(_) => Kind::Below,
+            Self::RangeRequest { .. } => Kind::RangeRequest,
         }
     }
 
@@ -431,6 +443,7 @@ impl Message {
                 bytes.len() + 16
             }
             Self::FillRequest { ids, .. } => ids.len() * 8 + 9,
+            Self::RangeRequest { ranges, .. } => ranges.iter().map(Range::stored_len).sum::<usize>() + 9,
             _ => 128,
         }
     }
@@ -496,6 +509,7 @@ impl Message {
             }
             Self::Slots(slots) => put_slots(slots, out),
             Self::Below(nodes) => below::put(nodes, out),
+            Self::RangeRequest { batch, starved, ranges } => put_ranges(out, *batch, *starved, ranges),
         }
     }
 
@@ -580,6 +594,7 @@ fn decode_payload(kind: Kind, body: Vec<u8>) -> Result<Message, DecodeError> {
         },
         Kind::Slots => Message::Slots(take_slots(&mut r)?),
         Kind::Below => Message::Below(below::take(&mut r)?),
+        Kind::RangeRequest => take_ranges(&mut r)?,
     };
     r.finish()?;
     Ok(message)
@@ -594,11 +609,16 @@ fn take_origin(r: &mut Reader<'_>) -> Result<Origin, DecodeError> {
     Ok(Origin { silent: r.u64("silence")?, lineage: Lineage::take(r)? })
 }
 
-fn take_request(r: &mut Reader<'_>) -> Result<Message, DecodeError> {
-    let (batch, starved, count) = (r.u32("batch")?, r.u8("starved")?, r.u32("count of files")? as usize);
-    if starved > 100 {
-        return Err(DecodeError::TooLarge { what: "starved", value: u64::from(starved), limit: 100 });
+/// The share of its time that a receiver waited for bytes, in percent.
+fn take_starved(r: &mut Reader<'_>) -> Result<u8, DecodeError> {
+    match r.u8("starved")? {
+        percent @ 0..=100 => Ok(percent),
+        v => Err(DecodeError::TooLarge { what: "starved", value: u64::from(v), limit: 100 }),
     }
+}
+
+fn take_request(r: &mut Reader<'_>) -> Result<Message, DecodeError> {
+    let (batch, starved, count) = (r.u32("batch")?, take_starved(r)?, r.u32("count of files")? as usize);
     if count > BATCH_IDS {
         let (value, limit) = (count as u64, BATCH_IDS as u64);
         return Err(DecodeError::TooLarge { what: "count of files", value, limit });

@@ -76,6 +76,19 @@ fn samples(data: &[u8], n: u64) -> Vec<Message> {
             lag: Some(n >> 1),
             ..Below::default()
         }]),
+        Message::RangeRequest {
+            batch: 5,
+            starved: 7,
+            ranges: vec![
+                Range {
+                    id: FileId(n),
+                    first: n >> 20,
+                    blocks: 2,
+                    hashes: Some(vec![u128::from(n) << 64, 0]),
+                },
+                Range { id: FileId(3), first: 0, blocks: 4096, hashes: None },
+            ],
+        },
     ]
 }
 
@@ -105,7 +118,7 @@ proptest! {
 
     /// A payload whose checksum is right may still hold anything.
     #[test]
-    fn a_garbage_payload_with_a_right_checksum_is_no_panic(kind in 0usize..13, data in proptest::collection::vec(any::<u8>(), 0..120)) {
+    fn a_garbage_payload_with_a_right_checksum_is_no_panic(kind in 0usize..16, data in proptest::collection::vec(any::<u8>(), 0..120)) {
         let kind = Kind::ALL[kind];
         let mut m = begin(kind, data.len());
         m.extend_from_slice(&data[..data.len().min(kind.limit())]);
@@ -119,14 +132,17 @@ proptest! {
         prop_assert_eq!(out.len(), ITEM_HEAD);
         out.extend_from_slice(&data);
         put_item_end(&mut out, FileId(id), Outcome::Changing, 9);
+        let end = out.len();
+        put_item_hole(&mut out, FileId(id), block * 16384, 16384);
         let items: Vec<_> = Items::new(&out).collect::<Result<_, _>>().unwrap();
         prop_assert_eq!(items, vec![
             Item::Data { id: FileId(id), offset: block * 16384, bytes: &data },
             Item::End { id: FileId(id), outcome: Outcome::Changing, size: 9 },
+            Item::Hole { id: FileId(id), offset: block * 16384, len: 16384 },
         ]);
         for cut in 1..out.len() {
             let whole = Items::new(&out[..cut]).all(|i| i.is_ok());
-            prop_assert!(!whole || cut == ITEM_HEAD + data.len());
+            prop_assert!(!whole || cut == ITEM_HEAD + data.len() || cut == end);
         }
     }
 }

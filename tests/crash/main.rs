@@ -11,6 +11,7 @@ mod faults;
 mod kills;
 mod notes;
 mod places;
+mod resync;
 mod rounds;
 mod slots;
 mod trust;

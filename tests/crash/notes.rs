@@ -314,7 +314,7 @@ fn a_refusal_that_cannot_be_noted_is_one_all_the_same() {
 #[test]
 fn a_doubt_stays_over_a_death_at_each_step_until_the_content_was_compared() {
     const LEN: u64 = 64 << 10;
-    let mut pair = Pair::with(Bed::new("kill-doubt"), |s| s, Spec::armed);
+    let mut pair = Pair::with(Bed::new("kill-doubt"), |s| s, |s| s.armed().set("resync", "\"ask\""));
     let (theirs, ours) = (pair.data().join("f"), pair.follower.data().join("f"));
     fs::write(&theirs, vec![5; LEN as usize]).expect("write");
     pair.equal(30);

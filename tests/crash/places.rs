@@ -12,6 +12,8 @@ pub(crate) enum Place {
     Work { leader: bool, follower: bool },
     /// Either side of a first copy.
     Fill,
+    /// A follower that is made equal to its upstream.
+    Resync,
     /// Whoever writes or removes one of the small notes of a state directory.
     Note,
     /// A command, or the daemon, that changes keys or peers.
@@ -31,6 +33,7 @@ pub(crate) fn place(point: &str) -> Option<Place> {
         _ if towline::failpoint::OF_A_HOLD.contains(&point) => Some(Place::Frozen),
         "tls" => trust::POINTS.contains(&point).then_some(Place::Trust),
         "fill" => Some(Place::Fill),
+        "resync" => Some(Place::Resync),
         "capture" => work(true, false),
         "apply" | "receive" => work(false, true),
         "log" | "disk" | "catalog" | "blocks" => work(true, true),

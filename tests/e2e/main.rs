@@ -25,6 +25,7 @@ mod order;
 mod pages;
 mod privilege;
 mod reload;
+mod resync;
 mod scripts;
 mod scrub;
 mod service;

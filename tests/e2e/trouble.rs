@@ -218,7 +218,7 @@ fn a_follower_of_another_system_waits_for_help_and_knows_its_own_leader_again() 
 
 #[test]
 fn a_follower_ahead_of_its_leader_never_catches_up_and_says_so() {
-    let mut pair = Pair::start("ahead");
+    let mut pair = Pair::with(Bed::new("ahead"), |s| s, |s| s.set("resync", "\"ask\""));
     fs::write(pair.data().join("a"), "1").expect("write");
     pair.equal(5);
     pair.leader.stop();
