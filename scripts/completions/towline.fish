@@ -42,6 +42,7 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "trust" -d 'Trust a 
 complete -c towline -n "__fish_towline_needs_command" -f -a "sync" -d 'Let a frozen application run although followers are missing, or end that'
 complete -c towline -n "__fish_towline_needs_command" -f -a "confirm" -d 'Let a mass delete through that the guard holds'
 complete -c towline -n "__fish_towline_needs_command" -f -a "slot" -d 'What followers still need of the log: show it, or change it by hand'
+complete -c towline -n "__fish_towline_needs_command" -f -a "resync" -d 'Make the follower\'s directory equal to its upstream\'s now; only what differs is moved'
 complete -c towline -n "__fish_towline_needs_command" -f -a "log" -d 'Read log segments offline'
 complete -c towline -n "__fish_towline_needs_command" -f -a "config" -d 'Check or show the configuration'
 complete -c towline -n "__fish_towline_needs_command" -f -a "demo" -d 'A leader, two followers and a workload in a temporary directory; compares everything at the end'
@@ -128,7 +129,10 @@ exit\t'The process ends, with exit code 0'"
 complete -c towline -n "__fish_towline_using_subcommand follower" -l scrub-interval -d 'All contents are compared with their hashes once in this time; 0s: never' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l local-edits -d 'What to do about changes made in this follower\'s directory' -r -f -a "refuse\t'Stop replay and name the path'
 overwrite\t'Report it and write the leader\'s state over it'"
+complete -c towline -n "__fish_towline_using_subcommand follower" -l resync -d 'What to do when the log does not go on at the leader: resync by itself, or wait for `towline resync`' -r -f -a "auto\t'It is made equal to the upstream again; only what differs is moved'
+ask\t'It says so and waits for `towline resync`'"
 complete -c towline -n "__fish_towline_using_subcommand follower" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l adopt -d 'At the first start take over what the data directory holds, and make it equal to the leader\'s'
 complete -c towline -n "__fish_towline_using_subcommand follower" -l paused -d 'Recover to a cut and stay there until `towline resume`'
 complete -c towline -n "__fish_towline_using_subcommand follower" -l log-json -d 'Write the daemon\'s log as JSON lines'
 complete -c towline -n "__fish_towline_using_subcommand follower" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -311,6 +315,14 @@ complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_su
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l log-json -d 'Write the daemon\'s log as JSON lines'
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand resync" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand resync" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand resync" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand resync" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand resync" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand resync" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand resync" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand resync" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-json -d 'Write the daemon\'s log as JSON lines'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -s h -l help -d 'Print help'
