@@ -8,7 +8,7 @@ use crate::record::{Attrs, Commit, Kind, Record};
 use crate::segment::flags;
 use crate::send::{self, PeerState, Peers, ServeContext};
 use crate::sys::Root;
-use crate::wire::{Keepalive, Welcome};
+use crate::wire::{Keepalive, RoleWanted, Welcome};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, RwLock};
@@ -457,4 +457,40 @@ async fn a_keepalive_alone_gives_lag_in_bytes_and_seconds() {
     writer.send(&Message::Welcome(welcome)).await.unwrap();
     until("it leaves", || f.status.status().error.is_some_and(|e| e.contains("not what was asked"))).await;
     f.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_are_told_to_those_that_know_what_they_are() {
+    let leader = lead().await;
+    commit(&leader.log, 1, 100);
+    for (versions, knows) in [((1, 2), false), ((1, 3), true)] {
+        let stream = TcpStream::connect(&leader.address).await.unwrap();
+        let (mut reader, mut writer) =
+            net::over_tcp(stream, Duration::from_secs(5), &Arc::default()).unwrap();
+        let hello = Hello {
+            versions,
+            system: SYSTEM,
+            timeline: TimelineId::FIRST,
+            flush: Lsn::FIRST,
+            segment: Lsn::FIRST.segment(),
+            offset: 0,
+            prefix: SHA256_EMPTY,
+            want: Want::Stream,
+            name: format!("v{}", versions.1),
+            node: NodeId(7),
+            wants: RoleWanted::Any,
+        };
+        writer.send(&Message::Hello(hello)).await.unwrap();
+        let (mut keepalives, mut told) = (0, None);
+        while keepalives < 2 && told.is_none() {
+            match reader.next().await.unwrap() {
+                Some(Message::Keepalive(_)) => keepalives += 1,
+                Some(Message::Slots(slots)) => told = Some(slots),
+                Some(Message::Welcome(_) | Message::Log { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        let names = told.map(|t| t.into_iter().map(|s| s.name).collect::<Vec<_>>());
+        assert_eq!(names, knows.then(|| vec!["v2".to_owned(), "v3".to_owned()]), "{versions:?}");
+    }
 }

@@ -472,6 +472,9 @@ impl Session {
 
     /// The follower told who follows it.
     pub(super) fn told(&self, below: Vec<Below>) {
+        if let Some(hold) = &self.hold {
+            hold.below(&below);
+        }
         let mut inner = self.peers.lock();
         if let Some(p) = inner.peers.get_mut(&self.name).filter(|p| p.connection == self.connection) {
             p.below = (below, wall_clock());

@@ -23,7 +23,7 @@ use crate::net::wall_clock;
 use crate::position::{Lsn, SegmentNo, TimelineId};
 use crate::retention::{self, Holder, Limits, Picture, Plan, Reason, State, first_needed};
 use crate::session::valid_name;
-use crate::wire::{SLOTS_MAX, SlotAt};
+use crate::wire::{Below, SLOTS_MAX, SlotAt};
 use crate::{failpoint, log};
 
 mod file;
@@ -344,6 +344,24 @@ impl Slots {
         }
     }
 
+    /// These nodes follow this one through others. One that has a slot here, from a time when it came itself, is not
+    /// away: the slot goes on with it, so that it may come back.
+    fn below(&self, nodes: &[Below]) {
+        let now = wall_clock();
+        let mut inner = lock(&self.inner);
+        let mut touched = false;
+        for node in nodes.iter().filter(|n| n.flush != Lsn::ZERO && n.state != "away") {
+            let own =
+                |s: &&mut Slot| s.origin == Origin::Own && s.connection.is_none() && s.position != Lsn::ZERO;
+            if let Some(slot) = inner.slots.get_mut(&node.name).filter(own) {
+                touched |= slot.lives_elsewhere(node.flush, true, now);
+            }
+        }
+        if touched {
+            inner.touch();
+        }
+    }
+
     /// This node leads: what it mirrored is its own from now on.
     pub fn lead(&self) {
         let mut inner = lock(&self.inner);
@@ -532,14 +550,20 @@ impl Slot {
             }
             self.active_above = at.active;
         } else if self.connection.is_none() {
-            // It was here once and is there now.
-            self.position = self.position.max(at.position);
-            if at.active {
-                self.inactive_since = now;
-                self.given_up = self.given_up.filter(|r| *r != Reason::Idle);
-            }
+            self.lives_elsewhere(at.position, at.active, now);
         }
         before != (self.position, self.given_up, self.is_active())
+    }
+
+    /// Its follower was here once, and is at another node now. Whether anything changed.
+    fn lives_elsewhere(&mut self, position: Lsn, active: bool, now: i64) -> bool {
+        let before = (self.position, self.given_up);
+        self.position = self.position.max(position);
+        if active {
+            self.inactive_since = now;
+            self.given_up = self.given_up.filter(|r| *r != Reason::Idle);
+        }
+        before != (self.position, self.given_up)
     }
 
     fn show(&self, name: &str, verdict: retention::Verdict) -> SlotStatus {
@@ -567,6 +591,11 @@ pub struct Hold {
 }
 
 impl Hold {
+    /// These nodes follow the follower, directly or through others.
+    pub fn below(&self, nodes: &[Below]) {
+        self.slots.below(nodes);
+    }
+
     /// The follower has everything before `flush` durably.
     pub fn confirmed(&self, flush: Lsn) {
         let mut inner = lock(&self.slots.inner);

@@ -274,3 +274,29 @@ fn a_connection_that_was_replaced_says_nothing_any_more() {
     drop(second);
     assert!(bed.show("f").inactive_since.is_some());
 }
+
+#[test]
+fn a_follower_that_follows_another_node_below_is_not_away() {
+    let bed = Bed::new();
+    bed.write(1..=9);
+    drop(bed.slots.attach("f", at(2), Kind::Follower).unwrap());
+    bed.slots.create("made", None).unwrap();
+    let middle = bed.slots.attach("middle", at(9), Kind::Follower).unwrap();
+    let below = |segment, state: &str| Below {
+        name: "f".to_owned(),
+        state: state.to_owned(),
+        flush: at(segment),
+        ..Below::default()
+    };
+    let since = bed.show("f").inactive_since;
+    middle.below(&[below(8, "away")]);
+    assert_eq!((bed.show("f").position, bed.show("f").inactive_since), (Some(at(2)), since));
+    middle.below(&[below(8, "streaming"), Below { name: "nobody".to_owned(), ..below(9, "streaming") }]);
+    middle.below(&[below(7, "catchup")]);
+    assert_eq!(bed.show("f").position, Some(at(8)));
+    assert!(bed.show("f").inactive_since > since && bed.slots.list(&bed.ground()).unwrap().len() == 3);
+    let here = bed.slots.attach("f", at(4), Kind::Follower).unwrap();
+    middle.below(&[below(9, "streaming")]);
+    assert_eq!(bed.show("f").position, Some(at(4)), "what it says itself counts");
+    drop(here);
+}

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::full::{Small, noise};
 use crate::support::bed::Bed;
 use crate::support::slot::{brisk, needs, next_segment, oldest, slot, slot_of, slot_until};
-use crate::support::{Node, Pair, assert_equal_within, until, within};
+use crate::support::{Load, Node, Pair, Spec, assert_equal_within, until, within};
 
 /// A pair whose follower was stopped, in step.
 fn follower_away(name: &str, cap: &str) -> Pair {
@@ -76,6 +76,45 @@ fn a_follower_that_is_away_costs_its_cap_and_no_more() {
     pair.leader.stop();
     pair.leader.restart();
     assert_eq!(slot_of(&pair.leader, "follower").expect("slot")["state"], "lost");
+    comes_back(&mut pair);
+}
+
+/// Bytes of the log directory, and the most that were seen there.
+fn log_bytes(node: &Node) -> u64 {
+    let sizes = node.segments().into_iter().filter_map(|p| fs::metadata(p).ok()).map(|m| m.len());
+    sizes.sum()
+}
+
+#[test]
+fn under_load_the_disks_of_all_stay_within_four_segments_and_what_is_under_way() {
+    let quick = |s: Spec| s.set("checkpoint_bytes", "\"1M\"").set("checkpoint_interval", "\"200ms\"");
+    let capped = |s: Spec| quick(s).set("max_slot_keep", "4").set("keep_segments", "1");
+    let mut pair = Pair::with(Bed::new("slot-load"), capped, capped);
+    let here = capped(pair.bed.follower("here", pair.leader.spec.listen)).start();
+    fs::write(pair.data().join("a"), "1").expect("write");
+    assert_equal_within(within(20), pair.data(), here.data());
+    pair.follower.stop();
+    let load = Load::start(&pair.data().join("app"), fastrand::u64(..), Duration::from_millis(5));
+    // Twelve full segments that do not compress.
+    let (mut data, mut most) = (noise(8 << 20), 0);
+    for n in 0..24_u8 {
+        data.iter_mut().step_by(64).for_each(|b| *b ^= n + 1);
+        fs::write(pair.data().join(format!("big{}", n % 3)), &data).expect("write");
+        std::thread::sleep(Duration::from_millis(100));
+        most = most.max(log_bytes(&pair.leader)).max(log_bytes(&here));
+    }
+    slot_until(&pair.leader, "follower", "is lost", |s| s["state"] == "lost" && s["reason"] == "slot_keep");
+    assert!(load.finish() > 50, "the application went on");
+    assert_equal_within(within(60), pair.data(), here.data());
+    // Four that are held, one that is written, and those of one look after the other.
+    assert!(most < 10 * (16 << 20), "{} MiB", most >> 20);
+    for node in [&pair.leader, &here] {
+        until(within(20), "old log is gone", || {
+            let now = log_bytes(node) >> 20;
+            if now < 6 * 16 { Ok(()) } else { Err(format!("{now} MiB on {}", node.spec.name)) }
+        });
+        assert_eq!(node.status().expect("status").error_kind(), None);
+    }
     comes_back(&mut pair);
 }
 
