@@ -76,6 +76,35 @@ fn lag_is_right_at_idle_while_paused_and_without_the_leader_on_both_sides() {
 }
 
 #[test]
+fn under_load_the_lag_is_small_and_both_sides_agree() {
+    let pair = Pair::start("lag-load");
+    let load = crate::support::Load::start(&pair.data().join("app"), 3, std::time::Duration::from_millis(5));
+    let (mut least, mut apart) = (f64::MAX, 0.0_f64);
+    let start = std::time::Instant::now();
+    let mut looks = 0;
+    while start.elapsed() < within(4) {
+        let now = lags(&pair).expect("lags");
+        let [(_, Some(near)), (_, Some(far))] = now else {
+            // Before the first ack the leader does not know.
+            assert!(start.elapsed() < within(2), "{now:?}");
+            continue;
+        };
+        apart = apart.max((near - far).abs());
+        if start.elapsed() > within(2) {
+            // What grows with the time since the first write never comes down again.
+            least = least.min(near.max(far));
+        }
+        looks += 1;
+    }
+    assert!(
+        looks > 3 && least < 1.5 && apart < 3.0,
+        "at least {least} s behind, {apart} s apart, {looks} looks"
+    );
+    load.finish();
+    pair.finish();
+}
+
+#[test]
 fn the_leader_shows_the_whole_cascade() {
     let pair = Pair::start("cascade");
     let middle = pair.bed.follower("middle", pair.follower.spec.listen).start();

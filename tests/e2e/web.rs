@@ -118,6 +118,40 @@ fn every_page_is_right_for_every_role_within_seconds() {
 }
 
 #[test]
+fn when_the_synchronous_follower_stops_another_counts_within_seconds_and_pages_say_so() {
+    let (a, b) = (free_port(), free_port());
+    let bed = Bed::new("pages-sync");
+    let leader = bed.leader("leader").set("synchronous_followers", "\"FIRST 1 (a, b)\"").start();
+    let mut first = with_pages(a)(bed.follower("a", leader.spec.listen)).start();
+    let second = with_pages(b)(bed.follower("b", leader.spec.listen)).start();
+    let sync = |port: u16| ask(port, "GET", "/sync", "").map(|(code, _, body)| (code, body));
+    let state = |name: &str| seen_state(&leader, name);
+    until(within(20), "a is synchronous, b might be", || match (state("a")?, state("b")?, sync(a)?.0) {
+        (x, y, 200) if x == "sync" && y == "potential" => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    first.stop();
+    until(within(10), "b takes its place", || match (state("b")?, sync(b)?) {
+        (x, (200, body)) if x == "sync" && body.contains("count: sync") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    first.restart();
+    until(within(20), "and gives it back", || match (state("a")?, sync(a)?.0, state("b")?) {
+        (x, 200, y) if x == "sync" && y == "potential" => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    drop(second);
+}
+
+/// A follower's place as its leader says it.
+fn seen_state(leader: &Node, name: &str) -> Result<String, String> {
+    let status = leader.status()?.0;
+    let list = status["followers"].as_array().cloned().unwrap_or_default();
+    let found = list.iter().find(|f| f["name"] == name).and_then(|f| f["sync_state"].as_str());
+    found.map(str::to_owned).ok_or_else(|| format!("no {name} in {status}"))
+}
+
+#[test]
 fn what_is_no_request_for_a_page_is_refused_and_clients_are_bounded() {
     let port = free_port();
     let pair = Pair::with(Bed::new("pages-bad"), with_pages(port), |s| s);
