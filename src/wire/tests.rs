@@ -252,3 +252,14 @@ fn slots_are_bounded_and_stand_as_the_table_says() {
     assert!(matches!(claim(&[2, 0]), DecodeError::Short(_)));
     assert!(matches!(claim(&[&payload[..16], &[7]].concat()), DecodeError::Invalid { value: 7, .. }));
 }
+
+#[test]
+fn older_programs_are_refused_with_codes_that_they_know() {
+    let new = [Code::Untrusted, Code::Expired, Code::NotAllowed, Code::Identity, Code::Tls];
+    for code in new {
+        assert_eq!((code.known_to(2), code.known_to(0)), (Code::Protocol, Code::Protocol));
+        assert_eq!(code.known_to(VERSION_MAX), code);
+        assert!(!code.passes(), "{code:?} is cured by an operator");
+    }
+    assert_eq!(Code::Name.known_to(1), Code::Name);
+}
