@@ -104,6 +104,14 @@ fn a_follower_is_renamed_by_reload() {
     assert_eq!(answer["changed"], serde_json::json!(["name"]), "{answer}");
     connected("after");
     assert_eq!(follower.status().expect("status").0["name"], "after");
+    // The slot goes by the name: the new one is in use, the old one is left to whoever bore that name.
+    until(within(20), "there is a slot of that name in use", || {
+        let status = leader.status()?.0;
+        let slots = status["slots"].as_array().cloned().unwrap_or_default();
+        let used: Vec<&str> =
+            slots.iter().filter(|s| s["active"] == true).filter_map(|s| s["name"].as_str()).collect();
+        if used == ["after"] { Ok(()) } else { Err(status["slots"].to_string()) }
+    });
     assert_eq!(follower.pid(), pid);
     fs::write(leader.data().join("a"), "1").expect("write");
     assert_equal_within(within(20), leader.data(), follower.data());
