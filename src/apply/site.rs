@@ -316,7 +316,7 @@ pub(crate) fn diverged(path: &[u8], what: &str) -> Error {
         ErrorKind::Diverged,
         format!(
             "'{}' {what}, and the log at hand does not hold its whole content: this directory has \
-             diverged from its leader; stop the node and empty its data and state directories: it is filled anew",
+             diverged from its leader; `towline resync` makes it equal again",
             path.escape_ascii()
         ),
     )

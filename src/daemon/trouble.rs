@@ -59,7 +59,7 @@ pub(super) fn remedy(kind: ErrorKind, role: Role) -> &'static str {
              the node, empty its data and state directories, and start it: it is filled anew"
         }
         (K::Diverged, Role::Follower) => {
-            "stop the node, empty its data and state directories, and start it: it is filled anew"
+            "`towline resync` makes the directory equal to its upstream's again; only what differs is moved"
         }
         (K::Diverged, Role::Leader) => {
             "put the state directory back from a backup, or begin a new system with an empty one and fill the \

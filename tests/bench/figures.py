@@ -7,6 +7,7 @@ import time
 
 import bed
 import peers
+import resync
 import tls
 from bed import MIB, Node, applied, hashed, lsn, median, pair, program, ready, run, same, settled, small_files
 from where import Where
@@ -369,6 +370,10 @@ def fanout():
                 [(per_ten, 1.25 * max(per_one, 0.1), None)], "", "", "")]
 
 
+def resyncs():
+    return resync.measure(scaled, rounds(), Row)
+
+
 ALL = {
     "lag": lag,
     "fill-pg": fill_pg,
@@ -381,4 +386,5 @@ ALL = {
     "bulk": bulk,
     "tls": encrypted,
     "fanout": fanout,
+    "resync": resyncs,
 }

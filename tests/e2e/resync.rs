@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::support::bed::{Bed, copy_tree};
 use crate::support::node::{Node, Spec, Status};
+use crate::support::slot::{brisk, slot_until};
 use crate::support::{Load, Pair, assert_equal, assert_equal_within, differences, holds_for, until, within};
 
 const BLOCK: u64 = 16 << 10;
@@ -261,6 +262,25 @@ fn edits_that_are_to_be_overwritten_are_whatever_they_are() {
 }
 
 #[test]
+fn an_edit_that_is_refused_goes_when_an_operator_says_so() {
+    let pair = Pair::start("resync-refused");
+    furnish(pair.data());
+    pair.equal(20);
+    fs::write(pair.follower.data().join("many/of/them/3"), "mine").expect("write");
+    fs::write(pair.data().join("many/of/them/3"), "theirs").expect("write");
+    until(within(20), "it is refused", || {
+        let status = pair.follower.status()?;
+        let said = status.state() == "refused" && status.error_text().0.contains("towline resync");
+        if said { Ok(()) } else { Err(status.0.to_string()) }
+    });
+    assert_eq!(fs::read(pair.follower.data().join("many/of/them/3")).expect("read"), b"mine");
+    assert!(pair.follower.ask(&["resync"]).status.success());
+    resynced(&pair.follower, 1);
+    pair.equal(20);
+    pair.finish();
+}
+
+#[test]
 fn what_would_remove_most_of_a_directory_is_held_for_a_word() {
     let bed = Bed::new("resync-guard");
     let leader = bed.leader("leader").start();
@@ -280,6 +300,39 @@ fn what_would_remove_most_of_a_directory_is_held_for_a_word() {
     follower.confirm();
     resynced(&follower, 1);
     assert_equal_within(within(20), leader.data(), follower.data());
+}
+
+/// The leader's disk stays bounded, and what that costs the follower is a resync.
+#[test]
+fn a_slot_that_is_lost_under_load_costs_a_resync() {
+    let mut pair = Pair::with(Bed::new("resync-slot"), |s| brisk(s).set("max_slot_keep", "4"), brisk);
+    furnish(pair.data());
+    pair.equal(30);
+    pair.follower.stop();
+    let load = Load::start(&pair.data().join("app"), 11, Duration::from_millis(5));
+    let before: Vec<_> = pair
+        .leader
+        .segments()
+        .iter()
+        .filter_map(|p| Some(p.with_extension("").file_name()?.to_owned()))
+        .collect();
+    slot_until(&pair.leader, "follower", "is lost", |s| s["state"] == "lost");
+    until(within(30), "what it held is gone", || {
+        let here = pair.leader.segments();
+        let names = here.iter().filter_map(|p| Some(p.with_extension("").file_name()?.to_owned()));
+        if names.into_iter().any(|n| before.contains(&n)) { Err(format!("{here:?}")) } else { Ok(()) }
+    });
+    assert!(pair.leader.segments().len() <= 10, "{:?}", pair.leader.segments());
+    pair.follower.restart();
+    let status = resynced(&pair.follower, 1);
+    assert_eq!(count(&status, "lost_logs"), 0);
+    slot_until(&pair.leader, "follower", "is held again", |s| {
+        s["state"] == "reserved" || s["state"] == "extended"
+    });
+    load.finish();
+    pair.equal(30);
+    assert!(count(&status, "received_bytes") < 12 << 20, "most of it was there: {}", status.0);
+    pair.finish();
 }
 
 #[test]
