@@ -186,7 +186,7 @@ _towline() {
                     return 0
                     ;;
                 --accept)
-                    COMPREPLY=($(compgen -W "gap skipped unreadable hidden unwatched edits inexact certificate paused starting sync released slot-lost" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "gap skipped unreadable hidden unwatched edits inexact certificate paused starting sync released slot-lost lost-logs" -- "${cur}"))
                     return 0
                     ;;
                 --log-level)

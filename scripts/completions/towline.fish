@@ -173,7 +173,8 @@ paused\t''
 starting\t''
 sync\t''
 released\t''
-slot-lost\t''"
+slot-lost\t''
+lost-logs\t''"
 complete -c towline -n "__fish_towline_using_subcommand check" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l json -d 'Print the verdict as JSON instead of the line'
 complete -c towline -n "__fish_towline_using_subcommand check" -l sync-state -d 'A missing quorum of synchronous followers is critical instead of a warning, and so is a leader without any'

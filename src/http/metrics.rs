@@ -275,6 +275,19 @@ fn apply() -> Vec<Family> {
         gauge("upstream_heard_time", SECONDS, "When the upstream was last heard, since 1970.", |v| {
             time(v, "/upstream/heard")
         }),
+        counter("resyncs", NO, "Resyncs completed since the start.", |v| number(v, "/resync/completed")),
+        gauge("resync_received", BYTES, "Content that the last resync moved.", |v| {
+            number(v, "/resync/received_bytes")
+        }),
+        counter(
+            "repaired_files",
+            NO,
+            "Files that were not what was applied, and were put right since the start.",
+            |v| number(v, "/resync/repaired_files"),
+        ),
+        gauge("lost_logs", NO, "Logs kept aside because they hold what the upstream has not.", |v| {
+            number(v, "/resync/lost_logs")
+        }),
         gauge("fill_copied", BYTES, "Content that a first copy has brought.", |v| {
             number(v, "/upstream/fill/bytes")
         }),

@@ -15,6 +15,7 @@
 //! | `sync` | warning, with `--sync-state` critical | the quorum is missing |
 //! | `released` | warning | an operator lets the application run without a quorum |
 //! | `slot-lost` | warning | log that a follower needs was given up: it starts anew when it comes back |
+//! | `lost-logs` | warning | a resync put log aside that the upstream has not |
 //! | the words of [`super::NOTICES`] | warning | see there |
 
 use std::fmt::Write;
@@ -25,7 +26,7 @@ use super::words::{bytes, plain, span};
 use super::{View, notices, waiting};
 
 /// Problems that may be known and be none: what is wrong with the node itself is not among them.
-pub const ACCEPTABLE: [&str; 13] = [
+pub const ACCEPTABLE: [&str; 14] = [
     "gap",
     "skipped",
     "unreadable",
@@ -39,6 +40,7 @@ pub const ACCEPTABLE: [&str; 13] = [
     "sync",
     "released",
     "slot-lost",
+    "lost-logs",
 ];
 
 /// How bad something is. The numbers are the exit codes of a plugin.
@@ -394,6 +396,13 @@ impl Judge<'_> {
         if let Some(behind) = behind {
             let severity = limits.lag_bytes.judge(|limit| behind > limit);
             self.problem(severity, "lag-bytes", format!("{} behind", bytes(behind)));
+        }
+        let lost = v.count("/resync/lost_logs");
+        if lost > 0 {
+            let text = format!(
+                "{lost} logs hold what the upstream has not: look at them in lost/ of the state directory"
+            );
+            self.problem(Severity::Warning, "lost-logs", text);
         }
         self.figure("lag", age, "s", seconds(limits.lag));
         self.figure("lag_bytes", behind.map(float), "B", above(limits.lag_bytes));

@@ -120,6 +120,7 @@ fn limits_are_a_warning_first_and_critical_then() {
         (with(leader(), "/disk/data", room(4.0)), Warning, "disk"),
         (with(leader(), "/disk/state", room(1.9)), Critical, "disk"),
         (with(leader(), "/disk/state", Value::Null), Ok, ""),
+        (with(follower(), "/resync", json!({"lost_logs": 1})), Warning, "lost-logs"),
         (with(leader(), "/capture/gap_open", json!(true)), Warning, "gap"),
         (with(follower(), "/apply/skipped_privilege", json!({"owner": 2})), Warning, "skipped"),
         (with(follower(), "/apply/local_edits_standing", json!(1)), Warning, "edits"),
