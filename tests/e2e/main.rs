@@ -33,6 +33,7 @@ mod slots;
 mod streaming;
 mod strict;
 mod sync;
+mod systemd;
 mod trouble;
 mod trust;
 mod web;
