@@ -21,10 +21,11 @@ pub use slot::Slot;
 #[derive(Debug, Parser)]
 #[command(name = "towline", version, about, max_term_width = 100)]
 pub struct Cli {
-    /// Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug.
-    #[arg(long, global = true, default_value = "info", value_name = "FILTER", env = "TOWLINE_LOG")]
-    pub log_level: String,
-    /// Write the daemon's log as JSON lines.
+    /// Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key
+    /// log_level of the configuration, or info.
+    #[arg(long, global = true, value_name = "FILTER", env = "TOWLINE_LOG")]
+    pub log_level: Option<String>,
+    /// Write the log as JSON lines: timestamp, level, target, message, and what else is known.
     #[arg(long, global = true)]
     pub log_json: bool,
     /// What to do.

@@ -4,6 +4,7 @@ pub mod args;
 mod check;
 mod demo;
 mod generate;
+mod logging;
 mod slot;
 mod trust;
 mod wait;
@@ -32,8 +33,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return mistyped(&e),
     };
-    start_logging(&cli);
-    match run(cli.command) {
+    match logging::start(cli.log_level.as_deref(), cli.log_json).and_then(|()| run(cli.command)) {
         Ok(code) => code,
         Err(e) => {
             let mut stderr = std::io::stderr().lock();
@@ -73,22 +73,6 @@ fn command_word(words: impl Iterator<Item = OsString>) -> Option<String> {
         }
     }
     None
-}
-
-/// Daemons log to standard error; under systemd the journal takes it from there.
-fn start_logging(cli: &Cli) {
-    // The watcher's library reports every watch of a removed directory; that is no news to an operator.
-    let level = format!("notify=error,{}", cli.log_level);
-    let filter = tracing_subscriber::EnvFilter::try_new(level)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("notify=error,info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let done = if cli.log_json {
-        builder.json().try_init()
-    } else {
-        builder.with_target(false).with_ansi(false).try_init()
-    };
-    // A second initialisation can only happen in tests; the first one stays.
-    let _ = done;
 }
 
 fn run(command: Command) -> Result<ExitCode> {
@@ -155,7 +139,9 @@ fn start(
     paused: bool,
     flags: daemon::Flags,
 ) -> Result<ExitCode> {
+    let flags = flags.on_reload(logging::follow);
     let config = flags.over(load(file.as_deref())?);
+    logging::follow(&config);
     let by_config = if config.leader.is_some() { state::Role::Follower } else { state::Role::Leader };
     daemon::run(daemon::Start { config, wanted: role.unwrap_or(by_config), paused, file, flags })
 }

@@ -19,7 +19,7 @@ use crate::trust::{Book, Peer};
 mod rules;
 mod units;
 
-pub use rules::{address, check_address, check_apart, check_name};
+pub use rules::{address, check_address, check_apart, check_name, log_filter};
 use rules::{check_exclude, check_upstreams, nearest, one_or_more, upstreams};
 pub use units::{Room, Size, Span};
 
@@ -105,6 +105,9 @@ pub struct Config {
     pub upstream_role: UpstreamRole,
     /// Name of this node among its peers. Default: the host's name.
     pub name: Option<String>,
+    /// Level of the log: `error`, `warn`, `info`, `debug` or `trace`, or filters like
+    /// `info,towline::capture=debug`. The flag `--log-level` and `TOWLINE_LOG` win over it.
+    pub log_level: String,
     /// Cuts that a follower applies.
     pub apply_cuts: Cuts,
     /// How long a follower waits for an exact cut while others stand in its log; 0s: for ever.
@@ -212,6 +215,7 @@ impl Default for Config {
             leader: None,
             upstream_role: UpstreamRole::Any,
             name: None,
+            log_level: "info".to_owned(),
             apply_cuts: Cuts::Exact,
             max_inexact: span(300),
             max_inexact_bytes: Size(1 << 30),
@@ -331,6 +335,7 @@ impl Config {
         if self.max_followers == 0 {
             return bad("max_followers is 0; the least is 1 (leave 'listen' out to serve nobody)".to_owned());
         }
+        log_filter(&self.log_level)?;
         if let Some(name) = &self.name {
             check_name(name)?;
         }
@@ -442,6 +447,7 @@ mod tests {
             ("compression = 40", "zstd"),
             ("name = \"a b\"", "letters"),
             ("freeze = \"yes\"", "cgroup:PATH"),
+            ("log_level = \"loud\"", "debug or trace"),
             ("peer_timeout = \"5\"", "duration"),
             ("scrub_rate = \"5x\"", "size"),
             ("data = \"/a\"\nstate = \"/a/b\"", "within"),

@@ -20,6 +20,33 @@ pub fn check_name(name: &str) -> Result<()> {
     Err(Error::new(ErrorKind::Config, text))
 }
 
+/// A level, or a list of filters like `towline::capture=debug`, as what filters the log.
+///
+/// # Errors
+/// [`ErrorKind::Config`] when it is neither.
+pub fn log_filter(text: &str) -> Result<tracing_subscriber::EnvFilter> {
+    let level = text.parse::<tracing::Level>().is_ok() || text == "off";
+    let pairs = || {
+        text.split(',').all(|part| {
+            let (target, level) = part.split_once('=').unwrap_or(("", part));
+            !target.ends_with(char::is_whitespace) && level.parse::<tracing::Level>().is_ok()
+        })
+    };
+    // The watcher's library reports every watch of a removed directory; that is no news to an operator.
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("notify=error,{text}"));
+    match filter {
+        Ok(filter) if level || pairs() => Ok(filter),
+        _ => {
+            let text = format!(
+                "log level '{}' is none; write error, warn, info, debug or trace, or a list like \
+                 info,towline::capture=debug",
+                text.escape_debug()
+            );
+            Err(Error::new(ErrorKind::Config, text))
+        }
+    }
+}
+
 /// The two directories must not contain each other: towline's own writes would replicate themselves.
 pub fn check_apart(data: &Path, state: &Path) -> Result<()> {
     let (data, state) = (settled(data), settled(state));

@@ -535,6 +535,7 @@ async fn read_again(node: &Arc<Node>) -> Result<Value> {
     blocking(move || keeper.reload(settings)).await?;
     node.pages.set(node, config.http.as_deref()).await?;
     *lock(&node.config) = config.clone();
+    node.flags.reloaded(&config);
     match node.engine() {
         Some(Engine::Leader(l)) => {
             sync::enforce(node.port.peers(), &config)?;

@@ -8,18 +8,32 @@ use crate::config::Config;
 use crate::state::Role;
 
 /// The flags of the command line, to be put over the file whenever that is read.
-pub struct Flags(Box<dyn Fn(Config) -> Config + Send + Sync>);
+pub struct Flags {
+    over: Box<dyn Fn(Config) -> Config + Send + Sync>,
+    reloaded: fn(&Config),
+}
 
 impl Flags {
     /// Flags as a function from the file's configuration to the one in force.
     pub fn new(over: impl Fn(Config) -> Config + Send + Sync + 'static) -> Self {
-        Self(Box::new(over))
+        Self { over: Box::new(over), reloaded: |_| {} }
+    }
+
+    /// What else of the process follows the configuration: called with each that has come into force.
+    #[must_use]
+    pub fn on_reload(self, reloaded: fn(&Config)) -> Self {
+        Self { reloaded, ..self }
+    }
+
+    /// `config` is in force.
+    pub(super) fn reloaded(&self, config: &Config) {
+        (self.reloaded)(config);
     }
 
     /// The configuration in force when the file says `config`.
     #[must_use]
     pub fn over(&self, config: Config) -> Config {
-        (self.0)(config)
+        (self.over)(config)
     }
 }
 
@@ -82,7 +96,7 @@ const LEADER_START: &[&str] = &["name", "peer_timeout", "segment_timeout", "comp
 
 /// What either role looks up whenever it needs it.
 const LOOKED_UP: &[&str] =
-    &["max_slot_keep", "max_slot_disk", "keep_segments", "min_free_disk", "slot_idle_timeout"];
+    &["log_level", "max_slot_keep", "max_slot_disk", "keep_segments", "min_free_disk", "slot_idle_timeout"];
 /// What every node takes over while it runs, without ending connections that are still allowed.
 const TRUST: &[&str] = &["tls", "tls_cert", "tls_key", "tls_ca", "tls_crl", "peer"];
 

@@ -176,7 +176,7 @@ fn whole_program(page: &mut Page) {
     );
     page.section("LOG LINES");
     page.markdown(
-        "A node logs to standard error. The level says who must act: *error*: an operator must, or the node stays as it is; *warn*: look at it, the node goes on by itself; *info*: the node changed its state. `--log-json` writes JSON lines with `timestamp`, `level`, `fields` and `target`.",
+        "A node logs to standard error. The level says who must act: *error*: an operator must, or the node stays as it is; *warn*: somebody should look, the node goes on by itself; *info*: the node changed its state. To the journal lines carry their priority and no time of their own. `--log-json` writes JSON lines with `timestamp`, `level`, `target`, `message`, and what else is known, like `kind`, the class of an error. The key `log_level` sets the level of a running node, by `towline reload`.",
     );
     page.section("EXAMPLES");
     page.markdown("A leader, a follower of it, and how far behind that one is:");
