@@ -24,8 +24,8 @@ function __fish_towline_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c towline -n "__fish_towline_needs_command" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
-complete -c towline -n "__fish_towline_needs_command" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_needs_command" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_needs_command" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_needs_command" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_needs_command" -s V -l version -d 'Print version'
 complete -c towline -n "__fish_towline_needs_command" -f -a "leader" -d 'Run a leader: watch a data directory and serve its log'
@@ -79,8 +79,8 @@ complete -c towline -n "__fish_towline_using_subcommand leader" -l tls-cert -d '
 complete -c towline -n "__fish_towline_using_subcommand leader" -l tls-key -d 'Its private key, PEM' -r -F
 complete -c towline -n "__fish_towline_using_subcommand leader" -l tls-ca -d 'Certificates of CAs that vouch for nodes, PEM' -r -F
 complete -c towline -n "__fish_towline_using_subcommand leader" -l tls-crl -d 'Revocation lists of those CAs, PEM' -r -F
-complete -c towline -n "__fish_towline_using_subcommand leader" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
-complete -c towline -n "__fish_towline_using_subcommand leader" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand leader" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand leader" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c towline -n "__fish_towline_using_subcommand follower" -l config -d 'Configuration file' -r -F
 complete -c towline -n "__fish_towline_using_subcommand follower" -l data -d 'Data directory' -r -F
@@ -131,23 +131,23 @@ complete -c towline -n "__fish_towline_using_subcommand follower" -l local-edits
 overwrite\t'Report it and write the leader\'s state over it'"
 complete -c towline -n "__fish_towline_using_subcommand follower" -l resync -d 'What to do when the log does not go on at the leader: resync by itself, or wait for `towline resync`' -r -f -a "auto\t'It is made equal to the upstream again; only what differs is moved'
 ask\t'It says so and waits for `towline resync`'"
-complete -c towline -n "__fish_towline_using_subcommand follower" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l adopt -d 'At the first start take over what the data directory holds, and make it equal to the leader\'s'
 complete -c towline -n "__fish_towline_using_subcommand follower" -l paused -d 'Recover to a cut and stay there until `towline resume`'
-complete -c towline -n "__fish_towline_using_subcommand follower" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand follower" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand follower" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c towline -n "__fish_towline_using_subcommand run" -l config -d 'Configuration file' -r -F
-complete -c towline -n "__fish_towline_using_subcommand run" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
-complete -c towline -n "__fish_towline_using_subcommand run" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand run" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand run" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand run" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand status" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand status" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand status" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand status" -l timeout -d 'Give up after this time' -r
 complete -c towline -n "__fish_towline_using_subcommand status" -l watch -d 'Look again and again, each second or at this interval: on a terminal a live page with rates, until Ctrl-C; elsewhere one block after another' -r
-complete -c towline -n "__fish_towline_using_subcommand status" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand status" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand status" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand status" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand status" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand status" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand check" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand check" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
@@ -175,26 +175,26 @@ sync\t''
 released\t''
 slot-lost\t''
 lost-logs\t''"
-complete -c towline -n "__fish_towline_using_subcommand check" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand check" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l json -d 'Print the verdict as JSON instead of the line'
 complete -c towline -n "__fish_towline_using_subcommand check" -l sync-state -d 'A missing quorum of synchronous followers is critical instead of a warning, and so is a leader without any'
-complete -c towline -n "__fish_towline_using_subcommand check" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand check" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand check" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand pause" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand pause" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand pause" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand pause" -l timeout -d 'Give up after this time' -r
-complete -c towline -n "__fish_towline_using_subcommand pause" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand pause" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand pause" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand pause" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand pause" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand pause" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand resume" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand resume" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand resume" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand resume" -l timeout -d 'Give up after this time' -r
-complete -c towline -n "__fish_towline_using_subcommand resume" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand resume" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand resume" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand resume" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand resume" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand resume" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand wait" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand wait" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
@@ -205,25 +205,25 @@ apply\t'It is visible in its directory'"
 complete -c towline -n "__fish_towline_using_subcommand wait" -l timeout -d 'Give up after this time: 1ms to 24h; default: 5s' -r
 complete -c towline -n "__fish_towline_using_subcommand wait" -l for -d 'Who has to confirm, like \'ANY 1 (a, b)\'; default: `synchronous_followers` of the configuration, and where that is empty every follower attached' -r
 complete -c towline -n "__fish_towline_using_subcommand wait" -l lsn -d 'Wait for this position instead of what the directory holds. On a follower: until it is there itself' -r
-complete -c towline -n "__fish_towline_using_subcommand wait" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand wait" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand wait" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand wait" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand wait" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand wait" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c towline -n "__fish_towline_using_subcommand reload" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand reload" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand reload" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand reload" -l timeout -d 'Give up after this time' -r
-complete -c towline -n "__fish_towline_using_subcommand reload" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand reload" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand reload" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand reload" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand reload" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand reload" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand id" -l state -d 'State directory of the node; it is made if it is not there' -r -F
 complete -c towline -n "__fish_towline_using_subcommand id" -l config -d 'Configuration file of the node, in the place of the state directory' -r -F
-complete -c towline -n "__fish_towline_using_subcommand id" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand id" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand id" -l renew -d 'Make a new certificate of the same key: the fingerprint stays. `towline reload` puts it in force'
 complete -c towline -n "__fish_towline_using_subcommand id" -l new-key -d 'With --renew: make a new key. Peers have to trust its fingerprint before `towline reload` puts it in force'
 complete -c towline -n "__fish_towline_using_subcommand id" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand id" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand id" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand id" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand trust" -l state -d 'State directory of this node' -r -F
 complete -c towline -n "__fish_towline_using_subcommand trust" -l role -d 'What the peer is to this node; may be repeated. Default: follower and leader, so that either may lead' -r -f -a "follower\t'It may follow this node'
@@ -231,14 +231,14 @@ leader\t'This node may follow it'
 backup\t'It may take copies'
 monitor\t'It may ask for status'
 admin\t'It may ask for everything'"
-complete -c towline -n "__fish_towline_using_subcommand trust" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand trust" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand trust" -l list -d 'Show the peers that were trusted by command'
 complete -c towline -n "__fish_towline_using_subcommand trust" -l remove -d 'Trust the peer no more, or only that key of it; its connection ends at once'
 complete -c towline -n "__fish_towline_using_subcommand trust" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand trust" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand trust" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand trust" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c towline -n "__fish_towline_using_subcommand sync; and not __fish_seen_subcommand_from release resume" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
-complete -c towline -n "__fish_towline_using_subcommand sync; and not __fish_seen_subcommand_from release resume" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand sync; and not __fish_seen_subcommand_from release resume" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand sync; and not __fish_seen_subcommand_from release resume" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand sync; and not __fish_seen_subcommand_from release resume" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand sync; and not __fish_seen_subcommand_from release resume" -f -a "release" -d 'Let it run for a time, whatever followers are there'
 complete -c towline -n "__fish_towline_using_subcommand sync; and not __fish_seen_subcommand_from release resume" -f -a "resume" -d 'End the release: it is frozen again while followers are missing'
@@ -247,28 +247,28 @@ complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_su
 complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l timeout -d 'Give up after this time' -r
 complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l for -d 'How long; default: 1h. A restart of the daemon ends it' -r
-complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from release" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l timeout -d 'Give up after this time' -r
-complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand sync; and __fish_seen_subcommand_from resume" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l timeout -d 'Give up after this time' -r
-complete -c towline -n "__fish_towline_using_subcommand confirm" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand confirm" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand confirm" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand confirm" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand confirm" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand confirm" -s h -l help -d 'Print help'
-complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
-complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -f -a "list" -d 'Print every slot: what it holds, and how much longer'
 complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -f -a "show" -d 'Print one slot, or that it is absent'
@@ -279,83 +279,83 @@ complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_su
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l timeout -d 'Give up after this time' -r
-complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l timeout -d 'Give up after this time' -r
-complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l timeout -d 'Give up after this time' -r
-complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l reserve -d 'Hold log from now on instead of from the follower\'s first connection on'
-complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from create" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l timeout -d 'Give up after this time' -r
-complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from drop" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l timeout -d 'Give up after this time' -r
-complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand resync" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand resync" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand resync" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand resync" -l timeout -d 'Give up after this time' -r
-complete -c towline -n "__fish_towline_using_subcommand resync" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand resync" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand resync" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand resync" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand resync" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand resync" -s h -l help -d 'Print help'
-complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
-complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -f -a "dump" -d 'Print the records of segments'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -f -a "verify" -d 'Check checksums, the hash chain and the record grammar of segments'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -f -a "stat" -d 'Print what takes the space in segments'
-complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from dump" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from dump" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from dump" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from dump" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from dump" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from dump" -s h -l help -d 'Print help'
-complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from verify" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from verify" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from verify" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from verify" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from verify" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from verify" -s h -l help -d 'Print help'
-complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from stat" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from stat" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from stat" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from stat" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from stat" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_subcommand_from stat" -s h -l help -d 'Print help'
-complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
-complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -f -a "check" -d 'Check a file: prints nothing and exits 0, or names the line, the rule and the remedy'
 complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -f -a "show" -d 'Print the configuration in force, defaults included'
-complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from check" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
-complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from check" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from check" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from check" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from check" -s h -l help -d 'Print help'
-complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from show" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from show" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from show" -l json -d 'Print JSON'
-complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from show" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from show" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand demo" -l duration -d 'How long the workload runs' -r
-complete -c towline -n "__fish_towline_using_subcommand demo" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug' -r
+complete -c towline -n "__fish_towline_using_subcommand demo" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand demo" -l keep -d 'Keep the temporary directory and print where it is'
-complete -c towline -n "__fish_towline_using_subcommand demo" -l log-json -d 'Write the daemon\'s log as JSON lines'
+complete -c towline -n "__fish_towline_using_subcommand demo" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand demo" -s h -l help -d 'Print help'
