@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::bed::{Bed, is_root};
 use crate::support::node::{Node, towline};
-use crate::support::{Pair, until, within};
+use crate::support::{Pair, Spec, until, within};
 
 /// Limits that no disk of a test host is beyond.
 const ANY_DISK: [&str; 2] = ["--min-free-disk", "off"];
@@ -104,7 +104,9 @@ fn check_of_a_pair_over_its_day() {
 
 #[test]
 fn what_needs_help_is_critical_and_has_a_word_of_its_own() {
-    let mut pair = Pair::start("check-help");
+    // What can be put right by itself would be.
+    let ask = |s: Spec| s.set("resync", "\"ask\"");
+    let mut pair = Pair::with(Bed::new("check-help"), |s| s, ask);
     let help = |node: &Node, kind: &str| says(node, &[], 2, &["CRITICAL - NEEDS HELP", kind, "help=1;;0"]);
     // A refused edit; then a file that is gone.
     fs::write(pair.data().join("a"), "1").expect("write");
@@ -120,6 +122,7 @@ fn what_needs_help_is_critical_and_has_a_word_of_its_own() {
     fs::remove_file(&theirs).expect("remove");
     pair.follower.restart();
     help(&pair.follower, "diverged:");
+    help(&pair.follower, "towline resync");
     // A mass delete that a guard holds.
     for n in 0..30 {
         fs::write(pair.data().join(format!("f{n}")), "x").expect("write");
