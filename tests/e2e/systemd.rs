@@ -278,3 +278,69 @@ fn systemd_starts_watches_reloads_and_stops_nodes() {
     host.until_shown(app, "ActiveState", |s| s == "failed");
     assert_eq!(host.show(app, "ExecMainStatus"), "3");
 }
+
+/// The fingerprint that `towline id` prints for an instance.
+fn fingerprint(host: &Host, name: &str) -> String {
+    let text = host.ok(&["towline", "id", "--json", "--config", &format!("/etc/towline/{name}.toml")]);
+    let value: Value = serde_json::from_str(&text).expect("JSON");
+    value["fingerprint"].as_str().expect("text").to_owned()
+}
+
+#[test]
+fn a_trusted_leader_and_two_followers_are_set_up_as_the_readme_says() {
+    let Some(host) = Host::boot("trusted", |root| {
+        let address = "10.9.9.1:7654";
+        write(root, "srv/app/greeting", "hello");
+        for (name, data, rest) in [
+            ("alpha", "/srv/app", format!("listen = \"{address}\"")),
+            ("beta", "/srv/towline/beta", format!("leader = \"{address}\"")),
+            ("gamma", "/srv/towline/gamma", format!("leader = \"{address}\"")),
+        ] {
+            let text = format!(
+                "data = \"{data}\"\nstate = \"/var/lib/towline/{name}\"\nname = \"{name}\"\n{rest}\n"
+            );
+            write(root, &format!("etc/towline/{name}.toml"), &text);
+        }
+    }) else {
+        return;
+    };
+    // No loopback address: nothing goes in the clear.
+    host.ok(&["ip", "address", "add", "10.9.9.1/32", "dev", "lo"]);
+    let prints = ["alpha", "beta", "gamma"].map(|n| fingerprint(&host, n));
+    let state = |name: &str| format!("/var/lib/towline/{name}");
+    for (on, peer, print, role) in [
+        ("alpha", "beta", &prints[1], "follower"),
+        ("alpha", "gamma", &prints[2], "follower"),
+        ("beta", "alpha", &prints[0], "leader"),
+        ("gamma", "alpha", &prints[0], "leader"),
+    ] {
+        host.ok(&["towline", "trust", peer, print, "--state", &state(on), "--role", role]);
+    }
+    host.ok(&[
+        "systemctl",
+        "start",
+        "towline@alpha",
+        "towline@beta",
+        "towline@gamma",
+        "towline-check@alpha.timer",
+    ]);
+    host.until_shown("towline@alpha.service", "StatusText", |t| t == "leader, ok, 2 followers");
+    for name in ["beta", "gamma"] {
+        let path = host.at(&format!("/srv/towline/{name}/greeting"));
+        until(within(30), "the greeting", || fs::read_to_string(&path).map_err(|e| e.to_string()));
+    }
+    // How far behind each is, with one command.
+    until(within(30), "both are shown", || {
+        let text = host.ok(&["towline", "status", "--config", "/etc/towline/alpha.toml"]);
+        let row = |name: &str| {
+            text.lines().any(|l| l.starts_with(name) && l.contains("streaming") && l.contains(" 0 B"))
+        };
+        if row("beta") && row("gamma") { Ok(()) } else { Err(text) }
+    });
+    // The check under its sandbox: well, and failed when the node is down.
+    host.ok(&["systemctl", "start", "towline-check@alpha.service"]);
+    host.ok(&["systemctl", "stop", "towline@alpha"]);
+    let out = host.run(&["systemctl", "start", "towline-check@alpha.service"]);
+    assert!(!out.status.success());
+    assert_eq!(host.show("towline-check@alpha.service", "ExecMainStatus"), "3");
+}
