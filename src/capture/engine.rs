@@ -289,8 +289,11 @@ impl Engine {
         let asked = !self.waiting.is_empty() || stopping || self.first.is_some();
         if asked {
             self.wake_rested();
-            let now_too = !self.waiting.is_empty() || stopping;
-            self.hot.poll(&self.look, &self.hints, now_too);
+            if !self.waiting.is_empty() {
+                // Beside the pass: what it finds that is new takes another one.
+                self.hot.begin(&self.look);
+            }
+            self.hot.poll(&self.look, &self.hints, stopping);
         }
         self.begin_gap()?;
         if self.scan_wanted && !stopping && (asked || Instant::now() >= self.scan_due) {
@@ -316,10 +319,20 @@ impl Engine {
             // Listing what can't be watched may take one part in ten of the time.
             self.missing_due = Instant::now() + self.options.hot_interval.max(began.elapsed() * 10);
         }
-        self.after_pass(ended, repair, began)
+        let mut answer = self.after_pass(ended, repair, began)?;
+        if answer.is_ok() && !self.waiting.is_empty() && self.hot.finish(&self.look, &self.hints) {
+            let batch = self.hints.take();
+            self.set_aside(batch);
+            let batch = std::mem::take(&mut self.rested);
+            let ended = self.pass(batch, Repair::None)?;
+            answer = self.after_pass(ended, Repair::None, began)?;
+        }
+        self.answer(&answer);
+        Ok(())
     }
 
-    fn after_pass(&mut self, ended: Ended, repair: Repair, began: Instant) -> Result<()> {
+    /// Takes note of how a pass ended; what those are told that asked for it.
+    fn after_pass(&mut self, ended: Ended, repair: Repair, began: Instant) -> Result<Result<Lsn>> {
         let cut = match &ended {
             Ended::Committed(_, cut) | Ended::Nothing(cut) => Some(*cut),
             Ended::Held(_) => None,
@@ -366,10 +379,9 @@ impl Engine {
             self.hold(None);
         }
         self.pass.reset();
-        self.answer(&answer);
         self.publish();
         self.order_scrubs();
-        Ok(())
+        Ok(answer)
     }
 
     /// Hands over what is to be compared soon, as much as is taken.

@@ -1,13 +1,17 @@
 //! Who holds files of the tree open for writing, or has them mapped so: a look through /proc.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::engine::read;
 use super::hot::HOT_MAX;
@@ -44,71 +48,145 @@ pub(super) struct Found {
     pub(super) dropped: u64,
     /// The time it took.
     pub(super) took: Duration,
+    /// Process by process.
+    pub(super) processes: Processes,
 }
+
+impl Found {
+    fn add(&mut self, process: &Process) {
+        self.hidden += u64::from(process.hidden);
+        for &(id, direct) in &process.open {
+            if self.open.len() < HOT_MAX {
+                *self.open.entry(id).or_default() |= direct;
+            } else {
+                self.dropped += 1;
+            }
+        }
+        for &(id, number) in &process.mapped {
+            if self.mapped.len() < HOT_MAX {
+                self.mapped.insert(id, number);
+            } else {
+                self.dropped += 1;
+            }
+        }
+    }
+}
+
+/// Pages of a process's address space, and how many descriptors it has.
+fn measure(process: &Path) -> (u64, u64) {
+    let statm = fs::read_to_string(process.join("statm")).unwrap_or_default();
+    let pages = statm.split_ascii_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    // Since 6.2 the size of this directory is the number of descriptors; before it is 0.
+    let fds = rustix::fs::stat(process.join("fd")).map_or(0, |m| u64::try_from(m.st_size).unwrap_or(0));
+    (pages, fds)
+}
+
+/// Whether a measure says anything. A thread of the kernel has neither memory nor descriptors.
+fn is_known((pages, fds): (u64, u64)) -> bool {
+    fds > 0 || pages == 0
+}
+
+/// What was found of one process.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Process {
+    /// Pages of its address space, and how many descriptors it has: 0 where the kernel does not say.
+    measure: (u64, u64),
+    open: Vec<(FileId, bool)>,
+    mapped: Vec<(FileId, u64)>,
+    hidden: bool,
+}
+
+/// What was found of all of them, by number.
+pub(super) type Processes = HashMap<u32, Process>;
 
 impl Look {
     /// Looks at every process but this one.
     pub(super) fn look(&self) -> Found {
+        self.look_since(&Processes::new())
+    }
+
+    /// The same, but of a process that held nothing of the tree `before`, and has as much memory and as many
+    /// descriptors as then, nothing new is expected: what it swapped for something of the same size meanwhile is found by
+    /// the next look at everything.
+    pub(super) fn look_since(&self, before: &Processes) -> Found {
         let began = Instant::now();
         let mut found = Found::default();
-        let own = std::process::id().to_string();
+        let own = std::process::id();
         let mut budget = FDS_MAX;
         let mut maps = Vec::with_capacity(MAPS_ROOM);
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let name = entry.file_name();
-            if !name.as_bytes().iter().all(u8::is_ascii_digit) || name.as_bytes() == own.as_bytes() {
-                continue;
-            }
-            let process = entry.path();
-            match fs::read_dir(process.join("fd")) {
-                Ok(fds) => {
-                    for fd in fds.flatten() {
-                        budget = budget.saturating_sub(1);
-                        if budget > 0 {
-                            self.open_file(&process, &fd.path(), &mut found);
-                        }
-                    }
-                }
-                Err(e) if e.kind() == ErrorKind::PermissionDenied => found.hidden += 1,
-                Err(_) => {}
-            }
-            maps.clear();
-            if File::open(process.join("maps")).and_then(|mut f| f.read_to_end(&mut maps)).is_ok() {
-                self.mapped_files(&maps, &mut found);
-            }
+            let Some(pid) = name.to_str().and_then(|n| n.parse::<u32>().ok()).filter(|p| *p != own) else { continue };
+            let path = entry.path();
+            let measure = measure(&path);
+            let rests = |p: &&Process| p.measure == measure && p.open.is_empty() && p.mapped.is_empty();
+            let process = match before.get(&pid).filter(rests).filter(|_| is_known(measure)) {
+                Some(process) => process.clone(),
+                None => self.process(&path, measure, &mut budget, &mut maps),
+            };
+            found.add(&process);
+            found.processes.insert(pid, process);
         }
         found.took = began.elapsed();
         found
+    }
+
+    fn process(&self, path: &Path, measure: (u64, u64), budget: &mut usize, maps: &mut Vec<u8>) -> Process {
+        let mut process = Process { measure, ..Process::default() };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(path.join("fd"), flags, Mode::empty()) {
+            Ok(dir) => self.open_files(path, &dir, budget, &mut process),
+            Err(Errno::ACCESS | Errno::PERM) => process.hidden = true,
+            Err(_) => {}
+        }
+        maps.clear();
+        if File::open(path.join("maps")).and_then(|mut f| f.read_to_end(maps)).is_ok() {
+            self.mapped_files(maps, &mut process);
+        }
+        process
     }
 
     fn known(&self, inode: u64) -> Option<FileId> {
         read(&self.catalog).by_local(self.device, inode)
     }
 
-    fn open_file(&self, process: &Path, fd: &Path, found: &mut Found) {
+    /// Looks at the descriptors that a process lists in `dir`; names are looked up there, not from the root on.
+    fn open_files(&self, process: &Path, dir: &OwnedFd, budget: &mut usize, found: &mut Process) {
+        let Ok(names) = rustix::fs::Dir::read_from(dir) else { return };
+        for name in names.flatten() {
+            let name = name.file_name();
+            if !name.to_bytes().iter().all(u8::is_ascii_digit) {
+                continue;
+            }
+            *budget = budget.saturating_sub(1);
+            if *budget > 0 {
+                self.open_file(process, dir, name, found);
+            }
+        }
+    }
+
+    fn open_file(&self, process: &Path, dir: &OwnedFd, name: &CStr, found: &mut Process) {
         // The link's own mode says how the file is open.
-        if !fs::symlink_metadata(fd).is_ok_and(|m| m.mode() & 0o200 != 0) {
+        let link = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+        if !link.is_ok_and(|m| m.st_mode & 0o200 != 0) {
             return;
         }
-        let Ok(meta) = fs::metadata(fd) else { return };
-        if !meta.is_file() || meta.dev() != self.device {
+        let Ok(meta) = rustix::fs::statat(dir, name, AtFlags::empty()) else { return };
+        let file = FileType::from_raw_mode(meta.st_mode) == FileType::RegularFile;
+        if !file || meta.st_dev != self.device {
             return;
         }
-        let Some(id) = self.known(meta.ino()) else { return };
-        let Some(number) = fd.file_name() else { return };
+        let Some(id) = self.known(meta.st_ino) else { return };
+        let number = std::ffi::OsStr::from_bytes(name.to_bytes());
         let info = fs::read_to_string(process.join("fdinfo").join(number)).unwrap_or_default();
         let flags = info.lines().find_map(|l| l.strip_prefix("flags:")).map(str::trim);
         let flags = flags.and_then(|f| u32::from_str_radix(f, 8).ok()).unwrap_or(0);
         let direct = flags & DIRECT[direct_index()] != 0;
-        if found.open.len() < HOT_MAX {
-            *found.open.entry(id).or_default() |= direct;
-        } else {
-            found.dropped += 1;
-        }
+        found.open.push((id, direct));
     }
 
     /// Lines of `maps`: range, permissions, offset, device, inode, path.
-    fn mapped_files(&self, maps: &[u8], found: &mut Found) {
+    fn mapped_files(&self, maps: &[u8], found: &mut Process) {
         let base = self.root.path().as_os_str().as_bytes();
         for line in maps.split(|&b| b == b'\n') {
             let mut fields = line.splitn(6, |&b| b == b' ');
@@ -124,11 +202,7 @@ impl Look {
             let number = inode.and_then(|n| std::str::from_utf8(n).ok()).and_then(|n| n.parse::<u64>().ok());
             let Some(number) = number.filter(|_| ours || below.is_some()) else { continue };
             if let Some(id) = self.known(number) {
-                if found.mapped.len() < HOT_MAX {
-                    found.mapped.insert(id, number);
-                } else {
-                    found.dropped += 1;
-                }
+                found.mapped.push((id, number));
             }
         }
     }

@@ -6,14 +6,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
-use std::sync::RwLock;
+use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::engine::read;
 use super::examine::split;
 use super::hints::{Hints, flag};
-use super::holders::{Found, Look};
+use super::holders::{Found, Look, Processes};
 use super::watch::earlier;
 use crate::catalog::Catalog;
 use crate::position::FileId;
@@ -62,6 +62,12 @@ pub(super) struct Hot {
     next_proc: Option<Instant>,
     /// A look through /proc under way.
     looking: Option<JoinHandle<Found>>,
+    /// One that was begun because somebody waits for what it finds.
+    asked: Option<JoinHandle<Found>>,
+    /// What the last look found, process by process.
+    processes: Arc<Processes>,
+    /// Something became a hint that is no event.
+    news: bool,
     /// Processes whose open files may not be seen.
     pub(super) hidden: u64,
     /// Files that found no place on the list.
@@ -120,6 +126,32 @@ impl Hot {
         self.written.len() + self.linked.len() + self.open.len() + self.mapped.len()
     }
 
+    /// Begins a look through /proc that is taken over by [`finish`](Self::finish).
+    pub(super) fn begin(&mut self, at: &Look) {
+        let (look, before) = (at.clone(), Arc::clone(&self.processes));
+        let thread = std::thread::Builder::new().name("capture-proc".to_owned());
+        self.asked = thread.spawn(move || look.look_since(&before)).ok();
+    }
+
+    /// Waits for the look that was begun, and compares what is on the list with it. True: something is to be looked at
+    /// that no event has named.
+    pub(super) fn finish(&mut self, at: &Look, hints: &Hints) -> bool {
+        let found = match self.asked.take().map(JoinHandle::join) {
+            Some(Ok(found)) => found,
+            _ => at.look(),
+        };
+        let before: HashSet<FileId> = self.open.keys().chain(self.mapped.keys()).copied().collect();
+        self.news = false;
+        // The look at everything keeps its own time.
+        let next = self.next_proc;
+        self.take_over(found, &at.catalog, hints);
+        self.next_proc = next;
+        if self.open.keys().chain(self.mapped.keys()).any(|id| !before.contains(id)) {
+            self.poll(at, hints, false);
+        }
+        self.news
+    }
+
     /// Compares the stamps of every file on the list; what differs becomes a hint.
     pub(super) fn poll(&mut self, at: &Look, hints: &Hints, now_too: bool) {
         let now = Instant::now();
@@ -168,9 +200,11 @@ impl Hot {
         if direct && stat.ctime > earlier(super::now(), DIRECT_DONE) {
             // The stamps moved when the write began; the data may have come later than we looked.
             hints.add(path, flag::MODIFIED);
+            self.news = true;
         }
         if changed {
             hints.add(path, flag::SCAN);
+            self.news = true;
             self.add_written(path);
         } else if self.written.get(path).is_some_and(|w| w.at.elapsed() > COOL) {
             self.written.remove(path);
@@ -194,7 +228,11 @@ impl Hot {
     /// Starts a look through /proc when one is due, and takes over what the last one found. With `now_too` it is
     /// made here; else on a thread of its own, since it may take many times as long as a pass.
     fn look(&mut self, look: &Look, hints: &Hints, now_too: bool) {
-        let done = self.looking.as_ref().is_some_and(|t| now_too || t.is_finished());
+        if now_too {
+            // One that is under way began before this call, and is older than what is found here.
+            self.looking = None;
+        }
+        let done = self.looking.as_ref().is_some_and(JoinHandle::is_finished);
         if let Some(thread) = self.looking.take_if(|_| done)
             && let Ok(found) = thread.join()
         {
@@ -214,6 +252,7 @@ impl Hot {
         let share = if self.written.is_empty() { PROC_SHARE_QUIET } else { PROC_SHARE };
         self.next_proc = Some(Instant::now() + (found.took * share).clamp(PROC_MIN, PROC_MAX));
         (self.open, self.hidden) = (found.open, found.hidden);
+        self.processes = Arc::new(found.processes);
         self.dropped += found.dropped;
         let before = std::mem::replace(&mut self.mapped, found.mapped);
         self.inodes = self.mapped.values().copied().collect();
@@ -223,6 +262,7 @@ impl Hot {
         for id in changed.chain(before.keys().filter(|id| !self.mapped.contains_key(id))) {
             if let Some(path) = catalog.path(*id) {
                 hints.add(&path, flag::MODIFIED);
+                self.news = true;
             }
         }
     }
@@ -267,6 +307,19 @@ mod tests {
 
         let mut hot = Hot::default();
         hot.poll(&look, &hints, true);
+        assert_eq!(hot.open.get(&id), Some(&false));
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+
+        // Beside a pass: who went and who came since the last look; a change that no event named is news.
+        hot.begin(&look);
+        hot.finish(&look, &hints);
+        assert!(hot.open.is_empty());
+        let file = File::options().write(true).open(dir.path().join("f")).unwrap();
+        std::fs::write(dir.path().join("f"), "changed").unwrap();
+        let mut holder = Command::new("sleep").arg("60").stdout(Stdio::from(file)).spawn().unwrap();
+        hot.begin(&look);
+        assert!(hot.finish(&look, &hints), "a file that changed is held open anew");
         assert_eq!(hot.open.get(&id), Some(&false));
         holder.kill().unwrap();
         holder.wait().unwrap();

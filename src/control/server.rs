@@ -33,7 +33,8 @@ const SERVICE_WAIT: Duration = Duration::from_secs(1);
 const PIPELINE: usize = 64;
 /// Between looks whether the socket's file is still there. Each wakes a node that is otherwise idle.
 const LOOK: Duration = Duration::from_secs(1);
-/// A caller that says nothing for this long is dropped; a service may be silent for as long as it likes.
+/// A caller that stops within a request for this long is dropped. Between requests it may be silent for as long as nobody
+/// else needs its place.
 const IDLE: Duration = Duration::from_secs(2);
 /// One that was silent for this long may lose its place to another.
 const SAYS_NOTHING: Duration = Duration::from_millis(100);
@@ -217,8 +218,6 @@ struct Visit {
     hall: Arc<Hall>,
     /// Requests that are not answered yet.
     open: watch::Sender<usize>,
-    /// When the last answer was given.
-    quiet: Mutex<Instant>,
     /// Its place, and whether that is one of a service.
     place: Mutex<(OwnedSemaphorePermit, bool)>,
     /// Ends its waits.
@@ -236,7 +235,6 @@ impl Visit {
             number,
             hall,
             open: watch::Sender::new(0),
-            quiet: Mutex::new(Instant::now()),
             place: Mutex::new((place, false)),
             waits: Mutex::new(cancel.child_token()),
             cancel,
@@ -296,14 +294,16 @@ impl Visit {
         handler: &Handler,
         pending: mpsc::Sender<Pending>,
     ) -> std::io::Result<()> {
-        let mut line = Vec::new();
+        // What was there of a request at the last look.
+        let (mut line, mut part) = (Vec::new(), 0);
         loop {
             lines.get_mut().set_limit(LINE_MAX);
             // What was read in part stays in `line`.
             let read = tokio::time::timeout(IDLE, lines.read_until(b'\n', &mut line)).await;
             let Ok(read) = read else {
-                let silent = *self.open.borrow() == 0 && lock(&self.quiet).elapsed() >= IDLE;
-                if silent && !self.is_service() {
+                // Silence between requests is fine, while nobody needs the place; within one it is not.
+                let before = std::mem::replace(&mut part, line.len());
+                if before > 0 && before == part {
                     return Err(std::io::ErrorKind::TimedOut.into());
                 }
                 continue;
@@ -319,6 +319,7 @@ impl Visit {
             self.open.send_modify(|n| *n += 1);
             let answer = self.answer(&line, handler).await;
             line.clear();
+            part = 0;
             if pending.send(answer).await.is_err() {
                 return Ok(());
             }
@@ -376,7 +377,6 @@ impl Visit {
             let mut text = value.to_string();
             text.push('\n');
             write.write_all(text.as_bytes()).await?;
-            *lock(&self.quiet) = Instant::now();
             self.open.send_modify(|n| *n -= 1);
             if *self.open.borrow() == 0 {
                 self.room().silent.listens(self.number, &self.cancel);

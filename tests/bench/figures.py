@@ -9,6 +9,7 @@ import bed
 import peers
 import resync
 import tls
+import waits
 from bed import MIB, Node, applied, hashed, lsn, median, pair, program, ready, run, same, settled, small_files
 from where import Where
 
@@ -331,6 +332,10 @@ def bulk():
                 "1.02x", "", [(disk, 1.02, None)], "", "", where.say(leader, follower))]
 
 
+def wait():
+    return waits.measure(scaled, rounds(), Row)
+
+
 def encrypted():
     return tls.measure(scaled, rounds(), Row)
 
@@ -376,6 +381,7 @@ def resyncs():
 
 ALL = {
     "lag": lag,
+    "wait": wait,
     "fill-pg": fill_pg,
     "fill-small": fill_small,
     "catchup": catchup,
