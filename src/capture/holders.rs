@@ -116,7 +116,9 @@ impl Look {
         let mut maps = Vec::with_capacity(MAPS_ROOM);
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let Some(pid) = name.to_str().and_then(|n| n.parse::<u32>().ok()).filter(|p| *p != own) else { continue };
+            let Some(pid) = name.to_str().and_then(|n| n.parse::<u32>().ok()).filter(|p| *p != own) else {
+                continue;
+            };
             let path = entry.path();
             let measure = measure(&path);
             let rests = |p: &&Process| p.measure == measure && p.open.is_empty() && p.mapped.is_empty();
