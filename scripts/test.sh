@@ -16,6 +16,7 @@ header() { # header FILE PACKAGE
 
 missing=
 need gcc gcc
+need g++ g++
 need python3 python3
 need rsync rsync
 need lsyncd lsyncd
@@ -76,4 +77,6 @@ step cargo test --features failpoints --doc
 step cargo test --features failpoints --test tidy
 # Failpoints cost a lock at each durable step and nothing else: one build serves every suite.
 step cargo test --features failpoints --test e2e --test crash -- --test-threads=2 "$@"
+# Every decoder for a moment, from its seeds; scripts/fuzz.sh 600 is the long run.
+step env FUZZ_JOBS=2 scripts/fuzz.sh 10
 echo "== all passed"

@@ -25,17 +25,19 @@ pub fn check_name(name: &str) -> Result<()> {
 /// # Errors
 /// [`ErrorKind::Config`] when it is neither.
 pub fn log_filter(text: &str) -> Result<tracing_subscriber::EnvFilter> {
-    let level = text.parse::<tracing::Level>().is_ok() || text == "off";
-    let pairs = || {
-        text.split(',').all(|part| {
-            let (target, level) = part.split_once('=').unwrap_or(("", part));
-            !target.ends_with(char::is_whitespace) && level.parse::<tracing::Level>().is_ok()
-        })
+    let level = |word: &str| word == "off" || word.parse::<tracing::Level>().is_ok();
+    // The library's parser takes more, and dies of some of it: only what is written here gets there.
+    let target = |word: &str| {
+        !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"_:-".contains(&b))
     };
+    let sound = text.split(',').all(|part| match part.split_once('=') {
+        Some((name, word)) => target(name) && level(word),
+        None => level(part),
+    });
     // The watcher's library reports every watch of a removed directory; that is no news to an operator.
-    let filter = tracing_subscriber::EnvFilter::try_new(format!("notify=error,{text}"));
+    let filter = sound.then(|| tracing_subscriber::EnvFilter::try_new(format!("notify=error,{text}")));
     match filter {
-        Ok(filter) if level || pairs() => Ok(filter),
+        Some(Ok(filter)) => Ok(filter),
         _ => {
             let text = format!(
                 "log level '{}' is none; write error, warn, info, debug or trace, or a list like \
