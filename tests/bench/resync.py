@@ -25,7 +25,7 @@ def furnish(path, size):
 def change(path, seed):
     """Gives one block in a hundred another content, in place. Their bytes."""
     rng, changed = random.Random(seed), 0
-    for name in sorted(os.listdir(path)):
+    for name in sorted(n for n in os.listdir(path) if n != "tick"):
         with open(os.path.join(path, name), "r+b") as f:
             blocks = FILE // BLOCK
             for block in rng.sample(range(blocks), max(1, blocks // 100)):
@@ -85,7 +85,7 @@ def measure(scaled, rounds, row):
     """Rows of the table."""
     size = scaled(10240) * MIB // FILE * FILE
     home = os.path.join(bed.work, "resync")
-    leader = Node(os.path.join(home, "leader"), scrub_rate="16G", tls="off")
+    leader = Node(os.path.join(home, "leader"), scrub_rate="16G", segment_timeout="500ms", tls="off")
     furnish(leader.data, size)
     leader.until("hashed", hashed, limit=1800, pause=0.05)
     follower = Node(os.path.join(home, "follower"), leader, tls="off")
@@ -100,7 +100,12 @@ def measure(scaled, rounds, row):
             run("cp", "-a", follower.data, copy)
         changed = change(leader.data, n)
         leader.until("hashed", hashed, pause=0.05)
-        time.sleep(2)
+        # Each in a segment of its own, so that those before can go.
+        for tick in range(4):
+            time.sleep(1.5)
+            with open(os.path.join(leader.data, "tick"), "w") as f:
+                f.write("%d %d" % (n, tick))
+        time.sleep(1.5)
         leader.stop()
         forget_log(leader)
         leader.start()
