@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::bed::{Bed, is_root};
+use crate::support::bed::{Bed, is_root, program_in};
 use crate::support::node::{Node, towline};
 use crate::support::{Pair, Spec, until, within};
 
@@ -216,8 +216,7 @@ fn without_a_daemon_the_reason_is_said_and_nothing_is_known() {
         "{value}"
     );
     if is_root() {
-        let program = bed.path("towline");
-        fs::copy(towline(), &program).expect("copy the program");
+        let program = program_in(&bed);
         let out = Command::new("setpriv")
             .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
             .arg(&program)

@@ -8,8 +8,7 @@ use std::process::Command;
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
-use crate::support::bed::is_root;
-use crate::support::node::towline;
+use crate::support::bed::{is_root, program_in};
 use crate::support::{Bed, Node, Spec, until, within};
 
 /// The user and group that own nothing.
@@ -17,10 +16,7 @@ const NOBODY: u32 = 65_534;
 
 /// Starts the node as nobody, from a copy of the program that nobody can reach.
 fn unprivileged(bed: &Bed, spec: Spec) -> Spec {
-    let program = bed.path("towline");
-    if !program.exists() {
-        fs::copy(towline(), &program).expect("copy the program");
-    }
+    let program = program_in(bed);
     let home = spec.state.parent().expect("parent").to_owned();
     for dir in [&home, &spec.data] {
         chown(dir, Some(NOBODY), Some(NOBODY)).expect("chown");

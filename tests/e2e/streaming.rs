@@ -276,7 +276,7 @@ fn an_idle_follower_is_not_behind_and_changes_nothing_itself() {
         if good { Ok(()) } else { Err(status.0.to_string()) }
     });
     // What only a leader does is refused with a code of its own.
-    let out = pair.follower.ask(&["confirm"]);
+    let out = pair.follower.ask(&["wait"]);
     assert_eq!(out.status.code(), Some(10), "{}", String::from_utf8_lossy(&out.stderr));
     pair.finish();
 }

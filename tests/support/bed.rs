@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::node::Spec;
+use super::node::{Spec, towline};
 use super::tree::python;
 
 /// Whether the long variants were asked for.
@@ -92,6 +92,16 @@ pub(crate) fn py(script: &str) -> String {
 pub(crate) fn copy_tree(from: &Path, to: &Path) {
     let ok = Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to).status().expect("cp");
     assert!(ok.success(), "cp -a {} {}", from.display(), to.display());
+}
+
+/// A copy of the program that any user may run. Another process copies it: one that this process starts meanwhile
+/// would inherit the open file, and a program open for writing can't be run.
+pub(crate) fn program_in(bed: &Bed) -> PathBuf {
+    let program = bed.path("towline");
+    if !program.exists() {
+        copy_tree(Path::new(&towline()), &program);
+    }
+    program
 }
 
 /// A port below the ephemeral range that nobody holds, so that no outgoing connection takes it meanwhile.
