@@ -76,7 +76,7 @@ step cargo test --features failpoints --lib --bins
 step cargo test --features failpoints --doc
 step cargo test --features failpoints --test tidy
 # Failpoints cost a lock at each durable step and nothing else: one build serves every suite.
-step cargo test --features failpoints --test e2e --test crash -- --test-threads=2 "$@"
+step cargo test --features failpoints --no-fail-fast --test e2e --test crash -- --test-threads=2 "$@"
 # Every decoder for a moment, from its seeds; scripts/fuzz.sh 600 is the long run.
 step env FUZZ_JOBS=2 scripts/fuzz.sh 10
 echo "== all passed"

@@ -158,10 +158,10 @@ pub struct Plan {
 }
 
 /// The first segment that is needed from `position` on: the one with the byte before, by which a follower proves that its log
-/// is the same.
+/// is the same. There is none before the beginning of all log.
 #[must_use]
 pub fn first_needed(position: Lsn) -> SegmentNo {
-    Lsn(position.0.saturating_sub(1)).segment()
+    Lsn(position.0.saturating_sub(1)).max(Lsn::FIRST).segment()
 }
 
 /// Decides.

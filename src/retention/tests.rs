@@ -190,6 +190,7 @@ fn bytes_left_count_down_to_below_zero() {
 #[test]
 fn a_position_at_the_start_of_a_segment_needs_the_one_before_as_a_proof() {
     assert_eq!(first_needed(Lsn(5 * SEGMENT_SIZE)), SegmentNo(4));
+    assert_eq!(first_needed(Lsn::FIRST), SegmentNo(1), "nothing was written before");
     assert_eq!(first_needed(Lsn(5 * SEGMENT_SIZE + 1)), SegmentNo(5));
 }
 

@@ -59,5 +59,5 @@ pub(crate) fn oldest(node: &Node) -> u64 {
 
 /// The segment that a position needs: the one with the byte before.
 pub(crate) fn needs(position: &Value) -> u64 {
-    (lsn(position.as_str().expect("a position")) - 1) >> 24
+    ((lsn(position.as_str().expect("a position")) - 1) >> 24).max(1)
 }
