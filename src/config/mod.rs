@@ -25,6 +25,10 @@ pub use units::{Room, Size, Span};
 
 /// Most bytes of a configuration file.
 const FILE_MAX: u64 = 1 << 20;
+/// More followers than that are followers of followers.
+const MAX_FOLLOWERS: usize = 10_000;
+/// With less than this a second a scrub never ends.
+const SCRUB_RATE_LEAST: u64 = 4 << 10;
 
 /// Which cuts a follower's directory moves to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -332,8 +336,15 @@ impl Config {
             return bad("checkpoint_bytes is 0; the least is 1, and 256M is usual".to_owned());
         }
         self.stop_target()?;
-        if self.max_followers == 0 {
-            return bad("max_followers is 0; the least is 1 (leave 'listen' out to serve nobody)".to_owned());
+        if !(1..=MAX_FOLLOWERS).contains(&self.max_followers) {
+            let given = self.max_followers;
+            return bad(format!(
+                "max_followers is {given}; it goes from 1, the least (leave 'listen' out to serve nobody), to {MAX_FOLLOWERS}"
+            ));
+        }
+        if self.scrub_rate.0 < SCRUB_RATE_LEAST {
+            let text = "scrub_rate is {}; the least is 4k a second ('scrub_interval = \"0s\"' ends the scrub of a follower)";
+            return bad(text.replace("{}", &self.scrub_rate.to_string()));
         }
         log_filter(&self.log_level)?;
         if let Some(name) = &self.name {
@@ -474,6 +485,10 @@ mod tests {
             ("checkpoint_interval = \"0s\"", "least"),
             ("checkpoint_bytes = \"0\"", "least"),
             ("max_followers = 0", "least"),
+            ("max_followers = 2305843009213693952", "10000"),
+            ("scrub_rate = \"0\"", "least"),
+            ("name = \"_x\"", "the first a letter or digit"),
+            ("name = \"-x\"", "the first a letter or digit"),
             ("synchronous_followers = \"ANY a\"", "character 5"),
             ("synchronous_level = \"on\"", "write"),
             ("sync_loss = \"freeze\"", "set freeze to"),

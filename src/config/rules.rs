@@ -4,17 +4,19 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::session::UPSTREAMS_MAX;
+use crate::session::{UPSTREAMS_MAX, valid_name};
+use crate::wire::NAME_MAX;
 
-/// A node's name goes into slots, logs and JSON: 1 to 63 letters, digits, `.`, `_` or `-`.
+/// A node's name goes into slots, logs and JSON: what its peers take for one.
+///
+/// # Errors
+/// [`ErrorKind::Config`] with the rule.
 pub fn check_name(name: &str) -> Result<()> {
-    let ok = (1..=63).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    if ok {
+    if valid_name(name) {
         return Ok(());
     }
     let text = format!(
-        "name '{}' is not allowed; use 1 to 63 letters, digits, '.', '_' or '-'",
+        "name '{}' is not allowed; use 1 to {NAME_MAX} letters, digits, '.', '_' or '-', the first a letter or digit",
         name.escape_debug()
     );
     Err(Error::new(ErrorKind::Config, text))

@@ -456,7 +456,9 @@ impl Follower {
         status.apply = Some(value);
         status.log = Some(log_part(log));
         status.cuts = cuts_part(log, port);
-        let (bytes, seconds) = self.upstream.lag(self.peer_timeout);
+        let (told, seconds) = self.upstream.lag(self.peer_timeout);
+        // What is in the own log and not shown is behind, whoever is silent.
+        let bytes = told.max(log.tail().end.since(applied.lsn));
         status.lag = Some(Lag { bytes, seconds });
         status.guarantee = if applied.consistent {
             format!("the directory stands on or moves between {} cuts of the leader's", applied.cut)

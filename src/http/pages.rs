@@ -104,7 +104,10 @@ fn leader(v: View<'_>) -> Answer {
     }
     match v.text("/state") {
         "running" => yes("this node is the leader"),
-        "held" => yes("this node is the leader; a guard holds what it would replicate"),
+        // A mass delete waits for a word; whatever else is held means that the directory itself is not there.
+        "held" if v.flag("/capture/hold_deletes") => {
+            yes("this node is the leader; a guard holds what it would replicate")
+        }
         _ => no(trouble(v)),
     }
 }
@@ -211,7 +214,7 @@ mod tests {
             ("stalled", "retrying", "", ""),
             ("diverged", "help", "", ""),
             ("refused", "help", "", ""),
-            ("held", "help", "/leader /ready", ""),
+            ("held", "help", "", ""),
         ];
         for (state, health, leader, follower) in table {
             for (role, want) in [("leader", leader), ("follower", follower)] {
@@ -223,6 +226,14 @@ mod tests {
                 assert_eq!(said.join(" "), want, "{role} {state} {health}");
             }
         }
+    }
+
+    #[test]
+    fn a_leader_whose_directory_is_gone_is_none_and_one_that_holds_a_mass_delete_is() {
+        let mut v = node("leader", "held", "help");
+        assert!(!says("/leader", &v) && !says("/ready", &v));
+        v["capture"] = json!({"hold_deletes": true});
+        assert!(says("/leader", &v) && says("/ready", &v) && !says("/healthy", &v));
     }
 
     #[test]
