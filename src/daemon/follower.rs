@@ -267,7 +267,8 @@ async fn follow(
     let mut receiving = pin!(receive::run(context, cancel.clone()));
     let failed = until_failure(node, &cancel, || log.failure().or_else(|| apply.failure()));
     let usable = note_usable(node, apply, log, &control);
-    let mut apart = pin!(until_apart(&follower.upstream, config.resync == ResyncMode::Auto));
+    let apart = until_apart(&follower.upstream, config.resync == ResyncMode::Auto);
+    let mut apart = pin!(after_a_look(apart, apply, control.fill));
     let mut noting = pin!(note_commits(node, log));
     let target = end_at_target(node, config, apply);
     let e = tokio::select! {
@@ -315,6 +316,22 @@ async fn until_apart(upstream: &Upstream, auto: bool) -> Cause {
             status.code.and_then(|c| Cause::of_refusal(c, status.error.as_deref().unwrap_or_default()));
         if let Some(cause) = cause {
             return cause;
+        }
+    }
+}
+
+/// Before a directory that was whole is made equal to another state apply looks at it as it is: an edit that is refused is
+/// not written over.
+async fn after_a_look(apart: impl Future<Output = Cause>, apply: &ApplyHandle, fill: FillState) -> Cause {
+    let cause = apart.await;
+    if fill != FillState::Done {
+        return cause;
+    }
+    loop {
+        match apply.failure() {
+            Some(e) if e.kind() == ErrorKind::Refused => return std::future::pending().await,
+            None if !apply.applied().borrow().consistent => tokio::time::sleep(FAILURE_LOOK).await,
+            _ => return cause,
         }
     }
 }
@@ -438,7 +455,9 @@ impl Follower {
     pub(crate) fn fill_status(&self, port: &Port, status: &mut Status) {
         let upstream = self.upstream.status();
         status.upstream = serde_json::to_value(&upstream).ok();
-        if let Some((state, failure)) = refusal(&upstream) {
+        // What an operator has to look at here comes first.
+        let own = status.error.as_ref().is_some_and(|e| e.needs_help);
+        if let Some((state, failure)) = refusal(&upstream).filter(|_| !own) {
             state.clone_into(&mut status.state);
             status.error = Some(failure);
         }

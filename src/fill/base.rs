@@ -98,15 +98,6 @@ impl Base {
     pub(super) fn is_dressed(&self, want: &Inode<'_>, stat: &Stat) -> bool {
         self.believed(want.id, stat).is_some_and(|i| i.attrs == want.attrs && i.xattrs == want.xattrs)
     }
-
-    /// Whether its extended attributes are those of `want` already, whatever became of its times.
-    pub(super) fn has_labels(&self, want: &Inode<'_>, stat: &Stat) -> bool {
-        let inode = self.catalog.as_ref().and_then(|c| c.get(want.id));
-        inode.is_some_and(|i| {
-            let same = i.seen.is_some_and(|s| same_inode(&s.local, &stat.local));
-            same && self.doubted.is_some() && i.xattrs == want.xattrs && i.attrs == want.attrs
-        })
-    }
 }
 
 /// The device of the root is numbered anew by a mount or a boot.

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::base::Base;
 use super::journal::Finished;
-use super::shape::strip;
+use super::tree::strip;
 use super::tree::{Skipped, Tree, dress, seen_of};
 use super::write::{Note, Work};
 use crate::catalog::{Catalog, Inode, block_hashes, blocks_of};

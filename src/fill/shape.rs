@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::base::Base;
 use super::local::Scanned;
 use super::plan::{Action, Place, Plan, parked_name, path_of};
-use super::tree::{Skipped, create, dress, make, seen_of};
+use super::tree::{Skipped, create, dress, make, seen_of, strip};
 use crate::apply::remove_tree;
 use crate::catalog::{Catalog, Inode, Seen};
 use crate::error::{Error, ErrorKind, Result};
@@ -250,7 +250,7 @@ impl Shape<'_> {
         for &dir in dirs.iter().rev() {
             let Some(inode) = self.catalog.get(dir) else { continue };
             let path = self.catalog.path(dir).unwrap_or_default();
-            let stat = self.directory(&path, &inode, base, skipped);
+            let stat = self.directory(&path, &inode, skipped);
             seen.push((dir, seen_of(&stat.map_err(|e| self.error("set attributes of", &path, e))?)));
         }
         Ok(seen)
@@ -268,20 +268,14 @@ impl Shape<'_> {
         dress(&fd, dir, name, inode, skipped)
     }
 
-    fn directory(
-        &self,
-        path: &[u8],
-        inode: &Inode<'_>,
-        base: &Base,
-        skipped: &mut Skipped,
-    ) -> std::io::Result<Stat> {
+    fn directory(&self, path: &[u8], inode: &Inode<'_>, skipped: &mut Skipped) -> std::io::Result<Stat> {
         let fd = self.root.open_dir(path)?;
         let stat = sys::stat_fd(&fd)?;
         let me = rustix::process::geteuid().as_raw();
         let (is, want) = (&stat.attrs, &inode.attrs);
         let mode = is.mode == sys::mode_here(Kind::Dir, want, is, me);
         let owner = me != 0 || (is.uid, is.gid) == (want.uid, want.gid);
-        if base.has_labels(inode, &stat) && is.mtime == want.mtime && mode && owner {
+        if labelled(&fd, inode)? && is.mtime == want.mtime && mode && owner {
             return Ok(stat);
         }
         strip(&fd, b"", inode)?;
@@ -297,16 +291,9 @@ fn meddled(path: &[u8]) -> Error {
     Error::new(ErrorKind::Unavailable, text)
 }
 
-/// Removes the extended attributes that the tree does not have.
-pub(super) fn strip(dir: &OwnedFd, name: &[u8], inode: &Inode<'_>) -> std::io::Result<()> {
-    for (attr, _) in sys::xattrs_at(dir, name)? {
-        if !inode.xattrs.iter().any(|(n, _)| **n == *attr) {
-            match sys::set_xattr_at(dir, name, &attr, None) {
-                // What only privilege can give, only privilege can take away.
-                Err(e) if Errno::from_io_error(&e) == Some(Errno::PERM) => {}
-                other => other?,
-            }
-        }
-    }
-    Ok(())
+/// Whether a directory has the extended attributes of the tree, and no others.
+fn labelled(fd: &OwnedFd, inode: &Inode<'_>) -> std::io::Result<bool> {
+    let has = sys::xattrs_at(fd, b"")?;
+    let wanted = |name: &[u8], value: &[u8]| inode.xattrs.iter().any(|(n, v)| **n == *name && **v == *value);
+    Ok(has.len() == inode.xattrs.len() && has.iter().all(|(n, v)| wanted(n, v)))
 }

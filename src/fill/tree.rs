@@ -16,6 +16,9 @@ use crate::position::FileId;
 use crate::record::Kind;
 use crate::sys::{self, Root, Stat};
 
+/// The ACL that what is made in a directory begins with (acl(5)).
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
 /// Called with parent id, parent directory, name and id of an entry.
 type Visit<'a> = &'a mut dyn FnMut(FileId, BorrowedFd<'_>, &[u8], FileId) -> Result<()>;
 
@@ -79,6 +82,7 @@ impl<'a> Tree<'a> {
     pub(super) fn make_dirs(&self, dirs: &[FileId]) -> Result<()> {
         for &dir in dirs {
             let fd = self.dir(dir)?;
+            self.bare(dir, &fd).map_err(|e| Error::io("take attributes from", self.path(dir), e))?;
             for (name, id) in self.catalog.children(dir) {
                 if self.catalog.get(id).is_none_or(|i| i.kind != Kind::Dir) {
                     continue;
@@ -90,6 +94,20 @@ impl<'a> Tree<'a> {
             }
         }
         Ok(())
+    }
+
+    /// What is made in a directory inherits its default ACL: it has none until its own is set, at the end. What the root
+    /// has inherited itself goes as well.
+    fn bare(&self, dir: FileId, fd: &OwnedFd) -> std::io::Result<()> {
+        if dir == FileId::ROOT
+            && let Some(root) = self.catalog.get(dir)
+        {
+            strip(fd, b"", &root)?;
+        }
+        match sys::set_xattr_at(fd, b"", DEFAULT_ACL, None) {
+            Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::PERM | Errno::OPNOTSUPP)) => Ok(()),
+            other => other,
+        }
     }
 
     /// Regular files with content that are not `done`, directory by directory.
@@ -342,6 +360,20 @@ pub(super) fn create(dir: &OwnedFd, name: &[u8], inode: &Inode<'_>) -> std::io::
     // Extended attributes want to be written as contents do.
     let extra = if inode.xattrs.is_empty() { 0 } else { 0o600 };
     Ok(rfs::openat(dir, name, flags, Mode::from_raw_mode(inode.attrs.mode & mode | extra))?)
+}
+
+/// Removes the extended attributes that the tree does not have.
+pub(super) fn strip(dir: &OwnedFd, name: &[u8], inode: &Inode<'_>) -> std::io::Result<()> {
+    for (attr, _) in sys::xattrs_at(dir, name)? {
+        if !inode.xattrs.iter().any(|(n, _)| **n == *attr) {
+            match sys::set_xattr_at(dir, name, &attr, None) {
+                // What only privilege can give, only privilege can take away.
+                Err(e) if Errno::from_io_error(&e) == Some(Errno::PERM) => {}
+                other => other?,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Gives `fd`, which is `name` in `dir` (empty: `dir` itself), the attributes of `inode`. What it then is.

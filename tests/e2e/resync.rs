@@ -380,3 +380,56 @@ fn a_leader_that_is_written_and_killed_meanwhile_loses_nothing() {
     pair.equal(60);
     pair.finish();
 }
+
+#[test]
+fn an_edit_that_is_refused_outlives_a_lost_log() {
+    let mut pair = Pair::with(Bed::new("resync-edit"), short, short);
+    fs::write(pair.data().join("mine"), "the leader's").expect("write");
+    pair.equal(20);
+    pair.follower.stop();
+    fs::write(pair.follower.data().join("mine"), "an edit that nobody else has").expect("write");
+    move_on(&pair.leader, pair.data(), 4);
+    pair.leader.stop();
+    forget_log(&pair.leader);
+    pair.leader.restart();
+    pair.follower.restart();
+    let named = |status: &Status| status.state() == "refused" && status.0.to_string().contains("mine");
+    until(within(20), "it stands still and names the file", || {
+        let status = pair.follower.status()?;
+        if named(&status) { Ok(()) } else { Err(status.0.to_string()) }
+    });
+    holds_for(Duration::from_secs(4), "the edit stays, and what is said of it", || {
+        let status = pair.follower.status()?;
+        let text = fs::read_to_string(pair.follower.data().join("mine")).map_err(|e| e.to_string())?;
+        if named(&status) && text.starts_with("an edit") { Ok(()) } else { Err(status.0.to_string()) }
+    });
+    // Until an operator says otherwise.
+    assert!(pair.follower.ask(&["resync"]).status.success());
+    resynced(&pair.follower, 1);
+    pair.equal(20);
+    pair.finish();
+}
+
+#[test]
+fn attributes_of_directories_are_the_leaders_after_a_copy_and_after_a_resync() {
+    let acl = |words: &[&str], path: &Path| {
+        let done = std::process::Command::new("setfacl").args(words).arg(path).status().expect("setfacl");
+        assert!(done.success(), "setfacl {words:?}");
+    };
+    let bed = Bed::new("resync-acl");
+    let leader = bed.leader("leader").start();
+    fs::create_dir_all(leader.data().join("dir/below")).expect("mkdir");
+    fs::write(leader.data().join("dir/secret"), "0640").expect("write");
+    fs::write(leader.data().join("large"), noise(3, 3 << 20)).expect("write");
+    let spec = bed.follower("follower", leader.spec.listen);
+    // What is made in such a directory begins with an ACL that the leader's has not.
+    fs::create_dir_all(&spec.data).expect("mkdir");
+    acl(&["-d", "-m", "u:65534:rwx"], &spec.data);
+    let follower = spec.start();
+    assert_equal_within(within(30), leader.data(), follower.data());
+    // The times of directories don't show this.
+    acl(&["-m", "u:1234:rwx", "-d", "-m", "u:1234:rwx"], &follower.data().join("dir"));
+    assert!(follower.ask(&["resync"]).status.success());
+    resynced(&follower, 1);
+    assert_equal_within(within(20), leader.data(), follower.data());
+}
