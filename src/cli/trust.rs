@@ -102,6 +102,11 @@ pub(super) fn trust(args: &Trust) -> Result<ExitCode> {
         Ok(answer) => Some(answer),
         Err(e) if e.kind() == ErrorKind::Unavailable && !dir.join(SOCKET).exists() => None,
         Err(e) if e.kind() == ErrorKind::Unavailable && e.to_string().contains("no daemon answers") => None,
+        // What the daemon can't go by, its next start could not either.
+        Err(e) if e.kind() == ErrorKind::Config && matches!(changed, Changed::Added) => {
+            tls::remove(dir, name, args.fingerprint)?;
+            return Err(e.wrap("the peer is not trusted, and nothing is changed"));
+        }
         Err(e) => {
             return Err(e.wrap("the peers are changed on disk, but the daemon goes on with the old ones"));
         }

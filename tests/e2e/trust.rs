@@ -508,3 +508,24 @@ fn strangers_at_the_door_cost_good_peers_nothing() {
     assert!(leader.ended().is_none() && peak < MEMORY_KB, "{peak} kB");
     leader.assert_no_panic();
 }
+
+#[test]
+fn a_peer_that_the_configuration_contradicts_is_not_written_down() {
+    let bed = Bed::new("trust-twice");
+    let key = key_of(&bed.follower("other", 1));
+    let spec = bed.leader("leader");
+    let peer = format!("[{{ name = \"here\", fingerprint = \"{key}\" }}]");
+    let mut leader = spec.set("peer", &peer).start();
+    let state = text(&leader.spec.state).to_owned();
+    let out = command(&["trust", "there", &key, "--state", &state]);
+    let why = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(3) && why.contains("nothing is changed"), "{why}");
+    assert!(!done(&["trust", "--list", "--state", &state]).contains("there"));
+    done(&["reload", "--state", &state]);
+    leader.stop();
+    leader.restart();
+    until(within(20), "it is well", || {
+        let status = leader.status()?;
+        if status.health() == "ok" { Ok(()) } else { Err(status.0.to_string()) }
+    });
+}
