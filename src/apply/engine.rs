@@ -182,7 +182,9 @@ impl Running {
     fn follow(&mut self) -> Result<()> {
         loop {
             let (stop, pause, until) = {
-                let control = self.shared.lock();
+                let mut control = self.shared.lock();
+                // Who pauses from here on has to wait for the next rest: a batch may begin.
+                control.resting &= control.pause;
                 (control.stop, control.pause, control.until)
             };
             if stop {
@@ -195,7 +197,6 @@ impl Running {
             let pause = pause || self.target(until)?;
             if !pause && let Some(batch) = self.next_batch()? {
                 self.reaches(until, &batch)?;
-                self.shared.lock().resting = false;
                 self.set_state(ApplyState::Applying);
                 self.batch(&batch)?;
                 self.settle_suspects()?;
