@@ -138,7 +138,10 @@ fn what_needs_help_is_critical_and_has_a_word_of_its_own() {
     help(&pair.leader, "towline confirm");
     pair.leader.confirm();
     says(&pair.leader, &[], 0, &["OK"]);
-    // A follower of another system.
+    // A follower of another system, once nothing else is wrong with it.
+    assert!(pair.follower.ask(&["resync"]).status.success());
+    pair.equal(20);
+    says(&pair.follower, &[], 0, &["OK"]);
     let other = pair.bed.leader("other").start();
     pair.follower.kill();
     pair.follower.spec.upstream = Some(other.spec.listen);
