@@ -310,6 +310,9 @@ async fn live(node: Arc<Node>) -> Result<()> {
     let _ = strict.await;
     if let Err(e) = &result {
         node.supervisor.failed(e).await;
+    } else {
+        // Whoever tells it meanwhile may not have come to it.
+        node.supervisor.stopping().await;
     }
     node.port.close().await;
     let _ = node.pages.set(&node, None).await;

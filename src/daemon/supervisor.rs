@@ -53,6 +53,8 @@ pub(super) struct Supervisor {
     changed: Notify,
     /// Another status line than that of the node was sent, and is to be replaced.
     stale: AtomicBool,
+    /// A stop was told.
+    stopping: AtomicBool,
 }
 
 impl Supervisor {
@@ -76,6 +78,7 @@ impl Supervisor {
             ready: AtomicBool::new(false),
             changed: Notify::new(),
             stale: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
         }
     }
 
@@ -104,6 +107,13 @@ impl Supervisor {
             let mut states = vec![NotifyState::Ready];
             states.extend(line.as_deref().map(NotifyState::Status));
             self.tell(&states).await;
+        }
+    }
+
+    /// A stop was asked for. Said once, and before the process ends, however soon that is.
+    pub(super) async fn stopping(&self) {
+        if !self.stopping.swap(true, Ordering::SeqCst) {
+            self.tell(&[NotifyState::Stopping, NotifyState::Status("stopping after flushing")]).await;
         }
     }
 
@@ -180,7 +190,7 @@ pub(super) async fn run(node: Arc<Node>) {
     loop {
         let changed = tokio::select! {
             () = node.stop.cancelled() => {
-                me.tell(&[NotifyState::Stopping, NotifyState::Status("stopping after flushing")]).await;
+                me.stopping().await;
                 return;
             }
             () = tokio::time::sleep_until(judge_at.min(say_at).into()) => false,

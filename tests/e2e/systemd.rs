@@ -39,23 +39,28 @@ impl Host {
     fn boot(name: &str, prepare: impl FnOnce(&Path)) -> Option<Self> {
         let bed = Bed::new(name);
         let root = bed.path("root");
-        for dir in
-            ["etc/systemd/stubs", "etc/systemd/system", "etc/towline", "srv/towline", "usr/local", "var/lib"]
-        {
+        for dir in [
+            "etc/systemd/targets",
+            "etc/systemd/system",
+            "etc/towline",
+            "srv/towline",
+            "usr/local",
+            "var/lib",
+        ] {
             fs::create_dir_all(root.join(dir)).expect("mkdir");
         }
         for file in ["passwd", "group", "nsswitch.conf", "ld.so.cache", "ld.so.conf"] {
             let _ = fs::copy(Path::new("/etc").join(file), root.join("etc").join(file));
         }
-        let stubs = root.join("etc/systemd/stubs");
+        let targets = root.join("etc/systemd/targets");
         let empty = "[Unit]\nDefaultDependencies=no\n";
         for target in TARGETS {
-            fs::write(stubs.join(target), empty).expect("write");
+            fs::write(targets.join(target), empty).expect("write");
         }
-        fs::write(stubs.join("bed.target"), format!("{empty}Wants=systemd-journald.socket basic.target\n"))
+        fs::write(targets.join("bed.target"), format!("{empty}Wants=systemd-journald.socket basic.target\n"))
             .expect("write");
-        fs::write(stubs.join("systemd-journald.socket"), JOURNAL_SOCKET).expect("write");
-        fs::write(stubs.join("systemd-journald.service"), JOURNAL).expect("write");
+        fs::write(targets.join("systemd-journald.socket"), JOURNAL_SOCKET).expect("write");
+        fs::write(targets.join("systemd-journald.service"), JOURNAL).expect("write");
         let journald = "[Journal]\nStorage=volatile\nAudit=no\nReadKMsg=no\nRateLimitBurst=0\n";
         fs::write(root.join("etc/systemd/journald.conf"), journald).expect("write");
         let home = Path::new(env!("CARGO_MANIFEST_DIR"));

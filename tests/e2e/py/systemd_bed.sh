@@ -4,7 +4,7 @@
 #   systemd_bed.sh ROOT NAME
 #
 # ROOT/etc, ROOT/srv, ROOT/usr/local and ROOT/var/lib take the place of the host's; /run, /tmp and /var/tmp are empty.
-# Units come from ROOT/etc/systemd/stubs, ROOT/etc/systemd/system and what is installed in ROOT/usr/local. Control
+# Units come from ROOT/etc/systemd/targets, ROOT/etc/systemd/system and what is installed in ROOT/usr/local. Control
 # groups called NAME are made where this process is; whoever started it removes them. "SKIP:" says what can't be had.
 set -u
 skip() { # skip TEXT
@@ -54,5 +54,5 @@ for dir in /run /tmp /var/tmp; do
 done
 must chmod 1777 /tmp /var/tmp
 exec env -i container=towline-bed PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-	SYSTEMD_UNIT_PATH=/etc/systemd/stubs:/etc/systemd/system:/usr/local/lib/systemd/system \
+	SYSTEMD_UNIT_PATH=/etc/systemd/targets:/etc/systemd/system:/usr/local/lib/systemd/system \
 	/lib/systemd/systemd --system --unit=bed.target --log-target=console --log-level=notice --show-status=no
