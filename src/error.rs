@@ -39,6 +39,22 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// Every class.
+    pub const ALL: [Self; 12] = [
+        Self::Usage,
+        Self::Config,
+        Self::Io,
+        Self::DiskFull,
+        Self::Corrupt,
+        Self::Missing,
+        Self::Diverged,
+        Self::Unavailable,
+        Self::Refused,
+        Self::Locked,
+        Self::Held,
+        Self::Cancelled,
+    ];
+
     /// The process exit code of this class.
     #[must_use]
     pub fn exit_code(self) -> u8 {

@@ -158,22 +158,7 @@ pub fn judge(line: &str) -> Result<Value> {
 }
 
 fn kind_of(word: &str) -> ErrorKind {
-    use ErrorKind as K;
-    let all = [
-        K::Usage,
-        K::Config,
-        K::Io,
-        K::DiskFull,
-        K::Corrupt,
-        K::Missing,
-        K::Diverged,
-        K::Unavailable,
-        K::Refused,
-        K::Locked,
-        K::Held,
-        K::Cancelled,
-    ];
-    all.into_iter().find(|k| k.word() == word).unwrap_or(K::Io)
+    ErrorKind::ALL.into_iter().find(|k| k.word() == word).unwrap_or(ErrorKind::Io)
 }
 
 #[cfg(test)]

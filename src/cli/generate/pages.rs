@@ -217,21 +217,7 @@ mod tests {
     fn exit_codes_are_those_of_the_errors() {
         let pages = super::all(&<crate::cli::args::Cli as clap::CommandFactory>::command());
         let text = &pages["towline.1"];
-        use ErrorKind as K;
-        for kind in [
-            K::Usage,
-            K::Config,
-            K::Io,
-            K::DiskFull,
-            K::Corrupt,
-            K::Missing,
-            K::Diverged,
-            K::Unavailable,
-            K::Refused,
-            K::Locked,
-            K::Held,
-            K::Cancelled,
-        ] {
+        for kind in ErrorKind::ALL {
             let line = format!(".TP\n{}\n{kind:?}: ", kind.exit_code());
             assert!(text.contains(&line), "{line:?}");
         }
