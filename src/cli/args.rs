@@ -281,9 +281,9 @@ pub struct Run {
     pub config: PathBuf,
 }
 
-/// Where to reach a daemon, and how to print.
-#[derive(Debug, Args)]
-pub struct Ask {
+/// Which daemon: by its state directory, its socket, or its configuration.
+#[derive(Clone, Debug, Args)]
+pub struct At {
     /// State directory of the daemon.
     #[arg(long, value_name = "DIR", required_unless_present_any = ["socket", "config"])]
     pub state: Option<PathBuf>,
@@ -293,6 +293,14 @@ pub struct Ask {
     /// Configuration file of the daemon, which names its state directory.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["state", "socket"])]
     pub config: Option<PathBuf>,
+}
+
+/// Where to reach a daemon, and how to print.
+#[derive(Debug, Args)]
+pub struct Ask {
+    /// Which daemon.
+    #[command(flatten)]
+    pub at: At,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -320,15 +328,9 @@ pub enum SyncCommand {
 /// What to wait for, and how long.
 #[derive(Debug, Args)]
 pub struct WaitArgs {
-    /// State directory of the daemon.
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["socket", "config"])]
-    pub state: Option<PathBuf>,
-    /// Control socket of the daemon; default: `control.sock` in the state directory.
-    #[arg(long, value_name = "PATH", conflicts_with = "state")]
-    pub socket: Option<PathBuf>,
-    /// Configuration file of the daemon, which names its state directory.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["state", "socket"])]
-    pub config: Option<PathBuf>,
+    /// Which daemon.
+    #[command(flatten)]
+    pub at: At,
     /// What followers have to have done; default: `synchronous_level` of the configuration. On a follower, what it has to
     /// have done itself; default: apply.
     #[arg(long, value_enum)]

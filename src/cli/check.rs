@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::ErrorKind as IoKind;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::state::StateDir;
 use crate::status::{Verdict, View, plain, verdict};
 
 /// Exit code when nothing is known of the node.
-pub(super) const UNKNOWN: u8 = 3;
+const UNKNOWN: u8 = 3;
 
 pub(super) fn run(args: &Check) -> Result<ExitCode> {
     let judged = ask(args).and_then(|status| verdict(View(&status), &args.limits()).map(|v| (v, status)));
@@ -30,8 +30,14 @@ pub(super) fn run(args: &Check) -> Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
+/// The end of a check that could not even ask.
+pub(super) fn fail(why: &str, json: bool) -> ExitCode {
+    let _ = super::print(&unknown(why, json));
+    ExitCode::from(UNKNOWN)
+}
+
 /// The answer when nothing is known.
-pub(super) fn unknown(why: &str, json: bool) -> String {
+fn unknown(why: &str, json: bool) -> String {
     if json {
         return format!(
             "{}\n",
@@ -56,25 +62,22 @@ fn shown(verdict: &Verdict, status: &Value, json: bool) -> String {
 /// The status of the daemon, or why there is none. It never takes longer than was allowed, whatever the daemon, the
 /// socket and the file system do.
 fn ask(args: &Check) -> std::result::Result<Value, String> {
-    let (socket, state, config) = (args.socket.clone(), args.state.clone(), args.config.clone());
-    let timeout = args.timeout.0;
+    let (at, timeout) = (args.at.clone(), args.timeout.0);
     let (tx, rx) = mpsc::channel();
     std::thread::spawn(move || {
-        let socket = super::socket_at(socket.as_deref(), state.as_deref(), config.as_deref());
-        let state = state.or_else(|| {
-            let of_config = |s: &PathBuf| s.parent().map(Path::to_owned);
-            config.and_then(|_| socket.as_ref().ok().and_then(of_config))
+        let answer = super::socket(&at).map_err(|e| e.to_string()).and_then(|socket| {
+            // A socket that was named may be anywhere; else it tells the state directory.
+            let state = if at.socket.is_none() { socket.parent() } else { None };
+            answer(state, &socket, timeout)
         });
-        let _ = tx.send(
-            socket.map_err(|e| e.to_string()).and_then(|socket| answer(state.as_deref(), &socket, timeout)),
-        );
+        let _ = tx.send(answer);
     });
     rx.recv_timeout(timeout).unwrap_or_else(|_| {
         Err(format!("no answer within {}; is the daemon stopped, or its disk stuck?", args.timeout))
     })
 }
 
-fn answer(state: Option<&Path>, socket: &PathBuf, timeout: Duration) -> std::result::Result<Value, String> {
+fn answer(state: Option<&Path>, socket: &Path, timeout: Duration) -> std::result::Result<Value, String> {
     match UnixStream::connect(socket) {
         Ok(_) => control::call(socket, &Request::Status, timeout).map_err(|e| e.to_string()),
         Err(e) => Err(unreachable(state, socket, &e)),

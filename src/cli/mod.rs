@@ -25,7 +25,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::log::{dump, inspect};
 use crate::state;
 use crate::status;
-use args::{Ask, Cli, Command, ConfigCommand, LogCommand, SyncCommand};
+use args::{Ask, At, Cli, Command, ConfigCommand, LogCommand, SyncCommand};
 
 /// Parses the command line, runs the command, prints its error, returns the exit code.
 pub fn main() -> ExitCode {
@@ -33,32 +33,51 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return mistyped(&e),
     };
-    match logging::start(cli.log_level.as_deref(), cli.log_json).and_then(|()| run(cli.command)) {
-        Ok(code) => code,
-        Err(e) => {
-            let mut stderr = std::io::stderr().lock();
-            let _ = writeln!(stderr, "towline: {e}");
-            ExitCode::from(e.kind().exit_code())
+    if let Err(e) = logging::start(cli.log_level.as_deref(), cli.log_json) {
+        return unusable(&cli.command, &e);
+    }
+    run(cli.command).unwrap_or_else(|e| failed(&e))
+}
+
+/// Says an error; its class is the exit code.
+fn failed(e: &Error) -> ExitCode {
+    let _ = writeln!(std::io::stderr().lock(), "towline: {e}");
+    ExitCode::from(e.kind().exit_code())
+}
+
+/// The command can't begin. For those that call plugins that tells nothing of the node: `check` then has the exit
+/// code of what is unknown; `wait` one that says nothing about data.
+fn unusable(command: &Command, e: &Error) -> ExitCode {
+    match command {
+        Command::Check(args) => check::fail(&e.to_string(), args.json),
+        Command::Wait(_) => {
+            failed(e);
+            ExitCode::from(wait::USAGE)
         }
+        _ => failed(e),
     }
 }
 
-/// The command line is not understood, or asks for help. For those that call plugins a wrong one tells nothing of
-/// the node: `check` then has the exit code of what is unknown; `wait` one that says nothing about data.
+/// The command line is not understood, or asks for help. As with [`unusable`].
 fn mistyped(e: &clap::Error) -> ExitCode {
-    let command = command_word(std::env::args_os().skip(1));
+    let words = || std::env::args_os().skip(1);
+    let command = command_word(words());
     if e.use_stderr() && command.as_deref() == Some("check") {
-        let text = e.to_string();
-        let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        let _ = print(&check::unknown(&first, false));
-        let _ = e.print();
-        return ExitCode::from(check::UNKNOWN);
+        return check::fail(&in_short(&e.to_string()), words().any(|w| w == "--json"));
     }
     let _ = e.print();
     if e.use_stderr() && command.as_deref() == Some("wait") {
         return ExitCode::from(wait::USAGE);
     }
     ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
+}
+
+/// What is wrong with a command line, and the tip, on one line.
+fn in_short(text: &str) -> String {
+    let text = text.trim_start().trim_start_matches("error: ");
+    let before = text.lines().take_while(|l| !l.starts_with("Usage:") && !l.starts_with("For more"));
+    let parts: Vec<&str> = before.map(str::trim).filter(|l| !l.is_empty()).collect();
+    parts.join(" ")
 }
 
 /// The command, as far as it can be seen in words that are not understood.
@@ -151,14 +170,10 @@ fn load(file: Option<&Path>) -> Result<Config> {
 }
 
 /// The socket that a command names, or that of the state directory it names, or of the one its file names.
-fn socket(ask: &Ask) -> Result<PathBuf> {
-    socket_at(ask.socket.as_deref(), ask.state.as_deref(), ask.config.as_deref())
-}
-
-fn socket_at(socket: Option<&Path>, state: Option<&Path>, config: Option<&Path>) -> Result<PathBuf> {
-    let state = match (socket, state, config) {
-        (Some(path), ..) => return Ok(path.to_owned()),
-        (None, Some(dir), _) => Some(dir.to_owned()),
+fn socket(at: &At) -> Result<PathBuf> {
+    let state = match (&at.socket, &at.state, &at.config) {
+        (Some(path), ..) => return Ok(path.clone()),
+        (None, Some(dir), _) => Some(dir.clone()),
         (None, None, Some(file)) => Config::load(file)?.state,
         (None, None, None) => None,
     };
@@ -168,7 +183,7 @@ fn socket_at(socket: Option<&Path>, state: Option<&Path>, config: Option<&Path>)
 
 /// Asks the daemon and prints the answer, as JSON or in words.
 fn show(ask: &Ask, request: &Request, words: impl Fn(&Value) -> String) -> Result<ExitCode> {
-    let answer = control::call(&socket(ask)?, request, ask.timeout.0)?;
+    let answer = control::call(&socket(&ask.at)?, request, ask.timeout.0)?;
     let text = if ask.json { json_line(&answer)? } else { words(&answer) };
     print(&text)
 }
@@ -250,4 +265,36 @@ fn show_config(file: Option<&Path>, json: bool) -> Result<ExitCode> {
         toml::to_string(&config).map_err(|e| Error::new(ErrorKind::Config, e.to_string()))?
     };
     print(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_command_line_is_said_in_short_with_its_tip() {
+        let short = |words: &str| {
+            let words = std::iter::once("towline").chain(words.split_whitespace());
+            in_short(&Cli::try_parse_from(words).unwrap_err().to_string())
+        };
+        let missing = short("check");
+        assert!(missing.starts_with("the following required arguments were not provided: --state"), "{missing}");
+        let unknown = short("check --stat /x");
+        assert!(unknown.contains("tip: a similar argument exists: '--state'"), "{unknown}");
+        let value = short("check --state /x --accept nothing");
+        assert!(value.contains("possible values: gap,") && !value.contains("Usage"), "{value}");
+        for swapped in ["--max-lag 60s,30s", "--min-free-disk 2%,5%", "--min-certificate-days 7,30"] {
+            let swapped = short(&format!("check --state /x {swapped}"));
+            assert!(swapped.contains("would never come before the critical"), "{swapped}");
+        }
+    }
+
+    #[test]
+    fn the_command_is_seen_among_words_that_are_not_understood() {
+        let seen = |words: &str| command_word(words.split_whitespace().map(OsString::from));
+        for words in ["check", "--nonsense check", "--log-level x check --state", "--log-level=x check wait"] {
+            assert_eq!(seen(words).as_deref(), Some("check"), "{words}");
+        }
+        assert_eq!(seen("--log-level check"), None);
+    }
 }

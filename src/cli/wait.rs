@@ -40,7 +40,7 @@ pub(super) fn run(args: &WaitArgs) -> Result<ExitCode> {
         lsn: args.lsn.clone(),
     };
     let limit = args.timeout.map_or(WAIT_TIMEOUT, |t| t.0) + GRACE;
-    let socket = super::socket_at(args.socket.as_deref(), args.state.as_deref(), args.config.as_deref());
+    let socket = super::socket(&args.at);
     let answer = match socket.and_then(|socket| call(&socket, ask, limit)) {
         Ok(answer) => answer,
         Err(e) if e.kind() == ErrorKind::Refused => return Err(e),

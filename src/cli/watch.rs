@@ -48,7 +48,7 @@ async fn watch(args: &Show, every: Duration) -> Result<()> {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            let (socket, timeout) = (super::socket(&args.ask)?, args.ask.timeout.0);
+            let (socket, timeout) = (super::socket(&args.ask.at)?, args.ask.timeout.0);
             let look = tokio::task::spawn_blocking(move || control::call(&socket, &Request::Status, timeout));
             let look = look.await.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
             let at = Instant::now();

@@ -23,7 +23,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::words::{bytes, plain, span};
-use super::{View, notices, waiting};
+use super::{Bounds, Free, View, notices, waiting};
 
 /// Problems that may be known and be none: what is wrong with the node itself is not among them.
 pub const ACCEPTABLE: [&str; 14] = [
@@ -63,92 +63,6 @@ impl Severity {
             Self::Ok => "OK",
             Self::Warning => "WARNING",
             Self::Critical => "CRITICAL",
-        }
-    }
-}
-
-/// Where a figure becomes a warning and where it becomes critical.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bounds<T> {
-    /// From here on a warning.
-    pub warning: Option<T>,
-    /// From here on critical.
-    pub critical: Option<T>,
-}
-
-impl<T> Default for Bounds<T> {
-    fn default() -> Self {
-        Self { warning: None, critical: None }
-    }
-}
-
-impl<T: std::str::FromStr> std::str::FromStr for Bounds<T>
-where
-    T::Err: std::fmt::Display,
-{
-    type Err = String;
-
-    /// `WARNING,CRITICAL`; one value is the critical one; `off` is none.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let one = |t: &str| t.trim().parse::<T>().map_err(|e| e.to_string());
-        match text.split_once(',') {
-            _ if text == "off" => Ok(Self { warning: None, critical: None }),
-            Some((warning, critical)) => {
-                Ok(Self { warning: Some(one(warning)?), critical: Some(one(critical)?) })
-            }
-            None => Ok(Self { warning: None, critical: Some(one(text)?) }),
-        }
-    }
-}
-
-impl<T: Copy> Bounds<T> {
-    /// The same bounds in another unit.
-    #[must_use]
-    pub fn map<U>(self, f: impl Fn(T) -> U) -> Bounds<U> {
-        Bounds { warning: self.warning.map(&f), critical: self.critical.map(&f) }
-    }
-
-    fn judge(&self, beyond: impl Fn(T) -> bool) -> Severity {
-        match (self.critical.is_some_and(&beyond), self.warning.is_some_and(&beyond)) {
-            (true, _) => Severity::Critical,
-            (_, true) => Severity::Warning,
-            _ => Severity::Ok,
-        }
-    }
-}
-
-/// Room that has to be left on a file system.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Free {
-    /// Bytes.
-    Bytes(u64),
-    /// A share of the file system.
-    Percent(f64),
-}
-
-impl std::str::FromStr for Free {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("'{text}' is not room on a disk; write a size like 10G, or a share like 5%");
-        match text.strip_suffix('%') {
-            Some(share) => {
-                let share: f64 = share.parse().map_err(|_| bad())?;
-                if (0.0..=100.0).contains(&share) { Ok(Self::Percent(share)) } else { Err(bad()) }
-            }
-            None => {
-                let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-                let shift = match &text[at..] {
-                    "" => 0,
-                    "k" => 10,
-                    "M" => 20,
-                    "G" => 30,
-                    "T" => 40,
-                    _ => return Err(bad()),
-                };
-                let number: u64 = text[..at].parse().map_err(|_| bad())?;
-                number.checked_mul(1 << shift).map(Self::Bytes).ok_or_else(bad)
-            }
         }
     }
 }

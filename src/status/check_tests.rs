@@ -146,11 +146,7 @@ fn what_is_asked_for_and_not_known_is_critical_and_said_plainly() {
         edit(&mut l);
         l
     };
-    let backup = ask(|l| {
-        l.backup_age = "1h"
-            .parse::<Bounds<crate::config::Span>>()
-            .map_or(Bounds::default(), |b| b.map(|s| s.0.as_secs_f64()))
-    });
+    let backup = ask(|l| l.backup_age = Bounds { warning: None, critical: Some(3600.0) });
     let (s, w, line) = judged(&leader(), &backup);
     assert!(s == Critical && w == "backup" && line.contains("NO BASE BACKUP is known"), "{line}");
     let known = with(leader(), "/backup", json!({"newest_time": 10 * SECOND}));
@@ -194,16 +190,4 @@ fn the_line_is_one_that_plugins_may_print() {
     let (_, _, line) = judged(&odd, &limits());
     assert!(line.contains("refused: a/b c ; r") && line.contains("lag=U;30;60"), "{line}");
     assert!(verdict(View(&json!({"status": "up"})), &limits()).is_err());
-}
-
-#[test]
-fn bounds_are_read_as_written() {
-    let b = |t: &str| t.parse::<Bounds<u64>>();
-    assert_eq!(b("5,9"), Ok(Bounds { warning: Some(5), critical: Some(9) }));
-    assert_eq!(b("9"), Ok(Bounds { warning: None, critical: Some(9) }));
-    assert_eq!(b("off"), Ok(Bounds::default()));
-    assert!(b("").is_err() && b("5,").is_err() && b("x").is_err() && b("1,2,3").is_err());
-    let f = |t: &str| t.parse::<Free>();
-    assert_eq!((f("10G"), f("2.5%")), (Ok(Free::Bytes(10 << 30)), Ok(Free::Percent(2.5))));
-    assert!(f("101%").is_err() && f("-1").is_err() && f("1X").is_err() && f("").is_err());
 }

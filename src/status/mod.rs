@@ -172,6 +172,7 @@
 //! | `tls.warning` | what to see to soon |
 //! | `guarantee` | one sentence: what holds right now |
 
+mod bounds;
 mod check;
 mod health;
 mod model;
@@ -182,7 +183,8 @@ mod slots;
 mod view;
 mod words;
 
-pub use check::{ACCEPTABLE, Bounds, Figure, Free, Limits, Problem, Severity, Verdict, verdict};
+pub use bounds::{Bounds, Free};
+pub use check::{ACCEPTABLE, Figure, Limits, Problem, Severity, Verdict, verdict};
 pub use health::{HEALTHS, health};
 pub use model::{CutsPart, DiskPart, Failure, Lag, LogPart, Room, Status, SyncPart};
 pub use notices::{Notice, WORDS as NOTICES, notices, waiting};

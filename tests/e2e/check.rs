@@ -178,9 +178,8 @@ fn without_a_daemon_the_reason_is_said_and_nothing_is_known() {
         let out = check(state, words);
         let line = line(&out);
         assert!(
-            out.status.code() == Some(3) && line.starts_with("TOWLINE UNKNOWN - "),
-            "{}: {line}",
-            out.status
+            out.status.code() == Some(3) && line.starts_with("TOWLINE UNKNOWN - ") && out.stderr.is_empty(),
+            "{out:?}"
         );
         assert!(line.contains(want), "{want}: {line}");
     };
@@ -189,9 +188,16 @@ fn without_a_daemon_the_reason_is_said_and_nothing_is_known() {
     unknown(node.data(), &[], "is no state directory of towline");
     unknown(&node.spec.state, &["--max-lag", "soon"], "invalid value 'soon'");
     unknown(&node.spec.state, &["--no-such-flag"], "--no-such-flag");
-    let json = check(&node.spec.state, &["--json"]);
-    let value: Value = serde_json::from_slice(&json.stdout).expect("JSON");
-    assert!(value["code"] == 3 && value["severity"] == "unknown" && json.status.code() == Some(3), "{value}");
+    unknown(&node.spec.state, &["--log-level", "garbage"], "log level 'garbage' is none; write error,");
+    unknown(&node.spec.state, &["--max-lag", "60s,30s"], "the smaller one first");
+    unknown(&node.spec.state, &["--min-followers", "1,2"], "the larger one first");
+    unknown(&node.spec.state, &["--min-free-disk", "5%,2G"], "can't be compared");
+    for words in [&["--json"][..], &["--json", "--max-lag", "1"], &["--json", "--log-level", "x"]] {
+        let json = check(&node.spec.state, words);
+        let value: Value = serde_json::from_slice(&json.stdout).expect("JSON");
+        let code = json.status.code();
+        assert!(value["code"] == 3 && value["severity"] == "unknown" && code == Some(3), "{value}");
+    }
     // By the configuration of the daemon.
     let file = bed.path("app.toml");
     let config = |text: &str| {

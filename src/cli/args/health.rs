@@ -1,13 +1,11 @@
 //! What can be typed for `status` and `check`.
 
-use std::path::PathBuf;
-
 use clap::Args;
 
 use crate::config::{Size, Span};
 use crate::status::{ACCEPTABLE, Bounds, Free, Limits};
 
-use super::Ask;
+use super::{Ask, At};
 
 /// Flags of `status`.
 #[derive(Debug, Args)]
@@ -21,18 +19,13 @@ pub struct Show {
     pub watch: Option<Span>,
 }
 
-/// Flags of `check`. Limits are WARNING,CRITICAL; a single value is the critical one, and `off` is none.
+/// Flags of `check`. Limits are WARNING,CRITICAL, the one that is reached first in front; a single value is the critical
+/// one, and `off` is none.
 #[derive(Debug, Args)]
 pub struct Check {
-    /// State directory of the daemon.
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["socket", "config"])]
-    pub state: Option<PathBuf>,
-    /// Control socket of the daemon; default: `control.sock` in the state directory.
-    #[arg(long, value_name = "PATH", conflicts_with = "state")]
-    pub socket: Option<PathBuf>,
-    /// Configuration file of the daemon, which names its state directory.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["state", "socket"])]
-    pub config: Option<PathBuf>,
+    /// Which daemon.
+    #[command(flatten)]
+    pub at: At,
     /// Print the verdict as JSON instead of the line.
     #[arg(long)]
     pub json: bool,
@@ -40,31 +33,31 @@ pub struct Check {
     #[arg(long, value_name = "SPAN", default_value = "10s")]
     pub timeout: Span,
     /// Age of the oldest commit that is not applied; on a leader for each attached follower.
-    #[arg(long, value_name = "SPAN[,SPAN]", default_value = "30s,60s")]
+    #[arg(long, value_name = "SPAN[,SPAN]", default_value = "30s,60s", value_parser = Bounds::<Span>::most)]
     pub max_lag: Bounds<Span>,
     /// Bytes of log that are not applied.
-    #[arg(long, value_name = "SIZE[,SIZE]", default_value = "off")]
+    #[arg(long, value_name = "SIZE[,SIZE]", default_value = "off", value_parser = Bounds::<Size>::most)]
     pub max_lag_bytes: Bounds<Size>,
     /// How long commits may wait for an exact cut.
-    #[arg(long, value_name = "SPAN[,SPAN]", default_value = "5m,1h")]
+    #[arg(long, value_name = "SPAN[,SPAN]", default_value = "5m,1h", value_parser = Bounds::<Span>::most)]
     pub max_exact_age: Bounds<Span>,
     /// Fewer attached followers than this are a problem.
-    #[arg(long, value_name = "N[,N]", default_value = "off")]
+    #[arg(long, value_name = "N[,N]", default_value = "off", value_parser = Bounds::<u64>::least)]
     pub min_followers: Bounds<u64>,
     /// A missing quorum of synchronous followers is critical instead of a warning, and so is a leader without any.
     #[arg(long)]
     pub sync_state: bool,
     /// Bytes of log that one slot may hold.
-    #[arg(long, value_name = "SIZE[,SIZE]", default_value = "off")]
+    #[arg(long, value_name = "SIZE[,SIZE]", default_value = "off", value_parser = Bounds::<Size>::most)]
     pub max_slot_bytes: Bounds<Size>,
     /// Age of the newest base backup; none at all is critical.
-    #[arg(long, value_name = "SPAN[,SPAN]", default_value = "off")]
+    #[arg(long, value_name = "SPAN[,SPAN]", default_value = "off", value_parser = Bounds::<Span>::most)]
     pub max_backup_age: Bounds<Span>,
     /// Room that has to be left on the file systems of the state and the data directory: a size, or a share like 5%.
-    #[arg(long, value_name = "ROOM[,ROOM]", default_value = "5%,2%")]
+    #[arg(long, value_name = "ROOM[,ROOM]", default_value = "5%,2%", value_parser = Bounds::<Free>::least)]
     pub min_free_disk: Bounds<Free>,
     /// Days that the node's certificate has to be good for, if it ends.
-    #[arg(long, value_name = "DAYS[,DAYS]", default_value = "30,7")]
+    #[arg(long, value_name = "DAYS[,DAYS]", default_value = "30,7", value_parser = Bounds::<u32>::least)]
     pub min_certificate_days: Bounds<u32>,
     /// A problem that is known and is none here, by its word; may be repeated.
     #[arg(long, value_name = "WORD", value_parser = clap::builder::PossibleValuesParser::new(ACCEPTABLE))]
