@@ -278,7 +278,10 @@ mod tests {
             in_short(&Cli::try_parse_from(words).unwrap_err().to_string())
         };
         let missing = short("check");
-        assert!(missing.starts_with("the following required arguments were not provided: --state"), "{missing}");
+        assert!(
+            missing.starts_with("the following required arguments were not provided: --state"),
+            "{missing}"
+        );
         let unknown = short("check --stat /x");
         assert!(unknown.contains("tip: a similar argument exists: '--state'"), "{unknown}");
         let value = short("check --state /x --accept nothing");
@@ -292,7 +295,8 @@ mod tests {
     #[test]
     fn the_command_is_seen_among_words_that_are_not_understood() {
         let seen = |words: &str| command_word(words.split_whitespace().map(OsString::from));
-        for words in ["check", "--nonsense check", "--log-level x check --state", "--log-level=x check wait"] {
+        for words in ["check", "--nonsense check", "--log-level x check --state", "--log-level=x check wait"]
+        {
             assert_eq!(seen(words).as_deref(), Some("check"), "{words}");
         }
         assert_eq!(seen("--log-level check"), None);

@@ -5,7 +5,6 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use super::Severity;
-use crate::config::Size;
 
 /// Where a figure becomes a warning and where it becomes critical.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,7 +106,19 @@ impl FromStr for Free {
                 let share: f64 = share.parse().map_err(|_| bad())?;
                 if (0.0..=100.0).contains(&share) { Ok(Self::Percent(share)) } else { Err(bad()) }
             }
-            None => text.parse::<Size>().map(|size| Self::Bytes(size.0)).map_err(|_| bad()),
+            None => {
+                let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+                let shift = match &text[at..] {
+                    "" => 0,
+                    "k" => 10,
+                    "M" => 20,
+                    "G" => 30,
+                    "T" => 40,
+                    _ => return Err(bad()),
+                };
+                let number: u64 = text[..at].parse().map_err(|_| bad())?;
+                number.checked_mul(1 << shift).map(Self::Bytes).ok_or_else(bad)
+            }
         }
     }
 }
@@ -115,7 +126,7 @@ impl FromStr for Free {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Span;
+    use crate::config::{Size, Span};
 
     #[test]
     fn bounds_are_read_as_written() {

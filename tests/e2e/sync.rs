@@ -131,7 +131,6 @@ fn every_result_means_exactly_what_it_says() {
         &["--level", "fsync"],
         &["--lsn", "7"],
         &["--timeout", "0s"],
-        &["--timeout", "0s"],
         &["--log-level", "garbage"],
     ] {
         assert_eq!(leader.wait_confirmed(words).0, 64, "{words:?}");
