@@ -10,6 +10,8 @@ use crate::wire::{Code, RoleWanted};
 
 /// A connection that lasted this long was a good one, whatever ended it.
 const GOOD: Duration = Duration::from_secs(10);
+/// What belongs to every start and stop is worth a look when it lasts this long.
+const LONG: Duration = Duration::from_secs(60);
 
 /// Why one connection ended before its work was done.
 #[derive(Debug)]
@@ -79,6 +81,10 @@ pub struct Retry<'a> {
     cancel: &'a CancellationToken,
     backoff: Backoff,
     said: String,
+    /// Whether that was a warning.
+    warned: bool,
+    /// When what is usual is so no longer.
+    patience: Option<Instant>,
     began: Instant,
     before: u64,
 }
@@ -95,6 +101,8 @@ impl<'a> Retry<'a> {
             cancel,
             backoff: Backoff::new(fastrand::u64(..)),
             said: String::new(),
+            warned: false,
+            patience: None,
             began: Instant::now(),
             before: 0,
         }
@@ -123,6 +131,7 @@ impl<'a> Retry<'a> {
         if good {
             self.backoff.reset();
             self.said.clear();
+            self.patience = None;
             self.answers.fill(None);
         }
         let answer = match end {
@@ -132,6 +141,7 @@ impl<'a> Retry<'a> {
             }
             End::Lost(e) => Answer { code: None, reason: e.to_string() },
         };
+        let usual = answer.code.is_some_and(Code::is_usual);
         // Of one that is left for another nothing is passed on.
         if answer.code.is_none() || self.answers.len() > 1 {
             self.status.lost();
@@ -162,17 +172,30 @@ impl<'a> Retry<'a> {
             s.since = if s.since == 0 { now } else { s.since };
             s.next_retry = now.saturating_add(i64::try_from(pause.as_nanos()).unwrap_or(i64::MAX));
         });
-        if reason != self.said {
-            let at = self.sources.addresses.get(last).map_or("", String::as_str);
-            tracing::warn!("upstream {at}: {reason}; trying {}", if pauses { "again" } else { "the next" });
-            self.said = reason;
-        }
+        self.say(last, reason, usual, pauses);
         tokio::select! {
             () = self.cancel.cancelled() => Ok(false),
             () = tokio::time::sleep(pause) => Ok(true),
             // Whom it did not trust a moment ago it may trust now.
             Ok(()) = changes.changed() => Ok(true),
         }
+    }
+
+    /// One line when the reason is another than before, and a warning when what is usual lasts.
+    fn say(&mut self, last: usize, reason: String, usual: bool, pauses: bool) {
+        let lasts = *self.patience.get_or_insert(self.began + LONG) <= Instant::now();
+        let warns = !usual || lasts;
+        if reason == self.said && (self.warned || !warns) {
+            return;
+        }
+        let at = self.sources.addresses.get(last).map_or("", String::as_str);
+        let line = format!("upstream {at}: {reason}; trying {}", if pauses { "again" } else { "the next" });
+        if warns {
+            tracing::warn!("{line}");
+        } else {
+            tracing::info!("{line}");
+        }
+        (self.said, self.warned) = (reason, warns);
     }
 
     /// Why there is no connection: of several upstreams what each said.
@@ -190,6 +213,29 @@ impl<'a> Retry<'a> {
 mod tests {
     use super::*;
     use crate::position::NodeId;
+
+    #[tokio::test]
+    async fn an_upstream_that_starts_is_worth_a_warning_only_when_that_lasts() {
+        let (sources, cancel) = (Sources::one("a:1"), CancellationToken::new());
+        let status = Upstream::new(&sources, NodeId(1));
+        let mut retry = Retry::new(&sources, &status, &cancel);
+        for lasts in [false, false, true, true] {
+            retry.begin(0);
+            if lasts {
+                retry.patience = Some(Instant::now());
+            }
+            assert!(retry.pause(End::Refused(Code::NotReady, "it starts".to_owned()), 0).await.unwrap());
+            assert_eq!((retry.said.as_str(), retry.warned), ("refused: it starts", lasts));
+        }
+        // A good connection, and it stops: nothing lasts any more. That it is gone is news.
+        retry.begin(7);
+        assert!(retry.pause(End::Refused(Code::Shutdown, "it stops".to_owned()), 9).await.unwrap());
+        assert_eq!((retry.said.as_str(), retry.warned), ("refused: it stops", false));
+        retry.begin(9);
+        let gone = Error::new(ErrorKind::Unavailable, "gone");
+        assert!(retry.pause(End::Lost(gone), 9).await.unwrap());
+        assert_eq!((retry.said.as_str(), retry.warned), ("gone", true));
+    }
 
     #[tokio::test]
     async fn several_upstreams_are_asked_in_turn_and_each_is_quoted() {

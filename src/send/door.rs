@@ -74,8 +74,28 @@ pub struct Card {
 
 /// One line per ten seconds about connections that never got as far as a name.
 static STRANGERS: Quiet = Quiet::new(Duration::from_secs(10));
-/// One line per ten seconds about those that were refused.
-static REFUSED: Quiet = Quiet::new(Duration::from_secs(10));
+static REFUSED: Refusals = Refusals::new();
+
+/// One line per ten seconds about those that were refused; none that somebody should look at is left out for one that
+/// belongs to every start.
+struct Refusals {
+    usual: Quiet,
+    others: Quiet,
+}
+
+impl Refusals {
+    const fn new() -> Self {
+        let period = Duration::from_secs(10);
+        Self { usual: Quiet::new(period), others: Quiet::new(period) }
+    }
+
+    /// Whether to write a line now, and how it ends; and whether it is a warning.
+    fn line(&self, code: Code) -> Option<(String, bool)> {
+        let usual = code.is_usual();
+        let quiet = if usual { &self.usual } else { &self.others };
+        quiet.line().map(|n| (n, !usual))
+    }
+}
 
 /// A connection ended before it came to anything.
 pub(super) fn stranger(address: &str, e: &Error) {
@@ -85,10 +105,22 @@ pub(super) fn stranger(address: &str, e: &Error) {
 }
 
 /// A follower was refused.
-pub(super) fn refused(hello: &Hello, address: &str, reason: &str) {
-    if let Some(n) = REFUSED.line() {
-        let name = hello.name.escape_debug();
-        tracing::warn!("follower '{name}' at {address} was refused: {}{n}", net::one_line(reason));
+pub(super) fn refused(hello: &Hello, address: &str, decision: &Decision) {
+    let (code, reason) = match decision {
+        Decision::Refuse { code, reason } => (*code, reason),
+        Decision::Resync { reason } => (Code::Resync, reason),
+        Decision::StreamFrom { .. } | Decision::Fill | Decision::ResumeFill => return,
+    };
+    let Some((n, warns)) = REFUSED.line(code) else { return };
+    let line = format!(
+        "follower '{}' at {address} was refused: {}{n}",
+        hello.name.escape_debug(),
+        net::one_line(reason)
+    );
+    if warns {
+        tracing::warn!("{line}");
+    } else {
+        tracing::info!("{line}");
     }
 }
 
@@ -276,6 +308,14 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+
+    #[test]
+    fn a_refusal_that_belongs_to_every_start_is_no_warning_and_hides_none() {
+        let refusals = Refusals::new();
+        let said = [Code::NotReady, Code::NotReady, Code::Diverged, Code::Busy].map(|c| refusals.line(c));
+        let [first, second] = [false, true].map(|warns| Some((String::new(), warns)));
+        assert_eq!(said, [first, None, second, None]);
+    }
 
     fn at(n: u8) -> IpAddr {
         Ipv4Addr::new(10, 0, 0, n).into()

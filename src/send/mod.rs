@@ -242,9 +242,7 @@ async fn greet(
     };
     let welcome = context.card().welcome(&hello, decision.clone());
     writer.send(&Message::Welcome(welcome)).await?;
-    if let Decision::Refuse { reason, .. } | Decision::Resync { reason } = &decision {
-        door::refused(&hello, address, reason);
-    }
+    door::refused(&hello, address, &decision);
     let guest = session.zip(place);
     let guest = guest.map(|(session, place)| Guest { hello, decision, session, bond, place });
     Ok(guest.map(|guest| (Link { reader, writer }, guest)))

@@ -178,6 +178,12 @@ impl Code {
         if new && version < VERSION_SLOTS { Self::Protocol } else { self }
     }
 
+    /// Whether it belongs to every start and stop: nobody has to look, unless it lasts.
+    #[must_use]
+    pub fn is_usual(self) -> bool {
+        matches!(self, Self::NotReady | Self::Shutdown)
+    }
+
     /// Whether time alone may cure it.
     #[must_use]
     pub fn passes(self) -> bool {
