@@ -553,6 +553,26 @@ impl Engine {
         Ok(())
     }
 
+    /// Callers that came since the pass began are covered by it too, if its next mark is yet to be made and nothing was
+    /// left out of it.
+    pub(super) fn join_callers(&mut self) {
+        if !self.resting.is_empty() || self.scan_wanted || self.watch.missing_count() > 0 {
+            return;
+        }
+        {
+            let mut requests = lock(&self.shared.requests);
+            if requests.is_empty() || !requests.iter().all(|r| matches!(r, Request::Barrier(_))) {
+                return;
+            }
+            self.waiting.extend(requests.drain(..).filter_map(|request| match request {
+                Request::Barrier(reply) => Some(reply),
+                _ => None,
+            }));
+        }
+        self.hot.begin(&self.look);
+        self.hot.poll(&self.look, &self.hints, false);
+    }
+
     fn requests(&mut self) -> Result<()> {
         let requests = std::mem::take(&mut *lock(&self.shared.requests));
         for request in requests {

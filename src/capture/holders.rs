@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::engine::read;
 use super::hot::HOT_MAX;
+use super::roster::{Measure, Roster};
 use crate::catalog::Catalog;
 use crate::position::FileId;
 use crate::sys::Root;
@@ -72,26 +73,13 @@ impl Found {
     }
 }
 
-/// Pages of a process's address space, and how many descriptors it has.
-fn measure(process: &Path) -> (u64, u64) {
-    let statm = fs::read_to_string(process.join("statm")).unwrap_or_default();
-    let pages = statm.split_ascii_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
-    // Since 6.2 the size of this directory is the number of descriptors; before it is 0.
-    let fds = rustix::fs::stat(process.join("fd")).map_or(0, |m| u64::try_from(m.st_size).unwrap_or(0));
-    (pages, fds)
-}
-
-/// Whether a measure says anything. A thread of the kernel has neither memory nor descriptors.
-fn is_known((pages, fds): (u64, u64)) -> bool {
-    fds > 0 || pages == 0
-}
-
 /// What was found of one process.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Process {
-    /// Pages of its address space, and how many descriptors it has: 0 where the kernel does not say.
-    measure: (u64, u64),
+    measure: Measure,
     open: Vec<(FileId, bool)>,
+    /// One of these is open for reading too, and may be mapped.
+    mappable: bool,
     mapped: Vec<(FileId, u64)>,
     hidden: bool,
 }
@@ -102,29 +90,27 @@ pub(super) type Processes = HashMap<u32, Process>;
 impl Look {
     /// Looks at every process but this one.
     pub(super) fn look(&self) -> Found {
-        self.look_since(&Processes::new())
+        self.look_since(&Processes::new(), &mut Roster::default())
     }
 
-    /// The same, but of a process that held nothing of the tree `before`, and has as much memory and as many
-    /// descriptors as then, nothing new is expected: what it swapped for something of the same size meanwhile is found by
-    /// the next look at everything.
-    pub(super) fn look_since(&self, before: &Processes) -> Found {
+    /// The same, but of a process that has as much memory and as many descriptors as `before` nothing new is expected
+    /// that it could not map: what it swapped for something of the same size meanwhile is found by the next look at
+    /// everything. One that has files of the tree open which it could map is asked for its mappings each time.
+    pub(super) fn look_since(&self, before: &Processes, roster: &mut Roster) -> Found {
         let began = Instant::now();
         let mut found = Found::default();
-        let own = std::process::id();
         let mut budget = FDS_MAX;
         let mut maps = Vec::with_capacity(MAPS_ROOM);
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let Some(pid) = name.to_str().and_then(|n| n.parse::<u32>().ok()).filter(|p| *p != own) else {
-                continue;
-            };
-            let path = entry.path();
-            let measure = measure(&path);
-            let rests = |p: &&Process| p.measure == measure && p.open.is_empty() && p.mapped.is_empty();
-            let process = match before.get(&pid).filter(rests).filter(|_| is_known(measure)) {
-                Some(process) => process.clone(),
-                None => self.process(&path, measure, &mut budget, &mut maps),
+        for (pid, measure) in roster.list() {
+            let rests = |p: &&Process| p.measure == measure && measure.is_known();
+            let process = match before.get(&pid).filter(rests) {
+                Some(process) if process.mapped.is_empty() && !process.mappable => process.clone(),
+                Some(process) => {
+                    let mut process = Process { mapped: Vec::new(), ..process.clone() };
+                    self.maps(&of(pid), &mut maps, &mut process);
+                    process
+                }
+                None => self.process(&of(pid), measure, &mut budget, &mut maps),
             };
             found.add(&process);
             found.processes.insert(pid, process);
@@ -133,7 +119,7 @@ impl Look {
         found
     }
 
-    fn process(&self, path: &Path, measure: (u64, u64), budget: &mut usize, maps: &mut Vec<u8>) -> Process {
+    fn process(&self, path: &Path, measure: Measure, budget: &mut usize, maps: &mut Vec<u8>) -> Process {
         let mut process = Process { measure, ..Process::default() };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match rustix::fs::open(path.join("fd"), flags, Mode::empty()) {
@@ -141,11 +127,15 @@ impl Look {
             Err(Errno::ACCESS | Errno::PERM) => process.hidden = true,
             Err(_) => {}
         }
+        self.maps(path, maps, &mut process);
+        process
+    }
+
+    fn maps(&self, path: &Path, maps: &mut Vec<u8>, process: &mut Process) {
         maps.clear();
         if File::open(path.join("maps")).and_then(|mut f| f.read_to_end(maps)).is_ok() {
-            self.mapped_files(maps, &mut process);
+            self.mapped_files(maps, process);
         }
-        process
     }
 
     fn known(&self, inode: u64) -> Option<FileId> {
@@ -169,8 +159,8 @@ impl Look {
 
     fn open_file(&self, process: &Path, dir: &OwnedFd, name: &CStr, found: &mut Process) {
         // The link's own mode says how the file is open.
-        let link = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
-        if !link.is_ok_and(|m| m.st_mode & 0o200 != 0) {
+        let link = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_or(0, |m| m.st_mode);
+        if link & 0o200 == 0 {
             return;
         }
         let Ok(meta) = rustix::fs::statat(dir, name, AtFlags::empty()) else { return };
@@ -185,6 +175,7 @@ impl Look {
         let flags = flags.and_then(|f| u32::from_str_radix(f, 8).ok()).unwrap_or(0);
         let direct = flags & DIRECT[direct_index()] != 0;
         found.open.push((id, direct));
+        found.mappable |= link & 0o400 != 0;
     }
 
     /// Lines of `maps`: range, permissions, offset, device, inode, path.
@@ -208,6 +199,11 @@ impl Look {
             }
         }
     }
+}
+
+/// The directory of a process.
+fn of(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}"))
 }
 
 /// `MAJOR:MINOR` in hexadecimal digits.

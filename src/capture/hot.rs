@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use super::engine::read;
 use super::examine::split;
 use super::hints::{Hints, flag};
 use super::holders::{Found, Look, Processes};
+use super::roster::Roster;
 use super::watch::earlier;
 use crate::catalog::Catalog;
 use crate::position::FileId;
@@ -62,8 +64,8 @@ pub(super) struct Hot {
     next_proc: Option<Instant>,
     /// A look through /proc under way.
     looking: Option<JoinHandle<Found>>,
-    /// One that was begun because somebody waits for what it finds.
-    asked: Option<JoinHandle<Found>>,
+    /// Those that somebody waits for.
+    prober: Option<Prober>,
     /// What the last look found, process by process.
     processes: Arc<Processes>,
     /// Something became a hint that is no event.
@@ -128,17 +130,23 @@ impl Hot {
 
     /// Begins a look through /proc that is taken over by [`finish`](Self::finish).
     pub(super) fn begin(&mut self, at: &Look) {
-        let (look, before) = (at.clone(), Arc::clone(&self.processes));
-        let thread = std::thread::Builder::new().name("capture-proc".to_owned());
-        self.asked = thread.spawn(move || look.look_since(&before)).ok();
+        if self.prober.is_none() {
+            self.prober = Prober::start();
+        }
+        if let Some(prober) = &mut self.prober {
+            prober.begin(at, &self.processes);
+        }
     }
 
     /// Waits for the look that was begun, and compares what is on the list with it. True: something is to be looked at
     /// that no event has named.
     pub(super) fn finish(&mut self, at: &Look, hints: &Hints) -> bool {
-        let found = match self.asked.take().map(JoinHandle::join) {
-            Some(Ok(found)) => found,
-            _ => at.look(),
+        let found = match self.prober.as_mut().map(Prober::finish) {
+            Some(Some(found)) => found,
+            _ => {
+                self.prober = None;
+                at.look()
+            }
         };
         let before: HashSet<FileId> = self.open.keys().chain(self.mapped.keys()).copied().collect();
         self.news = false;
@@ -265,6 +273,50 @@ impl Hot {
                 self.news = true;
             }
         }
+    }
+}
+
+/// A thread that looks when somebody waits for what it finds, and keeps between its looks what makes the next one cheap.
+#[derive(Debug)]
+struct Prober {
+    orders: SyncSender<(Look, Arc<Processes>)>,
+    found: Receiver<Found>,
+    /// Looks that were begun and not taken over.
+    under_way: usize,
+}
+
+impl Prober {
+    fn start() -> Option<Self> {
+        let (orders, rx) = sync_channel::<(Look, Arc<Processes>)>(1);
+        let (tx, found) = sync_channel(1);
+        let probe = move || {
+            let mut roster = Roster::default();
+            while let Ok((look, before)) = rx.recv() {
+                if tx.send(look.look_since(&before, &mut roster)).is_err() {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new().name("capture-proc".to_owned()).spawn(probe).ok()?;
+        Some(Self { orders, found, under_way: 0 })
+    }
+
+    fn begin(&mut self, at: &Look, before: &Arc<Processes>) {
+        // One that nobody came for is older than what is asked for now.
+        while self.under_way > 0 && self.take().is_some() {}
+        if self.orders.try_send((at.clone(), Arc::clone(before))).is_ok() {
+            self.under_way += 1;
+        }
+    }
+
+    fn take(&mut self) -> Option<Found> {
+        self.under_way = self.under_way.saturating_sub(1);
+        self.found.recv().ok()
+    }
+
+    /// `None`: none was begun, or the thread is gone.
+    fn finish(&mut self) -> Option<Found> {
+        if self.under_way == 0 { None } else { self.take() }
     }
 }
 

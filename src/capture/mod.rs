@@ -19,6 +19,7 @@
 //! | `scan` | the first scan, rescans |
 //! | `hot` | files whose changes cause no event |
 //! | `holders` | who has files open for writing or mapped: a look through /proc |
+//! | `roster` | the processes of this machine, listed cheaply again and again |
 //! | `background` | reading what the first scan did not read; the scrub |
 //! | `guard` | file systems, the identity of the root, excludes |
 
@@ -35,6 +36,7 @@ mod hot;
 mod journal;
 mod pass;
 mod resting;
+mod roster;
 mod scan;
 mod stage;
 #[cfg(test)]
@@ -294,7 +296,7 @@ impl CaptureHandle {
     }
 
     /// The LSN of a commit that covers everything the directory holds at the call; it may not be durable yet. Those who
-    /// ask during a pass share the next one.
+    /// ask during a pass share it while its mark is yet to be made, or the next one.
     ///
     /// # Errors
     /// [`ErrorKind::Held`] while a guard holds, [`ErrorKind::Unavailable`] when capture ends.

@@ -235,6 +235,7 @@ impl Engine {
         let patience = (self.options.max_cut_delay / 2_u32.pow(self.failures.min(5))).max(PATIENCE_MIN);
         let mut todo = paths;
         loop {
+            self.join_callers();
             // The mark is on its way while we look; what came before it and is not in `todo` is looked at after.
             let mark = self.marks.make()?;
             self.pass.mark = mark;

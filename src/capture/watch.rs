@@ -231,8 +231,9 @@ pub(super) struct Marks {
     files: [File; 2],
     next: usize,
     generation: u64,
-    /// Timestamps are fine-grained: no two changes seen apart have the same.
-    fine: bool,
+    /// Where timestamps are fine-grained (no two changes seen apart have the same): a file without a name that tells
+    /// the time.
+    clock: Option<File>,
 }
 
 impl Marks {
@@ -245,7 +246,9 @@ impl Marks {
         }
         watch.place_marks(&dir)?;
         let files = Self::create(&dir, 0, &hints)?;
-        Ok(Self { hints, dir, files, next: 0, generation: 0, fine })
+        let clock = if fine { Some(tempfile::tempfile_in(state)) } else { None };
+        let clock = clock.transpose().map_err(|e| Error::io("create a file in", state, e))?;
+        Ok(Self { hints, dir, files, next: 0, generation: 0, clock })
     }
 
     fn create(dir: &Path, generation: u64, hints: &Hints) -> Result<[File; 2]> {
@@ -267,12 +270,24 @@ impl Marks {
         self.next = 1 - which;
         let count = self.hints.mark(which) + 1;
         let failed = |e| Error::from(e).wrap("cannot mark the event queue");
+        let stamp = |file: &File| sys::stat_fd(file).map(|stat| stat.ctime).map_err(failed);
+        let write = |file: &File| sys::write_at(file, b"m", 0).map_err(failed);
         let file = &self.files[which];
-        // A timestamp that was looked at is followed by a fine-grained one.
-        sys::stat_fd(file).map_err(failed)?;
-        sys::write_at(file, b"m", 0).map_err(failed)?;
-        let stamp = sys::stat_fd(file).map_err(failed)?.ctime;
-        Ok(Mark { time: if self.fine { stamp } else { earlier(stamp, TICKS) }, which, count })
+        let Some(clock) = &self.clock else {
+            write(file)?;
+            return Ok(Mark { time: earlier(stamp(file)?, TICKS), which, count });
+        };
+        // A timestamp that was looked at is followed by a fine-grained one, unless a newer one was given out meanwhile:
+        // that one is taken then, and is no later than the change it was made for. The second write comes after all such.
+        // (`inode_set_ctime_current` of fs/inode.c)
+        stamp(clock)?;
+        write(clock)?;
+        stamp(clock)?;
+        write(clock)?;
+        let time = stamp(clock)?;
+        // What comes between the two has a later stamp, and an event that is waited for.
+        write(file)?;
+        Ok(Mark { time, which, count })
     }
 
     /// Waits until every event of before the mark is in the set of hints. False: the mark was lost, because the
