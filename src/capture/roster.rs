@@ -137,7 +137,9 @@ fn pages(statm: &OwnedFd) -> Result<u64, Errno> {
 
 fn is_kernel_thread(proc: &OwnedFd, pid: u32) -> bool {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let Ok(stat) = rustix::fs::openat(proc, format!("{pid}/stat"), flags, Mode::empty()) else { return false };
+    let Ok(stat) = rustix::fs::openat(proc, format!("{pid}/stat"), flags, Mode::empty()) else {
+        return false;
+    };
     let mut text = [0_u8; 512];
     let Ok(len) = rustix::io::pread(&stat, &mut text, 0) else { return false };
     // The name, in parentheses, may hold anything.
@@ -181,13 +183,15 @@ mod tests {
         let after = of(&roster.list(), pid).expect("it is listed");
         assert!(before.is_known() && after.fds == before.fds + 1, "{before:?} {after:?}");
         let mut line = String::new();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line).unwrap();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line)
+            .unwrap();
         let sleeper = line.trim().parse::<i32>().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         let list = roster.list();
         assert!(of(&list, pid).is_none(), "it is gone");
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(sleeper), nix::sys::signal::Signal::SIGKILL).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(sleeper), nix::sys::signal::Signal::SIGKILL)
+            .unwrap();
         let counted = roster.kept.values().filter(|(_, k)| matches!(k, Kept::Open { .. })).count();
         assert_eq!(roster.open, counted);
     }
