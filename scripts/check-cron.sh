@@ -3,6 +3,8 @@
 # that cron mails when something goes wrong, when it changes, and when it is well again.
 #
 #   check-cron.sh STATE-FILE ARGUMENT...       arguments are those of `towline check`
+#   check-cron.sh DIRECTORY [ARGUMENT...]      the file is DIRECTORY/check-cron.last; without arguments the node with
+#                                              this state directory is asked
 #
 #   MAILTO=ops@example.org
 #   * * * * * root /usr/local/lib/towline/check-cron.sh /var/lib/towline/app.check --config /etc/towline/app.toml
@@ -12,11 +14,16 @@
 set -u
 
 if [ $# -lt 1 ] || [ "${1#-}" != "$1" ]; then
-	echo "usage: check-cron.sh STATE-FILE ARGUMENT...   (arguments of 'towline check')" >&2
+	echo "usage: check-cron.sh STATE-FILE|DIRECTORY ARGUMENT...   (arguments of 'towline check')" >&2
 	exit 2
 fi
 file=$1
 shift
+# A file can't be kept in the place of a directory: it would be news at every run.
+if [ -d "$file" ]; then
+	[ $# -gt 0 ] || set -- --state "$file"
+	file=${file%/}/check-cron.last
+fi
 
 answer=$("${TOWLINE:-towline}" check "$@" 2>&1)
 code=$?

@@ -11,7 +11,6 @@
 //! An interrupt (SIGINT, SIGTERM) cancels: the daemon answers with what is certain then. A second one ends at once, with 2.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -103,11 +102,8 @@ fn call(socket: &Path, ask: control::Wait, limit: Duration) -> Result<Value> {
     interrupts.add(Signal::SIGTERM);
     // Before there is another thread, so that none takes them.
     interrupts.thread_block().map_err(std::io::Error::from).context(|| "cannot listen to signals")?;
-    let at = socket.display();
     let unavailable = |text: String| Error::new(ErrorKind::Unavailable, text);
-    let stream = UnixStream::connect(socket).map_err(|e| {
-        unavailable(format!("no daemon answers at '{at}': {e}; is it running on this state directory?"))
-    })?;
+    let stream = control::connect(socket)?;
     let lost = "the daemon was lost before it answered";
     let gone = |e: std::io::Error| unavailable(format!("{lost}: {e}"));
     stream.set_read_timeout(Some(limit)).map_err(gone)?;

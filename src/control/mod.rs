@@ -112,10 +112,28 @@ pub type Answer = Pin<Box<dyn Future<Output = Result<Value>> + Send>>;
 /// What answers requests. The token ends those that wait.
 pub type Handler = Arc<dyn Fn(Request, CancellationToken) -> Answer + Send + Sync>;
 
+/// Connects to the node whose socket is at `path`.
+///
+/// # Errors
+/// [`ErrorKind::Unavailable`] when no daemon answers there; [`ErrorKind::Io`] when this user may not ask.
+pub fn connect(path: &Path) -> Result<StdStream> {
+    let at = path.display();
+    StdStream::connect(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::PermissionDenied => Error::new(
+            ErrorKind::Io,
+            format!("permission denied at '{at}': only root and the user of the daemon may ask it; run this as one of them"),
+        ),
+        _ => Error::new(
+            ErrorKind::Unavailable,
+            format!("no daemon answers at '{at}': {e}; is the daemon running on this state directory?"),
+        ),
+    })
+}
+
 /// Asks the node whose socket is at `path`; blocks for at most `timeout`.
 ///
 /// # Errors
-/// [`ErrorKind::Unavailable`] when no daemon answers there; else what the daemon said.
+/// As [`connect`]; [`ErrorKind::Unavailable`] when the daemon gives no answer; else what the daemon said.
 pub fn call(path: &Path, request: &Request, timeout: Duration) -> Result<Value> {
     let down = |what: &str, e: std::io::Error| {
         let at = path.display();
@@ -129,7 +147,7 @@ pub fn call(path: &Path, request: &Request, timeout: Duration) -> Result<Value> 
         };
         Error::new(ErrorKind::Unavailable, text)
     };
-    let mut stream = StdStream::connect(path).map_err(|e| down("no daemon answers", e))?;
+    let mut stream = connect(path)?;
     stream.set_read_timeout(Some(timeout)).map_err(|e| down("cannot ask the daemon", e))?;
     let mut text = serde_json::to_string(request).map_err(|e| Error::new(ErrorKind::Usage, e.to_string()))?;
     text.push('\n');

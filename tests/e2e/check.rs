@@ -226,15 +226,21 @@ fn without_a_daemon_the_reason_is_said_and_nothing_is_known() {
     );
     if is_root() {
         let program = program_in(&bed);
-        let out = Command::new("setpriv")
-            .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
-            .arg(&program)
-            .args(["check", "--state"])
-            .arg(&node.spec.state)
-            .output()
-            .expect("run");
+        let nobody = |command: &str| {
+            let mut setpriv = Command::new("setpriv");
+            setpriv.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&program);
+            setpriv.args([command, "--state"]).arg(&node.spec.state).output().expect("run")
+        };
+        let out = nobody("check");
         let line = line(&out);
         assert!(out.status.code() == Some(3) && line.contains("no permission"), "{}: {line}", out.status);
+        // Other commands don't take it for a daemon that is down.
+        for (command, code) in [("status", 4), ("pause", 4), ("wait", 2)] {
+            let out = nobody(command);
+            let said = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+            assert!(out.status.code() == Some(code), "{command}: {}: {said}", out.status);
+            assert!(said.contains("permission denied at") && said.contains("run this as one of them"), "{said}");
+        }
     }
 }
 

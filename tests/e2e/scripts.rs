@@ -149,6 +149,21 @@ fn cron_hears_of_changes_only() {
     assert_eq!(cron(9), "", "every other code is unknown, too");
     assert!(cron(0).contains("OK since"));
     assert_eq!(cron(0), "");
+    // A directory holds the file; alone it is the one of the node.
+    let dir = bed.path("node");
+    fs::create_dir(&dir).expect("mkdir");
+    let asked = |words: &[&str]| {
+        let text = format!("#!/bin/sh\n[ \"$*\" = 'check --state {}' ] || exit 0\necho down\nexit 2\n", dir.display());
+        fs::write(&program, text).expect("write");
+        let mut command = Command::new("sh");
+        command.arg(script("check-cron.sh")).arg(&dir).args(words).env("TOWLINE", &program);
+        let out = command.output().expect("run");
+        assert!(out.status.success() && out.stderr.is_empty(), "{}", said(&out));
+        said(&out)
+    };
+    assert!(asked(&[]).contains("CRITICAL since"));
+    assert_eq!(asked(&[]), "", "only once");
+    assert!(asked(&["--config", "x"]).contains("OK since"));
     // A state that can't be kept is said, and the answer with it.
     fs::write(&program, "#!/bin/sh\necho down\nexit 2\n").expect("write");
     let mut command = Command::new("sh");

@@ -132,6 +132,7 @@ fn every_result_means_exactly_what_it_says() {
         &["--lsn", "7"],
         &["--timeout", "0s"],
         &["--log-level", "garbage"],
+        &["--nonsense"],
     ] {
         assert_eq!(leader.wait_confirmed(words).0, 64, "{words:?}");
     }
