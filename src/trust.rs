@@ -224,7 +224,7 @@ impl Book {
         if name.is_none() && *chain == Chain::NoCa {
             return Err(self.stranger(facts, chain, said, ask));
         }
-        self.check_time(facts, name.or(said), now)?;
+        self.check_time(facts, name.or(said), name.is_some(), now)?;
         let Some(said) = said else { return Ok(Vec::new()) };
         let roles = match name {
             Some(name) if name == said => {
@@ -259,29 +259,37 @@ impl Book {
     fn stranger(&self, facts: &Facts, chain: &Chain, said: Option<&str>, ask: Ask) -> Refusal {
         let own = &self.own;
         let print = facts.fingerprint;
-        let why = match chain {
-            Chain::Bad(why) => format!(" (nor does the CA vouch for it: {why})"),
-            _ => String::new(),
+        let (why, remedy) = match chain {
+            Chain::Bad(why) => (
+                format!(" (nor does the CA vouch for it: {why})"),
+                "have the CA give it another one, or pin its key: ",
+            ),
+            _ => (String::new(), ""),
         };
         let (who, name) = match said.filter(|n| valid_name(n)) {
             Some(name) => (format!("of '{name}'"), name),
             None => ("of the node it connected to".to_owned(), "NAME"),
         };
         let reason = format!(
-            "'{own}' does not trust the certificate {who}, {print}{why}; compare it with `towline id` there, then run on \
+            "'{own}' does not trust the certificate {who}, {print}{why}; {remedy}compare it with `towline id` there, then run on \
              the host of '{own}': towline trust {name} {print} --state DIR --role {}",
             ask.role().word()
         );
         Refusal { code: Code::Untrusted, reason }
     }
 
-    fn check_time(&self, facts: &Facts, who: Option<&str>, now: i64) -> Result<(), Refusal> {
+    fn check_time(&self, facts: &Facts, who: Option<&str>, pinned: bool, now: i64) -> Result<(), Refusal> {
         if self.in_force(facts, now) {
             return Ok(());
         }
         let who = who.map_or_else(|| "of the node it connected to".to_owned(), |n| format!("of '{n}'"));
         let (what, since, remedy) = if now > facts.not_after {
-            let remedy = "renew it there (`towline id --renew`, then `towline reload`)";
+            // A node renews its own certificates only.
+            let remedy = if pinned {
+                "renew it there (`towline id --renew`, or by its CA, then `towline reload`)"
+            } else {
+                "have it renewed by its CA, then run `towline reload` there"
+            };
             ("expired", now - facts.not_after, remedy)
         } else {
             ("holds only from a later time on, by", facts.not_before - now, "one of the two clocks is wrong")
@@ -441,6 +449,24 @@ mod tests {
             book.judge(&facts(OTHER, &[]), &Chain::NoCa, Some("$(rm)"), Ask::Stream, 5000).unwrap_err();
         assert!(!evil.reason.contains("$("), "what a stranger says is no part of a command: {evil}");
         assert!(evil.reason.len() < crate::wire::REASON_MAX);
+    }
+
+    #[test]
+    fn the_remedy_for_an_expired_certificate_is_one_that_works_there() {
+        let book = Book::new("here", vec![peer("a", Some(KEY), &[Role::Follower])]).unwrap();
+        let bad = Chain::Bad("a certificate of its chain is expired".to_owned());
+        let judge = |key, chain: &Chain, name, now| {
+            book.judge(&facts(key, &["n1"]), chain, Some(name), Ask::Stream, now).unwrap_err().reason
+        };
+        let own = judge(KEY, &Chain::NoCa, "a", 2_000_001);
+        assert!(own.contains("`towline id --renew`"), "{own}");
+        for (now, words) in [
+            (2_000_001, "have it renewed by its CA, then run `towline reload` there"),
+            (5000, "its chain is expired); have the CA give it another one, or pin its key: compare"),
+        ] {
+            let by_ca = judge(OTHER, &bad, "n1", now);
+            assert!(by_ca.contains(words) && !by_ca.contains("--renew"), "{by_ca}");
+        }
     }
 
     #[test]

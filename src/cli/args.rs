@@ -186,15 +186,23 @@ pub struct Tls {
     pub tls_crl: Option<PathBuf>,
 }
 
+/// Which node, whether its daemon runs or not.
+#[derive(Debug, Args)]
+pub struct Place {
+    /// State directory of the node; default: that of its configuration. Made if it has to be and is not there.
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    pub state: Option<PathBuf>,
+    /// Configuration file of the node.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
 /// Flags of `id`.
 #[derive(Debug, Args)]
 pub struct Id {
-    /// State directory of the node; it is made if it is not there.
-    #[arg(long, value_name = "DIR", required_unless_present = "config")]
-    pub state: Option<PathBuf>,
-    /// Configuration file of the node, in the place of the state directory.
-    #[arg(long, value_name = "FILE", conflicts_with = "state")]
-    pub config: Option<PathBuf>,
+    /// Which node.
+    #[command(flatten)]
+    pub place: Place,
     /// Make a new certificate of the same key: the fingerprint stays. `towline reload` puts it in force.
     #[arg(long)]
     pub renew: bool,
@@ -215,13 +223,13 @@ pub struct Trust {
     /// Fingerprint of its key, as `towline id` prints it there.
     #[arg(required_unless_present_any = ["list", "remove"], conflicts_with = "list")]
     pub fingerprint: Option<Fingerprint>,
-    /// State directory of this node.
-    #[arg(long, value_name = "DIR")]
-    pub state: PathBuf,
+    /// Which node.
+    #[command(flatten)]
+    pub place: Place,
     /// What the peer is to this node; may be repeated. Default: follower and leader, so that either may lead.
     #[arg(long, value_enum, conflicts_with_all = ["list", "remove"])]
     pub role: Vec<Role>,
-    /// Show the peers that were trusted by command.
+    /// Show the peers that were trusted by command; with --config those of the file, too.
     #[arg(long, conflicts_with_all = ["name", "remove"])]
     pub list: bool,
     /// Trust the peer no more, or only that key of it; its connection ends at once.

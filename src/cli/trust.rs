@@ -6,27 +6,34 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::{Id, Trust};
+use super::args::{Id, Place, Trust};
 use super::{json_line, load, print};
+use crate::certificate::Fingerprint;
 use crate::config::Config;
 use crate::control::{self, Request};
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{SOCKET, StateDir};
 use crate::tls::{self, Changed};
-use crate::trust::{Peer, words};
+use crate::trust::{Book, Peer, Role, words};
 
 /// How long a running daemon has to take new peers over.
 const DAEMON: Duration = Duration::from_secs(30);
 
-/// `towline id`.
-pub(super) fn id(args: &Id) -> Result<ExitCode> {
-    let config = load(args.config.as_deref())?;
+/// The configuration of the node, as far as it is known, and its state directory.
+fn place(place: &Place) -> Result<(Config, PathBuf)> {
+    let config = load(place.config.as_deref())?;
     let none = || {
         let text = "the configuration names no state directory; add the key 'state', or use --state DIR";
         Error::new(ErrorKind::Usage, text)
     };
-    let dir: PathBuf = args.state.clone().or_else(|| config.state.clone()).ok_or_else(none)?;
+    let dir = place.state.clone().or_else(|| config.state.clone()).ok_or_else(none)?;
+    Ok((config, dir))
+}
+
+/// `towline id`.
+pub(super) fn id(args: &Id) -> Result<ExitCode> {
+    let (config, dir) = place(&args.place)?;
     disk::create_dir_durable(&dir)?;
     let control = StateDir::peek(&dir)?;
     let name = name(&config, control.as_ref().map(|c| c.name.as_str()))?;
@@ -54,11 +61,15 @@ pub(super) fn id(args: &Id) -> Result<ExitCode> {
         return print(&json_line(&value)?);
     }
     let mut text = format!(
-        "name         {name}\nsystem       {}\nfingerprint  {}\ncertificate  {}, {} days left\n",
+        "name         {name}\nsystem       {}\nfingerprint  {}\ncertificate  {}, {}\n",
         system.as_deref().unwrap_or("none yet"),
         identity.fingerprint(),
         identity.file.display(),
-        identity.days_left(),
+        match identity.days_left() {
+            0.. => format!("{} days left", identity.days_left()),
+            _ if config.tls_cert.is_some() => "EXPIRED: have it renewed by its CA".to_owned(),
+            _ => "EXPIRED: run `towline id --renew`".to_owned(),
+        },
     );
     if args.renew {
         text += if args.new_key {
@@ -81,9 +92,12 @@ fn name(config: &Config, known: Option<&str>) -> Result<String> {
 
 /// `towline trust`.
 pub(super) fn trust(args: &Trust) -> Result<ExitCode> {
-    let dir = &args.state;
+    let (config, dir) = &place(&args.place)?;
+    if args.list || args.remove {
+        there(dir)?;
+    }
     if args.list {
-        return list(dir, args.json);
+        return list(dir, &config.peer, args.json);
     }
     let missing = || Error::new(ErrorKind::Usage, "name the peer and its fingerprint");
     let name = args.name.as_deref().ok_or_else(missing)?;
@@ -94,7 +108,9 @@ pub(super) fn trust(args: &Trust) -> Result<ExitCode> {
     let changed = if args.remove {
         tls::remove(dir, name, args.fingerprint)?
     } else {
-        tls::add(dir, name, args.fingerprint.ok_or_else(missing)?, roles)?
+        let fingerprint = args.fingerprint.ok_or_else(missing)?;
+        agrees(config, name, fingerprint)?;
+        tls::add(dir, name, fingerprint, roles)?
     };
     // A peer that was there already may not have reached the daemon yet.
     let daemon = control::call(&dir.join(SOCKET), &Request::Trust, DAEMON);
@@ -111,10 +127,9 @@ pub(super) fn trust(args: &Trust) -> Result<ExitCode> {
             return Err(e.wrap("the peers are changed on disk, but the daemon goes on with the old ones"));
         }
     };
-    let still = daemon.as_ref().is_some_and(|d| {
-        let names = d.get("peers").and_then(Value::as_array).into_iter().flatten();
-        args.remove && args.fingerprint.is_none() && names.filter_map(Value::as_str).any(|n| n == name)
-    });
+    let known = daemon.as_ref().and_then(|d| d.get("peers")).and_then(Value::as_array).into_iter().flatten();
+    let known = known.filter_map(Value::as_str).chain(config.peer.iter().map(|p| p.name.as_str()));
+    let still = args.remove && args.fingerprint.is_none() && { known }.any(|n| n == name);
     if args.json {
         let value = json!({"name": name, "changed": word(changed), "in_force": daemon.is_some()});
         return print(&json_line(&value)?);
@@ -146,14 +161,52 @@ fn word(changed: Changed) -> &'static str {
     }
 }
 
-fn list(dir: &Path, json: bool) -> Result<ExitCode> {
-    let peers = tls::load_peers(dir)?.unwrap_or_default();
+/// Nothing is listed, or taken away, where no node ever was.
+fn there(dir: &Path) -> Result<()> {
+    match std::fs::metadata(dir) {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Ok(_) => Err(Error::new(
+            ErrorKind::Usage,
+            format!("'{}' is no directory; name the state directory of the node", dir.display()),
+        )),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::new(
+            ErrorKind::Usage,
+            format!("there is no state directory '{}'; name that of the node", dir.display()),
+        )),
+        Err(e) => Err(Error::io("look at", dir, e)),
+    }
+}
+
+/// The configuration must not know the key under another name: the node could not start.
+fn agrees(config: &Config, name: &str, fingerprint: Fingerprint) -> Result<()> {
+    let mut peers = config.peer.clone();
+    peers.push(Peer { name: name.to_owned(), fingerprint: Some(fingerprint), roles: Role::NODE.to_vec() });
+    let refused = |text| {
+        Error::new(ErrorKind::Config, text).wrap("the peer is not trusted, and nothing is changed")
+    };
+    Book::new("", peers).map_err(refused).map(|_| ())
+}
+
+fn list(dir: &Path, configured: &[Peer], json: bool) -> Result<ExitCode> {
+    let by_command = tls::load_peers(dir)?.unwrap_or_default();
+    let all = || {
+        let each = |from: &'static str| move |p| (p, from);
+        by_command.iter().map(each("command")).chain(configured.iter().map(each("config")))
+    };
     if json {
+        let peers: Vec<Value> = all().map(|(p, from)| told(p, from)).collect();
         return print(&json_line(&json!({ "peers": peers }))?);
     }
-    let line = |p: &Peer| {
+    let line = |(p, from): (&Peer, &str)| {
         let key = p.fingerprint.map_or_else(|| "by CA".to_owned(), |f| f.to_string());
-        format!("{:<20} {key} {}\n", p.name, words(&p.roles))
+        let from = if from == "config" { "  (configuration)" } else { "" };
+        format!("{:<20} {key} {}{from}\n", p.name, words(&p.roles))
     };
-    print(&peers.iter().map(line).collect::<String>())
+    print(&all().map(line).collect::<String>())
+}
+
+fn told(peer: &Peer, from: &str) -> Value {
+    let mut value = json!(peer);
+    value["from"] = json!(from);
+    value
 }

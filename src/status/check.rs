@@ -469,7 +469,12 @@ impl Judge<'_> {
     fn certificate(&mut self) {
         let Some(days) = self.v.number("/tls/days_left") else { return };
         let severity = self.limits.certificate_days.judge(|limit| days < limit);
-        self.problem(severity, "certificate", format!("the certificate is good for {days} more days"));
+        // The node's own words name the remedy; they don't begin as early as a limit may.
+        let text = match self.v.text("/tls/warning") {
+            "" => format!("the certificate is good for {days} more days"),
+            warning => warning.to_owned(),
+        };
+        self.problem(severity, "certificate", text);
         self.figure("certificate_days", Some(days), "", below(self.limits.certificate_days));
     }
 }

@@ -168,6 +168,9 @@ fn what_is_asked_for_and_not_known_is_critical_and_said_plainly() {
     let days = ask(|l| l.certificate_days = Bounds { warning: Some(30.0), critical: Some(7.0) });
     assert_eq!((judged(&tls, &days).0, judged(&tls, &limits()).0), (Critical, Warning));
     assert_eq!(judged(&tls, &days).1, "certificate", "once");
+    let expired = with(leader(), "/tls", json!({"days_left": -1, "warning": "it is expired; renew it"}));
+    let line = judged(&expired, &days).2;
+    assert!(line.contains("it is expired; renew it") && !line.contains("-1 more"), "{line}");
     let slots = with(leader(), "/slots", json!([{"name": "c", "state": "extended", "retained_bytes": 4096}]));
     let most = ask(|l| l.slot_bytes = Bounds { warning: Some(1), critical: Some(1 << 20) });
     assert_eq!((judged(&slots, &most).0, judged(&slots, &limits()).0), (Warning, Ok));

@@ -50,6 +50,7 @@ fn tls(v: View<'_>, page: &mut Page) {
         return;
     }
     let holds = match v.number("/tls/days_left") {
+        Some(days) if days < 0.0 => ", its certificate is EXPIRED".to_owned(),
         Some(days) => format!(", its certificate holds {days} days"),
         None => String::new(),
     };
@@ -408,6 +409,12 @@ mod tests {
         v["sync"]["frozen_since"] = json!(2_000_000_000_i64);
         let text = render(&v);
         assert!(text.contains("MISSING for 4.0 s: 0 of 1") && text.contains("FROZEN for 3.0 s"), "{text}");
+    }
+
+    #[test]
+    fn an_expired_certificate_is_said_to_be_so() {
+        let page = |days: i64| render(&json!({"role": "leader", "tls": {"mode": "on", "days_left": days}}));
+        assert!(page(-1).contains("its certificate is EXPIRED") && page(3).contains("holds 3 days"));
     }
 
     #[test]

@@ -115,3 +115,29 @@ fn a_ca_vouches_for_names_and_takes_its_word_back() {
     let taken = judge(&taken, "node-2");
     assert!(taken.starts_with("Untrusted") && taken.contains("revoked"), "{taken}");
 }
+
+#[test]
+fn an_expired_certificate_between_a_node_and_its_ca_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = Signer::new("ca");
+    let file = dir.path().join("ca.pem");
+    std::fs::write(&file, ca.0.pem()).unwrap();
+    let trust = Trust::load(Settings { ca: Some(file), ..settings(&dir, Mode::Auto) }).unwrap();
+    let between = |until: i32| {
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "between");
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &ca.1).unwrap();
+        let signer = Signer(certificate, rcgen::Issuer::new(params, key));
+        let mut signed = signer.sign("node", 1);
+        signed.chain.push(signer.0.der().clone());
+        trust.terms().judge(&signed, Some("node"), Ask::Stream)
+    };
+    assert!(between(4000).is_ok());
+    let refused = between(2001).unwrap_err().reason;
+    for words in ["between it and the CA is expired", "have the CA give it another one"] {
+        assert!(refused.contains(words), "{refused}");
+    }
+}

@@ -206,6 +206,10 @@ impl Authority {
             Ok(()) => Chain::Good,
             Err(webpki::Error::UnknownIssuer) => Chain::Bad("another issuer signed it".to_owned()),
             Err(webpki::Error::CertRevoked) => Chain::Bad("it was revoked".to_owned()),
+            // Of one whose own time is over nobody asks its CA.
+            Err(webpki::Error::CertExpired { .. }) => {
+                Chain::Bad("a certificate between it and the CA is expired".to_owned())
+            }
             Err(e) => Chain::Bad(e.to_string()),
         }
     }

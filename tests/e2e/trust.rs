@@ -226,6 +226,8 @@ fn whom_a_node_follows_has_to_be_trusted_for_that() {
     let mut leader = leader;
     leader.stop();
     expire(&leader.spec);
+    let own = done(&["id", "--state", text(&leader.spec.state)]);
+    assert!(own.contains("EXPIRED: run `towline id --renew`"), "{own}");
     let leader = leader.spec.start();
     refused(&none, "expired", &["expired", "towline id --renew"]);
     let status = leader.status().expect("status");
@@ -523,6 +525,31 @@ fn a_peer_that_the_configuration_contradicts_is_not_written_down() {
     assert!(!done(&["trust", "--list", "--state", &state]).contains("there"));
     done(&["reload", "--state", &state]);
     leader.stop();
+    // Without the daemon the file says the same.
+    let file = bed.path("leader").join("towline.toml");
+    let file = ["--config", text(&file), "--state", &state];
+    let ask = |words: &[&str]| command(&[words, &file].concat());
+    let out = ask(&["trust", "there", &key]);
+    let why = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(3) && why.contains("as 'here' and as 'there'"), "{why}");
+    assert!(ask(&["trust", "more", &key_of(&bed.follower("more", 1))]).status.success());
+    let list = String::from_utf8_lossy(&ask(&["trust", "--list"]).stdout).into_owned();
+    let has = |l: &str, name: &str, end: &str| l.starts_with(name) && l.ends_with(end);
+    let (of_file, told) = ("leader  (configuration)", "leader");
+    assert!(list.lines().any(|l| has(l, "here ", of_file)) && list.lines().any(|l| has(l, "more ", told)), "{list}");
+    let json: Value = serde_json::from_slice(&ask(&["trust", "--list", "--json"]).stdout).expect("JSON");
+    let from: Vec<_> = json["peers"].as_array().expect("a list").iter().map(|p| &p["from"]).collect();
+    assert_eq!(from, ["command", "config"]);
+    let still = String::from_utf8_lossy(&ask(&["trust", "--remove", "here"]).stdout).into_owned();
+    assert!(still.contains("still a [[peer]] of the configuration file"), "{still}");
+    // Where no node is, there is nothing to list.
+    for (dir, words) in [("/nonexistent", "there is no state directory '/nonexistent'"), (file[1], "is no directory")] {
+        for ask in [&["--list"][..], &["--remove", "x"]] {
+            let out = command(&[&["trust", "--state", dir], ask].concat());
+            let why = String::from_utf8_lossy(&out.stderr);
+            assert!(out.status.code() == Some(2) && why.contains(words), "{why}");
+        }
+    }
     leader.restart();
     until(within(20), "it is well", || {
         let status = leader.status()?;
