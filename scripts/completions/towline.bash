@@ -1179,13 +1179,17 @@ _towline() {
             return 0
             ;;
         towline__subcmd__trust)
-            opts="-h --state --role --list --remove --json --log-level --log-json --help"
+            opts="-h --state --config --role --list --remove --json --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --state)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

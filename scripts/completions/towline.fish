@@ -217,22 +217,23 @@ complete -c towline -n "__fish_towline_using_subcommand reload" -l log-level -d 
 complete -c towline -n "__fish_towline_using_subcommand reload" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand reload" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand reload" -s h -l help -d 'Print help'
-complete -c towline -n "__fish_towline_using_subcommand id" -l state -d 'State directory of the node; it is made if it is not there' -r -F
-complete -c towline -n "__fish_towline_using_subcommand id" -l config -d 'Configuration file of the node, in the place of the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand id" -l state -d 'State directory of the node; default: that of its configuration. Made if it has to be and is not there' -r -F
+complete -c towline -n "__fish_towline_using_subcommand id" -l config -d 'Configuration file of the node' -r -F
 complete -c towline -n "__fish_towline_using_subcommand id" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand id" -l renew -d 'Make a new certificate of the same key: the fingerprint stays. `towline reload` puts it in force'
 complete -c towline -n "__fish_towline_using_subcommand id" -l new-key -d 'With --renew: make a new key. Peers have to trust its fingerprint before `towline reload` puts it in force'
 complete -c towline -n "__fish_towline_using_subcommand id" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand id" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand id" -s h -l help -d 'Print help'
-complete -c towline -n "__fish_towline_using_subcommand trust" -l state -d 'State directory of this node' -r -F
+complete -c towline -n "__fish_towline_using_subcommand trust" -l state -d 'State directory of the node; default: that of its configuration. Made if it has to be and is not there' -r -F
+complete -c towline -n "__fish_towline_using_subcommand trust" -l config -d 'Configuration file of the node' -r -F
 complete -c towline -n "__fish_towline_using_subcommand trust" -l role -d 'What the peer is to this node; may be repeated. Default: follower and leader, so that either may lead' -r -f -a "follower\t'It may follow this node'
 leader\t'This node may follow it'
 backup\t'It may take copies'
 monitor\t'It may ask for status'
 admin\t'It may ask for everything'"
 complete -c towline -n "__fish_towline_using_subcommand trust" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
-complete -c towline -n "__fish_towline_using_subcommand trust" -l list -d 'Show the peers that were trusted by command'
+complete -c towline -n "__fish_towline_using_subcommand trust" -l list -d 'Show the peers that were trusted by command; with --config those of the file, too'
 complete -c towline -n "__fish_towline_using_subcommand trust" -l remove -d 'Trust the peer no more, or only that key of it; its connection ends at once'
 complete -c towline -n "__fish_towline_using_subcommand trust" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand trust" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'

@@ -181,9 +181,8 @@ fn there(dir: &Path) -> Result<()> {
 fn agrees(config: &Config, name: &str, fingerprint: Fingerprint) -> Result<()> {
     let mut peers = config.peer.clone();
     peers.push(Peer { name: name.to_owned(), fingerprint: Some(fingerprint), roles: Role::NODE.to_vec() });
-    let refused = |text| {
-        Error::new(ErrorKind::Config, text).wrap("the peer is not trusted, and nothing is changed")
-    };
+    let refused =
+        |text| Error::new(ErrorKind::Config, text).wrap("the peer is not trusted, and nothing is changed");
     Book::new("", peers).map_err(refused).map(|_| ())
 }
 

@@ -239,7 +239,10 @@ fn without_a_daemon_the_reason_is_said_and_nothing_is_known() {
             let out = nobody(command);
             let said = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
             assert!(out.status.code() == Some(code), "{command}: {}: {said}", out.status);
-            assert!(said.contains("permission denied at") && said.contains("run this as one of them"), "{said}");
+            assert!(
+                said.contains("permission denied at") && said.contains("run this as one of them"),
+                "{said}"
+            );
         }
     }
 }

@@ -153,7 +153,10 @@ fn cron_hears_of_changes_only() {
     let dir = bed.path("node");
     fs::create_dir(&dir).expect("mkdir");
     let asked = |words: &[&str]| {
-        let text = format!("#!/bin/sh\n[ \"$*\" = 'check --state {}' ] || exit 0\necho down\nexit 2\n", dir.display());
+        let text = format!(
+            "#!/bin/sh\n[ \"$*\" = 'check --state {}' ] || exit 0\necho down\nexit 2\n",
+            dir.display()
+        );
         fs::write(&program, text).expect("write");
         let mut command = Command::new("sh");
         command.arg(script("check-cron.sh")).arg(&dir).args(words).env("TOWLINE", &program);

@@ -536,14 +536,19 @@ fn a_peer_that_the_configuration_contradicts_is_not_written_down() {
     let list = String::from_utf8_lossy(&ask(&["trust", "--list"]).stdout).into_owned();
     let has = |l: &str, name: &str, end: &str| l.starts_with(name) && l.ends_with(end);
     let (of_file, told) = ("leader  (configuration)", "leader");
-    assert!(list.lines().any(|l| has(l, "here ", of_file)) && list.lines().any(|l| has(l, "more ", told)), "{list}");
+    assert!(
+        list.lines().any(|l| has(l, "here ", of_file)) && list.lines().any(|l| has(l, "more ", told)),
+        "{list}"
+    );
     let json: Value = serde_json::from_slice(&ask(&["trust", "--list", "--json"]).stdout).expect("JSON");
     let from: Vec<_> = json["peers"].as_array().expect("a list").iter().map(|p| &p["from"]).collect();
     assert_eq!(from, ["command", "config"]);
     let still = String::from_utf8_lossy(&ask(&["trust", "--remove", "here"]).stdout).into_owned();
     assert!(still.contains("still a [[peer]] of the configuration file"), "{still}");
     // Where no node is, there is nothing to list.
-    for (dir, words) in [("/nonexistent", "there is no state directory '/nonexistent'"), (file[1], "is no directory")] {
+    for (dir, words) in
+        [("/nonexistent", "there is no state directory '/nonexistent'"), (file[1], "is no directory")]
+    {
         for ask in [&["--list"][..], &["--remove", "x"]] {
             let out = command(&[&["trust", "--state", dir], ask].concat());
             let why = String::from_utf8_lossy(&out.stderr);
