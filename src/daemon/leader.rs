@@ -39,7 +39,7 @@ pub(crate) struct Leader {
 /// Runs until the stop is asked for (`Ok`) or something fails.
 pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
     let config = node.config();
-    node.port.open(&config, Ancestry::leader(node.id)).await?;
+    node.port.open(&config, Ancestry::leader(node.id), None).await?;
     sync::enforce(node.port.peers(), &config)?;
     let control = node.state.set_up()?;
     let at = (control.system, control.timeline);

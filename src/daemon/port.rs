@@ -13,7 +13,7 @@ use super::{Node, lock};
 use crate::config::{self, Config};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::Log;
-use crate::net::Ancestry;
+use crate::net::{Ancestry, Upstream};
 use crate::position::{SystemId, TimelineId};
 use crate::send::{self, Card, Halt, Peers, ServeContext};
 use crate::wire::Below;
@@ -27,6 +27,8 @@ pub(crate) struct Port {
     clerk: Mutex<Option<Clerk>>,
     /// Where the log of the newest generation comes from.
     ancestry: Mutex<Ancestry>,
+    /// The node that it comes from.
+    upstream: Mutex<Option<Arc<Upstream>>>,
 }
 
 struct Clerk {
@@ -79,12 +81,18 @@ impl Port {
         &self.peers
     }
 
-    /// Opens the port that the configuration names, if it names one. `ancestry` is the new generation's.
+    /// Opens the port that the configuration names, if it names one. `ancestry` is the new generation's, and so is the
+    /// `upstream` of a follower.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] when it can't be had.
-    pub(crate) async fn open(&self, config: &Config, ancestry: Ancestry) -> Result<()> {
-        *lock(&self.ancestry) = ancestry;
+    pub(crate) async fn open(
+        &self,
+        config: &Config,
+        ancestry: Ancestry,
+        upstream: Option<Arc<Upstream>>,
+    ) -> Result<()> {
+        (*lock(&self.ancestry), *lock(&self.upstream)) = (ancestry, upstream);
         let Some(listen) = &config.listen else { return Ok(()) };
         if lock(&self.open).is_none() {
             let addr = config::address(listen)?;
@@ -137,6 +145,7 @@ impl Port {
             max_followers: config.max_followers,
             peers: Arc::clone(&self.peers),
             ancestry: lock(&self.ancestry).clone(),
+            upstream: lock(&self.upstream).clone(),
             halt: desk.halt.clone(),
             slots: Arc::clone(&node.slots),
             trust: node.trust.clone(),

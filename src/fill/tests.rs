@@ -225,6 +225,7 @@ async fn lead(source: Arc<dyn CopySource>) -> Leader {
         max_followers: 4,
         peers: Arc::clone(&peers),
         ancestry: Ancestry::default(),
+        upstream: None,
         halt: send::Halt::default(),
         slots: Arc::new(crate::slots::Slots::open(dir.path()).unwrap()),
         trust: crate::tls::Trust::default(),

@@ -101,6 +101,7 @@ async fn serve(log: &Log, peers: &Arc<Peers>, cancel: &CancellationToken) -> Str
         max_followers: 2,
         peers: Arc::clone(peers),
         ancestry: net::Ancestry::default(),
+        upstream: None,
         halt: send::Halt::default(),
         slots: Arc::new(Slots::open(log.dir()).unwrap()),
         trust: crate::tls::Trust::default(),

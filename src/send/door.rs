@@ -137,7 +137,7 @@ pub(super) fn crowded() -> Error {
 /// What a hello asks for.
 pub(super) fn ask(hello: &Hello) -> Ask {
     match hello.want {
-        Want::Stream => Ask::Stream,
+        Want::Stream | Want::Judgement => Ask::Stream,
         Want::Fill | Want::ResumeFill(_) => Ask::Fill,
     }
 }

@@ -18,7 +18,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::fill::{self, CopySource};
 use crate::log::{Log, StoredReader, Tail};
 use crate::net::{
-    self, Ancestry, Bond, HANDSHAKE, MessageReader, MessageWriter, ReadSide, Traffic, WriteSide,
+    self, Ancestry, Bond, HANDSHAKE, MessageReader, MessageWriter, ReadSide, Traffic, Upstream, WriteSide,
 };
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::session::{self, Here, Proof};
@@ -26,11 +26,12 @@ use crate::slots::Slots;
 use crate::tls::Trust;
 use crate::trust::Refusal;
 use crate::wire::{
-    ASKS_WRITE, Code, Decision, Hello, Keepalive, Message, SHA256_EMPTY, VERSION_ORIGIN, VERSION_SLOTS,
+    ASKS_WRITE, Code, Decision, Hello, Keepalive, Message, SHA256_EMPTY, VERSION_ORIGIN, VERSION_SLOTS, Want,
 };
 
 mod claim;
 mod door;
+mod judgement;
 mod peers;
 #[cfg(test)]
 mod peers_tests;
@@ -68,6 +69,8 @@ pub struct ServeContext {
     pub peers: Arc<Peers>,
     /// Where the log comes from: a leader, or what a follower learns of it.
     pub ancestry: Ancestry,
+    /// The node that this one follows, if it follows one.
+    pub upstream: Option<Arc<Upstream>>,
     /// Whether first copies have to wait.
     pub halt: Halt,
     /// What followers need of the log.
@@ -219,8 +222,11 @@ async fn greet(
     let decision = match bond.judge(Some(&hello.name), door::ask(&hello)) {
         Err(Refusal { code, reason }) => Decision::Refuse { code, reason },
         Ok(roles) => {
-            place = Arc::clone(places).try_acquire_owned().ok();
-            let mut decision = if place.is_some() {
+            let only_asks = hello.want == Want::Judgement;
+            place = if only_asks { None } else { Arc::clone(places).try_acquire_owned().ok() };
+            let mut decision = if only_asks {
+                decision(context, &hello).await?
+            } else if place.is_some() {
                 // From here on it counts as a follower.
                 drop(seat);
                 decision(context, &hello).await?
@@ -228,7 +234,7 @@ async fn greet(
                 let reason = format!("{} followers are connected, as many as allowed", context.max_followers);
                 Decision::Refuse { code: Code::Busy, reason }
             };
-            if !matches!(decision, Decision::Refuse { .. } | Decision::Resync { .. }) {
+            if !only_asks && !matches!(decision, Decision::Refuse { .. } | Decision::Resync { .. }) {
                 match context.peers.join(&hello.name, hello.node, address, &traffic) {
                     Ok(joined) => {
                         joined.update(|s| (s.tls, s.fingerprint, s.roles) = bond.shown(roles));
@@ -242,7 +248,9 @@ async fn greet(
     };
     let welcome = context.card().welcome(&hello, decision.clone());
     writer.send(&Message::Welcome(welcome)).await?;
-    door::refused(&hello, address, &decision);
+    if hello.want != Want::Judgement {
+        door::refused(&hello, address, &decision);
+    }
     let guest = session.zip(place);
     let guest = guest.map(|(session, place)| Guest { hello, decision, session, bond, place });
     Ok(guest.map(|guest| (Link { reader, writer }, guest)))
@@ -314,6 +322,15 @@ async fn held(
 }
 
 async fn decision(context: &Arc<ServeContext>, hello: &Hello) -> Result<Decision> {
+    let here = judge(context, hello).await?;
+    let ahead = matches!(here, Decision::Refuse { code: Code::NotReady, .. })
+        && matches!(hello.want, Want::Stream | Want::Judgement)
+        && hello.flush > context.log.tail().end;
+    Ok(if ahead { judgement::ask(context, hello, here).await } else { here })
+}
+
+/// What this node decides by itself.
+async fn judge(context: &Arc<ServeContext>, hello: &Hello) -> Result<Decision> {
     let (context, hello) = (Arc::clone(context), hello.clone());
     let judge = tokio::task::spawn_blocking(move || {
         let tail = context.log.tail();

@@ -13,6 +13,8 @@ pub enum Want {
     Fill,
     /// The rest of the directory, of which it holds a part from the snapshot at this commit.
     ResumeFill(Lsn),
+    /// Nothing but the decision about [`Self::Stream`]: the receiver asks for another that follows it and is ahead of it.
+    Judgement,
 }
 
 /// What a receiver asks its upstream to be.
@@ -233,6 +235,7 @@ pub(super) fn put_hello(h: &Hello, out: &mut Vec<u8>) {
         Want::Stream => (0, Lsn::ZERO),
         Want::Fill => (1, Lsn::ZERO),
         Want::ResumeFill(lsn) => (2, lsn),
+        Want::Judgement => (3, Lsn::ZERO),
     };
     out.put_u8(want);
     out.put_u64(snapshot.0);
@@ -286,6 +289,7 @@ pub(super) fn take_hello(body: &[u8]) -> Result<Hello, DecodeError> {
         0 => Want::Stream,
         1 => Want::Fill,
         2 => Want::ResumeFill(snapshot),
+        3 => Want::Judgement,
         v => return Err(DecodeError::Invalid { what: "want", value: u64::from(v) }),
     };
     // Fields of later versions may follow; they are not ours to judge.

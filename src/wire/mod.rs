@@ -48,7 +48,7 @@
 //! | 36 | 8 | segment the log is continued in |
 //! | 44 | 8 | stored bytes of that segment that are durable |
 //! | 52 | 32 | SHA-256 of those bytes |
-//! | 84 | 1 | want: 0 stream, 1 fill, 2 resume a fill |
+//! | 84 | 1 | want: 0 stream, 1 fill, 2 resume a fill, from version 4 on 3: only what is decided about a stream |
 //! | 85 | 8 | LSN of the snapshot to resume, or 0 |
 //! | 93 | 4+n | name, at most [`NAME_MAX`] bytes |
 //! | 97+n | 8 | node id; not there in hellos of programs that speak version 1 only |
@@ -91,11 +91,13 @@ pub use slots::{SLOTS_MAX, SlotAt};
 /// The lowest protocol version this program speaks.
 pub const VERSION_MIN: u16 = 1;
 /// The highest protocol version this program speaks.
-pub const VERSION_MAX: u16 = 3;
+pub const VERSION_MAX: u16 = 4;
 /// From this version on, welcome and keepalive tell where the sender's log comes from.
 pub const VERSION_ORIGIN: u16 = 2;
 /// From this version on, acks say what counts, slots are told downstream, and a directory can be resynced.
 pub const VERSION_SLOTS: u16 = 3;
+/// From this version on, a follower may ask on behalf of one that follows it: [`Want::Judgement`].
+pub const VERSION_JUDGEMENT: u16 = 4;
 /// Bit of an ack's flags: what is applied counts. Not set by a receiver whose directory rests: paused, stopped at a
 /// target, refused, or one that only receives.
 pub const ACK_APPLIES: u8 = 1;

@@ -39,6 +39,7 @@ fn samples(data: &[u8], n: u64) -> Vec<Message> {
     vec![
         Message::Hello(hello()),
         Message::Hello(Hello { want: Want::Stream, name: String::new(), ..hello() }),
+        Message::Hello(Hello { want: Want::Judgement, ..hello() }),
         welcome(Decision::StreamFrom { segment: SegmentNo(n), offset: n }),
         welcome(Decision::Fill),
         welcome(Decision::ResumeFill),

@@ -9,6 +9,7 @@ mod support;
 
 mod apps;
 mod basic;
+mod cascade;
 mod check;
 mod clones;
 mod excludes;

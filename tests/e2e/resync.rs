@@ -21,12 +21,12 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// A number of the part of status about resyncs.
-fn count(status: &Status, key: &str) -> u64 {
+pub(crate) fn count(status: &Status, key: &str) -> u64 {
     status.0.pointer(&format!("/resync/{key}")).and_then(Value::as_u64).unwrap_or_default()
 }
 
 /// Waits until so many resyncs were completed and the node runs.
-fn resynced(node: &Node, times: u64) -> Status {
+pub(crate) fn resynced(node: &Node, times: u64) -> Status {
     until(within(60), "it is resynced", || {
         let status = node.status()?;
         let whole = count(&status, "completed") >= times && status.state() == "running";
@@ -60,12 +60,12 @@ fn move_on(leader: &Node, to: &Path, times: usize) {
     }
 }
 
-fn short(spec: Spec) -> Spec {
+pub(crate) fn short(spec: Spec) -> Spec {
     spec.set("segment_timeout", "\"200ms\"")
 }
 
 /// A tree of some size: one large file, many small ones, and names of all kinds.
-fn furnish(dir: &Path) {
+pub(crate) fn furnish(dir: &Path) {
     fs::create_dir_all(dir.join("many/of/them")).expect("mkdir");
     fs::write(dir.join("large"), noise(1, 24 << 20)).expect("write");
     for n in 0..200 {
