@@ -375,11 +375,13 @@ impl Running {
             commits,
             consistent: true,
             moves: true,
+            delay: Duration::ZERO,
         };
         // Within the change, so that a pause that comes meanwhile is not overlooked.
-        self.shared
-            .applied
-            .send_modify(|applied| *applied = Applied { moves: !self.shared.lock().pause, ..stand });
+        self.shared.applied.send_modify(|applied| {
+            let (moves, delay) = (!self.shared.lock().pause, applied.delay);
+            *applied = Applied { moves, delay, ..stand };
+        });
     }
 
     /// Folds and performs one batch.

@@ -158,6 +158,7 @@ impl Apply {
                 commits: 0,
                 consistent: false,
                 moves: false,
+                delay: options.delay,
             }),
             ended: watch::Sender::new(false),
             reached: watch::Sender::new(false),
@@ -214,6 +215,7 @@ impl ApplyHandle {
     pub fn set_delay(&self, delay: Duration) {
         self.shared.lock().until.delay = delay;
         self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).delay = delay.as_secs_f64();
+        self.shared.applied.send_modify(|applied| applied.delay = delay);
         self.shared.wake.notify_one();
     }
 

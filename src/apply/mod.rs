@@ -202,6 +202,8 @@ pub struct Applied {
     pub consistent: bool,
     /// Whether it goes on by itself: not paused, not stopped by a failure.
     pub moves: bool,
+    /// How old a commit has to be before it is visible.
+    pub delay: Duration,
 }
 
 /// What apply is doing.

@@ -49,6 +49,9 @@ impl Progress for Applied {
     fn moves(&self) -> bool {
         self.moves
     }
+    fn delay(&self) -> Duration {
+        self.delay
+    }
 }
 
 /// The nodes to follow, checked before anything is tried there. This node's own address is left out of a list, so that all

@@ -29,7 +29,7 @@ use crate::session;
 use crate::slots::Slots;
 use crate::wire::{
     ACK_APPLIES, ACK_NEVER, ASKS_WRITE, Ack, Below, Body, Code, Decision, Hello, Message, SHA256_EMPTY,
-    VERSION_MAX, VERSION_MIN, VERSION_SLOTS, Want,
+    VERSION_DELAY, VERSION_MAX, VERSION_MIN, VERSION_SLOTS, Want,
 };
 
 /// Pieces of log (at most 1 MiB each) received but not yet handed to the log.
@@ -41,6 +41,8 @@ pub trait Progress: Send + Sync + 'static {
     fn lsn(&self) -> Lsn;
     /// Time of the commit there, nanoseconds since 1970.
     fn time(&self) -> i64;
+    /// How old a commit has to be before it is visible.
+    fn delay(&self) -> Duration;
     /// Whether it goes on by itself. One that rests never confirms a change for a caller that waits for apply.
     fn moves(&self) -> bool;
 }
@@ -243,16 +245,18 @@ where
             return Err(End::Local(e));
         }
         let write_too = *asked.borrow_and_update() & ASKS_WRITE != 0;
-        let (apply, apply_time, moves) = {
+        let (apply, apply_time, moves, delay) = {
             let applied = applied_of.borrow_and_update();
-            (applied.lsn(), applied.time(), applied.moves())
+            (applied.lsn(), applied.time(), applied.moves(), applied.delay())
         };
         context.status.positions(tail.end, (tail.commit, tail.commit_time), apply);
         let flush = tail.end.max(context.start);
         let write = (*written_of.borrow_and_update()).max(flush);
         let bits = if moves { ACK_APPLIES } else { 0 } | if context.never_counts { ACK_NEVER } else { 0 };
         let flags = (version >= VERSION_SLOTS).then_some(bits);
-        let ack = Ack { write, flush, apply, apply_time, flags };
+        let delay = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
+        let delay = (version >= VERSION_DELAY).then_some(delay);
+        let ack = Ack { write, flush, apply, apply_time, flags, delay };
         if last.is_none_or(|(sent, at)| sent != ack || at.elapsed() >= half) {
             writer.send(&Message::Ack(ack)).await?;
             last = Some((ack, Instant::now()));

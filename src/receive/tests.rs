@@ -51,6 +51,9 @@ impl Progress for At {
     fn moves(&self) -> bool {
         true
     }
+    fn delay(&self) -> Duration {
+        Duration::from_secs(60)
+    }
 }
 
 fn options(dir: &Path) -> LogOptions {
@@ -209,6 +212,7 @@ async fn log_arrives_as_stored_live_and_after_an_absence() {
     until("the acknowledgement comes back", flushed).await;
     let peer = leader.peers.list().remove(0);
     assert_eq!((peer.state, peer.sent, peer.name.as_str()), (PeerState::Streaming, end, "f1"));
+    assert_eq!(peer.delay, Some(60.0));
     assert_eq!(f.status.lag(Duration::MAX).0, 0);
     let dir = f.stop().await;
     until("it is away", || leader.peers.list()[0].state == PeerState::Away).await;
@@ -431,6 +435,7 @@ async fn a_keepalive_alone_gives_lag_in_bytes_and_seconds() {
     f.applied.send(At(Lsn(1000), 5)).unwrap();
     let Some(Message::Ack(ack)) = reader.next().await.unwrap() else { panic!() };
     assert_eq!((ack.apply, ack.apply_time), (Lsn(1000), 5));
+    assert_eq!((ack.flags, ack.delay), (None, None), "the upstream of version 1 knows neither");
     let now = 5_000_000_000_000;
     let k = Keepalive {
         end: Lsn(3000),

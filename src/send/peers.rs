@@ -90,6 +90,8 @@ pub struct FollowerStatus {
     pub sync_priority: usize,
     /// Its confirmations count now, at the level in force.
     pub sync_counts: bool,
+    /// Seconds that a commit waits there before it is shown, once it said so.
+    pub delay: Option<f64>,
     /// How far it is behind, once it said where it stands.
     pub lag: Option<LagStatus>,
     /// Who follows it, as it told.
@@ -394,6 +396,7 @@ impl Peers {
             sync_state: SyncState::Async,
             sync_priority: 0,
             sync_counts: false,
+            delay: None,
             lag: None,
             followers: Vec::new(),
         };
@@ -493,6 +496,7 @@ impl Session {
         let s = &mut p.status;
         (s.write, s.flush, s.apply) = (ack.write, ack.flush, ack.apply);
         s.apply_time = ack.apply_time;
+        s.delay = ack.delay.map(|ns| std::time::Duration::from_nanos(ns).as_secs_f64());
         let named = !before.3 && ack.never();
         (p.applies, p.never) = (ack.applies(), ack.never());
         if p.stand() == before {

@@ -48,7 +48,7 @@ impl Bed {
 
 fn ack(flush: u64, apply: u64) -> Ack {
     let (write, flush, apply) = (Lsn(flush), Lsn(flush), Lsn(apply));
-    Ack { write, flush, apply, apply_time: 0, flags: Some(ACK_APPLIES) }
+    Ack { write, flush, apply, apply_time: 0, flags: Some(ACK_APPLIES), delay: None }
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! | `frozen`, `freeze` | critical | the application is frozen for want of a quorum; it should be, but can't be |
 //! | `cut-off` | warning, critical when the silence is longer than the limits of the lag | no upstream, or no leader behind it |
 //! | `starting`, `paused` | warning | as in `health` |
-//! | `lag` | by limits | a follower is further behind; what `apply_delay` holds back is no lag on the follower itself |
+//! | `lag` | by limits | a follower is further behind; what its `apply_delay` holds back is no lag |
 //! | `lag-bytes`, `exact-age`, `followers`, `slot`, `disk`, `certificate` | by limits | a figure is beyond a limit |
 //! | `backup` | by limits | the newest base backup is too old, or none is known |
 //! | `sync` | warning, with `--sync-state` critical | the quorum is missing |
@@ -331,7 +331,8 @@ impl Judge<'_> {
         for f in v.list("/followers").filter(|f| takes_log(*f)) {
             let (name, behind) = (f.text("/name"), f.count("/lag/bytes"));
             if let Some(age) = f.number("/lag/seconds") {
-                let severity = limits.lag.judge(|limit| age > limit);
+                let delay = f.number("/delay").unwrap_or(0.0);
+                let severity = limits.lag.judge(|limit| age - delay > limit);
                 self.problem(severity, "lag", format!("follower '{name}' is {} behind", span(age)));
                 worst = worst.max(age);
             }

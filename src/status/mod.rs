@@ -132,6 +132,7 @@
 //! | `followers[].sync_counts` | whether its confirmations count now, at the level in force |
 //! | `followers[].tls`, `followers[].fingerprint` | whether its connection is encrypted, and whose key it has |
 //! | `followers[].roles` | what it is trusted as, over an encrypted connection |
+//! | `followers[].delay` | seconds that a commit waits there before it is shown (its `apply_delay`); `null`: it did not say |
 //! | `followers[].lag` | how far behind it is; `null` before it said where it stands |
 //! | `followers[].lag.sent_bytes`, `followers[].lag.write_bytes`, `followers[].lag.flush_bytes` | bytes of log that have not come so far |
 //! | `followers[].lag.bytes` | bytes of log that its directory does not show |

@@ -17,7 +17,7 @@
 //! | 2 | welcome | sender | version u16, system id u64, timeline u32, decision u8, segment u64, offset u64, code u8, name blob, reason blob, from version 2 on lineage |
 //! | 3 | log | sender | segment u64, offset u64, stored bytes of that segment's file to the end |
 //! | 4 | keepalive | sender | end u64, commit u64, exact u64, commit time i64, exact time i64, sender's clock i64, from version 2 on silent u64, lineage, from version 3 on asks u8 (see [`ASKS_WRITE`], [`TELLS_COUNTS`], [`TELLS_STATE_SHIFT`]) |
-//! | 5 | ack | receiver | write u64, flush u64, apply u64, commit time at apply i64, from version 3 on flags u8 (see [`ACK_APPLIES`], [`ACK_NEVER`]) |
+//! | 5 | ack | receiver | write u64, flush u64, apply u64, commit time at apply i64, from version 3 on flags u8 (see [`ACK_APPLIES`], [`ACK_NEVER`]), from version 4 on delay u64 |
 //! | 6 | snapshot data | sender | offset u64, bytes of the catalog checkpoint to the end |
 //! | 7 | snapshot end | sender | commit LSN u64, length u64, SHA-256 32 bytes |
 //! | 8 | fill request | receiver | batch u32, starved u8 (percent of the time since the last request that the receiver waited for bytes), count u32, count x file id u64 |
@@ -98,6 +98,8 @@ pub const VERSION_ORIGIN: u16 = 2;
 pub const VERSION_SLOTS: u16 = 3;
 /// From this version on, a follower may ask on behalf of one that follows it: [`Want::Judgement`].
 pub const VERSION_JUDGEMENT: u16 = 4;
+/// From this version on, acks say how long the receiver holds back what it shows.
+pub const VERSION_DELAY: u16 = 4;
 /// Bit of an ack's flags: what is applied counts. Not set by a receiver whose directory rests: paused, stopped at a
 /// target, refused, or one that only receives.
 pub const ACK_APPLIES: u8 = 1;
@@ -197,7 +199,7 @@ impl Kind {
             Self::Welcome => 40 + 4 + NAME_MAX + 4 + REASON_MAX + LINEAGE_BYTES,
             Self::Log => 16 + LOG_MAX,
             Self::Keepalive => 57 + LINEAGE_BYTES,
-            Self::Ack => 33,
+            Self::Ack => 41,
             Self::SnapshotData => 8 + SNAPSHOT_PIECE,
             Self::SnapshotEnd => 48,
             Self::FillRequest => 9 + 8 * BATCH_IDS,
@@ -283,6 +285,9 @@ pub struct Ack {
     pub apply_time: i64,
     /// What counts, bits; `None` for, and from, a node that does not know them.
     pub flags: Option<u8>,
+    /// How old a commit has to be before the receiver shows it, ns; `None` for, and from, a node that does not say it.
+    /// Not without flags.
+    pub delay: Option<u64>,
 }
 
 impl Ack {
@@ -481,6 +486,9 @@ impl Message {
                 out.put_i64(a.apply_time);
                 if let Some(flags) = a.flags {
                     out.put_u8(flags);
+                    if let Some(delay) = a.delay {
+                        out.put_u64(delay);
+                    }
                 }
             }
             Self::SnapshotData { offset, bytes } => {
@@ -559,6 +567,7 @@ fn decode_payload(kind: Kind, body: Vec<u8>) -> Result<Message, DecodeError> {
             apply: Lsn(r.u64("apply")?),
             apply_time: r.i64("apply time")?,
             flags: optional(&mut r, "ack flags")?,
+            delay: if r.rest().is_empty() { None } else { Some(r.u64("delay")?) },
         }),
         Kind::SnapshotData => {
             let offset = r.u64("snapshot offset")?;

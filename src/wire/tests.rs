@@ -56,8 +56,9 @@ fn samples(data: &[u8], n: u64) -> Vec<Message> {
             asks: Some(ASKS_WRITE),
             ..Keepalive::default()
         }),
-        Message::Ack(Ack { write: Lsn(n), flush: Lsn(n), apply: Lsn(1), apply_time: -5, flags: None }),
+        Message::Ack(Ack { write: Lsn(n), flush: Lsn(n), apply: Lsn(1), apply_time: -5, ..Ack::default() }),
         Message::Ack(Ack { write: Lsn(n), flags: Some(ACK_APPLIES), ..Ack::default() }),
+        Message::Ack(Ack { flags: Some(0), delay: Some(n), ..Ack::default() }),
         Message::SnapshotData { offset: n, bytes: bytes() },
         Message::SnapshotEnd { lsn: Lsn(n), len: n, sha256: [9; 32] },
         Message::FillRequest { batch: 3, starved: 100, ids: vec![FileId(n), FileId(2)] },

@@ -167,6 +167,15 @@ fn a_delayed_follower_takes_log_at_once_and_shows_it_later() {
     follower.reload("apply_delay", "\"1h\"").expect("reload");
     fs::write(leader.data().join("a"), "22").expect("write");
     received(&leader, &follower);
+    // What it holds back on purpose is no lag for a check of the leader.
+    let check = |limit: &str| leader.ask(&["check", "--min-free-disk", "off", "--max-lag", limit]).status.code();
+    until(within(20), "the leader sees it late", || {
+        let status = leader.status()?.0;
+        let row = &status["followers"][0];
+        let late = row["delay"] == 3600.0 && row["lag"]["seconds"].as_f64() > Some(1.0);
+        if late { Ok(()) } else { Err(row.to_string()) }
+    });
+    assert_eq!(check("500ms,1s"), Some(0));
     follower.pause();
     follower.resume();
     follower.stop();

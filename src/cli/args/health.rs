@@ -32,7 +32,8 @@ pub struct Check {
     /// Give up after this time.
     #[arg(long, value_name = "SPAN", default_value = "10s")]
     pub timeout: Span,
-    /// Age of the oldest commit that is not applied; on a leader for each attached follower.
+    /// Age of the oldest commit that is not applied; on a leader for each attached follower. What a follower holds back
+    /// by its `apply_delay` is added to it, on the follower and on the leader.
     #[arg(long, value_name = "SPAN[,SPAN]", default_value = "30s,60s", value_parser = Bounds::<Span>::most)]
     pub max_lag: Bounds<Span>,
     /// Bytes of log that are not applied.
