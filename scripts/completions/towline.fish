@@ -153,7 +153,7 @@ complete -c towline -n "__fish_towline_using_subcommand check" -l state -d 'Stat
 complete -c towline -n "__fish_towline_using_subcommand check" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand check" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand check" -l timeout -d 'Give up after this time' -r
-complete -c towline -n "__fish_towline_using_subcommand check" -l max-lag -d 'Age of the oldest commit that is not applied; on a leader for each attached follower' -r
+complete -c towline -n "__fish_towline_using_subcommand check" -l max-lag -d 'Age of the oldest commit that is not applied; on a leader for each attached follower. What a follower holds back by its `apply_delay` is added to it, on the follower and on the leader' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l max-lag-bytes -d 'Bytes of log that are not applied' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l max-exact-age -d 'How long commits may wait for an exact cut' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l min-followers -d 'Fewer attached followers than this are a problem' -r

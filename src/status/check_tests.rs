@@ -110,7 +110,11 @@ fn limits_are_a_warning_first_and_critical_then() {
         (all(follower(), &cut(900)), Critical, "cut-off"),
         (with(leader(), "/followers", json!([follower_row("b", "catchup", 0, 31.0)])), Warning, "lag"),
         (all(leader(), &[("/followers/0/delay", json!(60.0)), ("/followers/0/lag", l(89.0, 0))]), Ok, ""),
-        (all(leader(), &[("/followers/0/delay", json!(60.0)), ("/followers/0/lag", l(91.0, 0))]), Warning, "lag"),
+        (
+            all(leader(), &[("/followers/0/delay", json!(60.0)), ("/followers/0/lag", l(91.0, 0))]),
+            Warning,
+            "lag",
+        ),
         (
             with(leader(), "/followers", json!([follower_row("b", "catchup", 2 << 20, 1.0)])),
             Critical,

@@ -168,7 +168,8 @@ fn a_delayed_follower_takes_log_at_once_and_shows_it_later() {
     fs::write(leader.data().join("a"), "22").expect("write");
     received(&leader, &follower);
     // What it holds back on purpose is no lag for a check of the leader.
-    let check = |limit: &str| leader.ask(&["check", "--min-free-disk", "off", "--max-lag", limit]).status.code();
+    let check =
+        |limit: &str| leader.ask(&["check", "--min-free-disk", "off", "--max-lag", limit]).status.code();
     until(within(20), "the leader sees it late", || {
         let status = leader.status()?.0;
         let row = &status["followers"][0];
