@@ -105,7 +105,7 @@ impl Engine {
         failpoint::pass("capture::before_commit")?;
         let end = self.seal(cut, time)?;
         failpoint::pass("capture::after_commit")?;
-        self.notes.found_by_scan += self.pass.scanned;
+        self.notes.found_by_scan += self.pass.found_by_scan();
         for id in std::mem::take(&mut self.pass.forced_done) {
             self.forced.remove(&id);
         }

@@ -393,7 +393,7 @@ impl Engine {
             return Ok(());
         }
         if flags & !flag::SCAN == 0 {
-            self.pass.scanned += 1;
+            self.pass.scanned.insert(at.rel.into());
         }
         if stat.kind == Kind::File {
             return self.file(at, id, stat, flags, &known);

@@ -83,8 +83,8 @@ pub(super) struct Pass {
     dirty: BTreeSet<Box<[u8]>>,
     /// Files whose forced blocks are in the journal.
     pub(super) forced_done: BTreeSet<FileId>,
-    /// Differences that only a scan showed.
-    pub(super) scanned: u64,
+    /// Paths that differed when a scan or a poll named them, before any event did.
+    pub(super) scanned: BTreeSet<Box<[u8]>>,
     /// Time spent reading contents.
     pub(super) reading: Duration,
     /// Since when events are waited for that explain names that are gone.
@@ -115,7 +115,7 @@ impl Pass {
             looked: HashMap::new(),
             dirty: BTreeSet::new(),
             forced_done: BTreeSet::new(),
-            scanned: 0,
+            scanned: BTreeSet::new(),
             reading: Duration::ZERO,
             waiting: None,
         }
@@ -127,7 +127,8 @@ impl Pass {
         self.hints = Paths::new();
         self.dirty.clear();
         self.forced_done.clear();
-        (self.scanned, self.reading, self.waiting) = (0, Duration::ZERO, None);
+        self.scanned.clear();
+        (self.reading, self.waiting) = (Duration::ZERO, None);
         (self.clones, self.loss) = (ClonedFiles::new(), None);
         self.walks.clear();
         self.with_missing = false;
@@ -150,6 +151,11 @@ impl Pass {
         self.looked.clear();
         self.left.clear();
         self.dirs.clear();
+    }
+
+    /// How many differences only a scan or a poll showed.
+    pub(super) fn found_by_scan(&self) -> u64 {
+        untold(&self.scanned, &self.hints)
     }
 
     /// The path is looked at again in the next pass, and the cut is not exact.
@@ -587,5 +593,28 @@ pub(super) fn merge(into: &mut Paths, from: Paths) {
     }
     for (path, flags) in from {
         *into.entry(path).or_default() |= flags;
+    }
+}
+
+/// How many of the paths no event told of. An event that was on its way while a poll saw its file is among the hints by
+/// the end of the pass: it came before the mark.
+fn untold(scanned: &BTreeSet<Box<[u8]>>, hints: &Paths) -> u64 {
+    let told = |path: &&Box<[u8]>| hints.get(*path).is_some_and(|f| f & !(flag::SCAN | flag::AGAIN) != 0);
+    scanned.iter().filter(|path| !told(path)).count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_poll_saw_before_its_event_came_is_not_found_by_scan() {
+        let scanned = ["early", "silent", "below"].map(|p| Box::from(p.as_bytes())).into();
+        let mut hints: Paths = [("early", flag::SCAN), ("silent", flag::SCAN | flag::AGAIN)]
+            .map(|(path, flags)| (Box::from(path.as_bytes()), flags))
+            .into();
+        assert_eq!(untold(&scanned, &hints), 3);
+        merge(&mut hints, [(Box::from(&b"early"[..]), flag::MODIFIED)].into());
+        assert_eq!(untold(&scanned, &hints), 2);
     }
 }
