@@ -8,6 +8,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::content::open_path;
 use super::engine::read;
 use super::scan::Scanner;
@@ -19,9 +21,11 @@ use crate::sys::{self, Stat};
 
 /// Read at one time.
 const PIECE: usize = 1 << 20;
-/// The scrub reads at one part in this many of the rate, and works at most one part in [`SCRUB_TIME`] of the time.
+/// The scrub reads at one part in this many of the rate, and has at most one part in [`SCRUB_TIME`] of a core.
 const SCRUB_SHARE: u64 = 32;
 const SCRUB_TIME: u32 = 4000;
+/// What it spends beyond that it waits, for the disk or for its turn; at most one part in so many of the time.
+const SCRUB_WAIT: u32 = 100;
 /// What was ordered is compared at the whole rate, and in one part in so many of the time.
 const SOON_TIME: u32 = 19;
 /// Most orders that wait; the scrub finds what is beyond.
@@ -108,6 +112,38 @@ impl Background {
     }
 }
 
+/// Time that went by on a thread, and how much of it the thread worked.
+#[derive(Clone, Copy, Debug)]
+struct Spent {
+    whole: Duration,
+    worked: Duration,
+}
+
+impl Spent {
+    /// Up to now since this instant, of both clocks.
+    fn since((began, worked): (Instant, Duration)) -> Self {
+        Self { whole: began.elapsed(), worked: thread_time().saturating_sub(worked) }
+    }
+
+    /// How long to rest for it. A machine that has other things to do may let the thread stand for long: that is not
+    /// its work, and if it were multiplied like that the scrub would never come to an end.
+    fn pause(self, bytes: u64, rate: u64, share: u32) -> Duration {
+        let by_rate = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        let by_share = (self.worked * share).max(self.whole * share.min(SCRUB_WAIT));
+        by_rate.max(by_share).saturating_sub(self.whole)
+    }
+}
+
+/// Both clocks of this thread.
+fn clocks() -> (Instant, Duration) {
+    (Instant::now(), thread_time())
+}
+
+/// How long this thread has worked.
+fn thread_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
 struct Worker {
     scanner: Scanner,
     system: SystemId,
@@ -188,10 +224,9 @@ impl Worker {
         some
     }
 
-    /// Notes that something took a while: `share` times as long is slept, and as the rate says.
-    fn owe(&mut self, took: Duration, bytes: u64, rate: u64, share: u32) {
-        let by_rate = Duration::from_secs_f64(bytes as f64 / rate as f64);
-        self.debt += by_rate.max(took * share).saturating_sub(took);
+    /// Notes that something took a while: `share` times as long as it worked is slept, and as the rate says.
+    fn owe(&mut self, took: Spent, bytes: u64, rate: u64, share: u32) {
+        self.debt += took.pause(bytes, rate, share);
     }
 
     /// Sleeps for the pauses that were saved up.
@@ -230,7 +265,7 @@ impl Worker {
             if self.stopping() {
                 return None;
             }
-            let began = Instant::now();
+            let began = clocks();
             let mut buffer = std::mem::take(&mut self.buffer);
             let got = sys::read_at(fd, &mut buffer, at);
             let result = match got {
@@ -243,7 +278,7 @@ impl Worker {
             self.buffer = buffer;
             let got = result?;
             at += got;
-            self.owe(began.elapsed(), got, rate, share);
+            self.owe(Spent::since(began), got, rate, share);
             self.pay();
             // A large file takes long; what was ordered does not wait for its end.
             self.scrub_soon();
@@ -328,9 +363,9 @@ impl Worker {
     /// Compares the content of one file with the sum of its hashes.
     fn scrub(&mut self, id: FileId, (rate, share): (u64, u32)) {
         let system = self.system;
-        let began = Instant::now();
+        let began = clocks();
         let opened = self.open(id);
-        self.owe(began.elapsed(), 0, rate, share);
+        self.owe(Spent::since(began), 0, rate, share);
         let Some((fd, stat, seen)) = opened else { return self.pay() };
         // Stores into pages that are dirty already move no stamps: those that come after the read have to.
         sys::raw::start_writing(&fd);
@@ -348,5 +383,28 @@ impl Worker {
         if differs && self.found.send(Found::Differs { id }).is_ok() {
             self.scanner.hints.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_stood_rests_for_what_it_worked() {
+        let ms = Duration::from_millis;
+        let spent = |whole, worked| Spent { whole: ms(whole), worked: ms(worked) };
+        // On a busy machine the thread stood most of the time.
+        assert_eq!(spent(20, 1).pause(0, 1, SCRUB_TIME), ms(4000 - 20));
+        // A slow disk has its rest too.
+        assert_eq!(spent(1000, 1).pause(0, 1, SCRUB_TIME), ms(100_000 - 1000));
+        assert_eq!(spent(1000, 10).pause(0, 1, SOON_TIME), ms(19_000 - 1000));
+        // The rate counts when it is slower, and a share of none is no rest.
+        assert_eq!(spent(2, 1).pause(1 << 20, 1 << 10, SCRUB_TIME), ms(1_024_000 - 2));
+        assert_eq!(spent(2, 1).pause(0, 1, 0), Duration::ZERO);
+        let began = clocks();
+        std::thread::sleep(ms(30));
+        let slept = Spent::since(began);
+        assert!(slept.whole >= ms(30) && slept.worked < slept.whole, "{slept:?}");
     }
 }
