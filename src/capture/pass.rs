@@ -599,7 +599,7 @@ pub(super) fn merge(into: &mut Paths, from: Paths) {
 /// How many of the paths no event told of. An event that was on its way while a poll saw its file is among the hints by
 /// the end of the pass: it came before the mark.
 fn untold(scanned: &BTreeSet<Box<[u8]>>, hints: &Paths) -> u64 {
-    let told = |path: &&Box<[u8]>| hints.get(*path).is_some_and(|f| f & !(flag::SCAN | flag::AGAIN) != 0);
+    let told = |path: &[u8]| hints.get(path).is_some_and(|f| f & !(flag::SCAN | flag::AGAIN) != 0);
     scanned.iter().filter(|path| !told(path)).count() as u64
 }
 
