@@ -201,6 +201,53 @@ mod tests {
         assert!(serde_json::from_str::<Request>(r#"{"command":"slot","action":"list","x":1}"#).is_err());
     }
 
+    /// More connections wait than may: none of them keeps anybody from asking for the status.
+    #[test]
+    fn waits_beyond_the_limit_do_not_hold_up_the_status() {
+        use rustix::process::{Resource, getrlimit, setrlimit};
+
+        let crowd = server::SERVICES_MAX + server::QUEUE_MAX + 16 * server::CALLERS_MAX;
+        let mut limit = getrlimit(Resource::Nofile);
+        limit.current = limit.maximum;
+        setrlimit(Resource::Nofile, limit).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let cancel = CancellationToken::new();
+        let handler: Handler = Arc::new(|request, ends| {
+            Box::pin(async move {
+                if request != Request::Status {
+                    ends.cancelled().await;
+                }
+                Ok(json!({"state": "running"}))
+            })
+        });
+        let (p, c) = (path.clone(), cancel.clone());
+        let server = rt.spawn(async move { serve(&p, handler, c).await });
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while StdStream::connect(&path).is_err() {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        let ask = |_| {
+            let mut stream = StdStream::connect(&path).unwrap();
+            stream.write_all(b"{\"command\":\"wait\"}\n").unwrap();
+            stream
+        };
+        let mut waiting: Vec<_> = (0..crowd).map(ask).collect();
+        // One after the other they would hold all places for longer than this.
+        assert_eq!(call(&path, &Request::Status, Duration::from_secs(10)).unwrap()["state"], "running");
+        // Who was turned away was told so; the first still wait.
+        let mut line = String::new();
+        BufReader::new(waiting.pop().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("as many as may"), "{line}");
+        waiting[0].set_nonblocking(true).unwrap();
+        let silent = waiting[0].read(&mut [0]).unwrap_err();
+        assert_eq!(silent.kind(), std::io::ErrorKind::WouldBlock);
+        cancel.cancel();
+        rt.block_on(server).unwrap().unwrap();
+    }
+
     #[test]
     fn a_request_gets_one_line_and_garbage_gets_an_error() {
         let dir = tempfile::tempdir().unwrap();

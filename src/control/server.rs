@@ -26,7 +26,9 @@ use crate::net::Quiet;
 pub(super) const CALLERS_MAX: usize = 32;
 /// Most services at once: connections that have asked for a wait. They have places of their own, so that they keep nobody
 /// from asking for the status. A further one takes the place of the one that has been silent for longest.
-const SERVICES_MAX: usize = 256;
+pub(super) const SERVICES_MAX: usize = 256;
+/// Most that wait for such a place, in places of their own too. A further one is told at once that there is none.
+pub(super) const QUEUE_MAX: usize = 256;
 /// How long a further service waits for such a place.
 const SERVICE_WAIT: Duration = Duration::from_secs(1);
 /// Most requests of one connection that are not answered yet; no more are read then.
@@ -149,10 +151,15 @@ impl Room {
         Self { places: Arc::new(Semaphore::new(most)), silent: Silent::default() }
     }
 
+    /// A place, if one is free.
+    fn slip_in(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.places).try_acquire_owned().ok()
+    }
+
     /// A place, perhaps that of the one that has been silent for longest.
     async fn enter(&self) -> Option<OwnedSemaphorePermit> {
         loop {
-            if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            if let Some(place) = self.slip_in() {
                 return Some(place);
             }
             let pause = self.silent.drop_longest();
@@ -168,11 +175,33 @@ impl Room {
 struct Hall {
     callers: Room,
     services: Room,
+    /// Those that are not a service yet.
+    queue: Room,
+}
+
+/// Which of the rooms.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Seated {
+    Caller,
+    Queued,
+    Service,
 }
 
 impl Hall {
     fn new() -> Self {
-        Self { callers: Room::new(CALLERS_MAX), services: Room::new(SERVICES_MAX) }
+        Self {
+            callers: Room::new(CALLERS_MAX),
+            services: Room::new(SERVICES_MAX),
+            queue: Room::new(QUEUE_MAX),
+        }
+    }
+
+    fn room(&self, seated: Seated) -> &Room {
+        match seated {
+            Seated::Caller => &self.callers,
+            Seated::Queued => &self.queue,
+            Seated::Service => &self.services,
+        }
     }
 }
 
@@ -218,8 +247,7 @@ struct Visit {
     hall: Arc<Hall>,
     /// Requests that are not answered yet.
     open: watch::Sender<usize>,
-    /// Its place, and whether that is one of a service.
-    place: Mutex<(OwnedSemaphorePermit, bool)>,
+    place: Mutex<(OwnedSemaphorePermit, Seated)>,
     /// Ends its waits.
     waits: Mutex<CancellationToken>,
 }
@@ -235,7 +263,7 @@ impl Visit {
             number,
             hall,
             open: watch::Sender::new(0),
-            place: Mutex::new((place, false)),
+            place: Mutex::new((place, Seated::Caller)),
             waits: Mutex::new(cancel.child_token()),
             cancel,
         }
@@ -256,16 +284,11 @@ impl Visit {
             tracing::debug!("control connection ended: {e}");
         }
         lock(&self.waits).cancel();
-        self.hall.callers.silent.speaks(self.number);
-        self.hall.services.silent.speaks(self.number);
-    }
-
-    fn is_service(&self) -> bool {
-        lock(&self.place).1
+        self.room().silent.speaks(self.number);
     }
 
     fn room(&self) -> &Room {
-        if self.is_service() { &self.hall.services } else { &self.hall.callers }
+        self.hall.room(lock(&self.place).1)
     }
 
     /// Returns when a caller that waits for answers has closed its connection. One that has only shut down its
@@ -353,13 +376,30 @@ impl Visit {
         }
     }
 
-    /// Leaves its place to other callers. `None`: there is no place for a further service.
+    /// Leaves its place to other callers, at once: while it waits to be a service it keeps nobody from asking for the
+    /// status. `None`: there is no place for a further service.
     async fn becomes_service(&self) -> Option<()> {
-        if self.is_service() {
+        let services = &self.hall.services;
+        let now = lock(&self.place).1;
+        let place = match now {
+            Seated::Service => return Some(()),
+            _ => services.slip_in(),
+        };
+        if let Some(place) = place {
+            *lock(&self.place) = (place, Seated::Service);
             return Some(());
         }
-        let place = tokio::time::timeout(SERVICE_WAIT, self.hall.services.enter()).await.ok().flatten()?;
-        *lock(&self.place) = (place, true);
+        if now == Seated::Caller {
+            let queue = &self.hall.queue;
+            let Some(place) = queue.slip_in() else {
+                // For the next one.
+                queue.silent.drop_longest();
+                return None;
+            };
+            *lock(&self.place) = (place, Seated::Queued);
+        }
+        let place = tokio::time::timeout(SERVICE_WAIT, services.enter()).await.ok().flatten()?;
+        *lock(&self.place) = (place, Seated::Service);
         Some(())
     }
 
