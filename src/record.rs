@@ -21,7 +21,7 @@
 //! | 8 | xattr | id u64, set u8 (0 remove, 1 set), name blob, value blob |
 //! | 9 | commit | cut u8 (0 exact, 1 file), flags u8 (bit 0: content digest is partial), time i64 ns since 1970, metadata digest u128, content digest u128, inodes u64 |
 //! | 10 | abort | nothing |
-//! | 11 | restore point | time i64 ns, name to the end of the body |
+//! | 11 | restore point | time i64 ns, name to the end of the body; the change set holds nothing else and is an exact cut |
 //! | 12 | gap | phase u8 (0 begins, 1 ends), reason u8, time i64 ns |
 //! | 13 | excludes | version u64, newline-separated patterns to the end of the body |
 //!
@@ -38,6 +38,10 @@
 
 use crate::codec::{DecodeError, Put, Reader};
 use crate::position::{Cut, FileId};
+
+mod point;
+
+pub use point::{POINT_NAME_MAX, PointName};
 
 /// The unit of change detection within a file: 16 KiB.
 pub const BLOCK: u64 = 16 << 10;

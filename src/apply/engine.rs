@@ -308,7 +308,8 @@ impl Running {
             let catalog = self.fold.read();
             (catalog.lsn(), catalog.cut(), catalog.time())
         };
-        let here = Commit { end: lsn, time: Some(time), exact: cut == Cut::Exact };
+        let point = self.intake.on_point(lsn)?;
+        let here = Commit { end: lsn, time: Some(time), exact: cut == Cut::Exact, point };
         if !self.intake.reached(here) {
             return Ok(false);
         }

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::log::{Frame, FrameReader};
+use crate::log::{self, Frame, FrameReader};
 use crate::position::{Lsn, SystemId, TimelineId};
-use crate::record::{Record, Records};
-use crate::segment::flags;
+use crate::record::{PointName, Record, Records};
+use crate::segment::{FrameHeader, flags};
 
 use super::ApplyCuts;
 use super::until::{self, Until};
@@ -26,11 +26,18 @@ pub(crate) struct Span {
     pub(crate) aborted: bool,
     /// When it was committed, if that had to be known.
     pub(crate) time: Option<i64>,
+    /// It is the restore point that is looked for.
+    pub(crate) point: bool,
 }
 
 impl Span {
     pub(crate) fn commit(&self) -> until::Commit {
-        until::Commit { end: self.end, time: self.time, exact: self.exact && !self.aborted }
+        until::Commit {
+            end: self.end,
+            time: self.time,
+            exact: self.exact && !self.aborted,
+            point: self.point,
+        }
     }
 }
 
@@ -45,6 +52,49 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) fn open(&self, from: Lsn) -> Result<FrameReader> {
         FrameReader::open(&self.dir, self.system, self.timeline, from)
+    }
+
+    /// The frame that ends at `at`, if the log still has it.
+    fn last_before(&self, at: Lsn) -> Result<Option<Frame>> {
+        let Some(start) = log::start_before(&self.dir, self.timeline, at)? else { return Ok(None) };
+        let mut reader = self.open(start)?;
+        let mut begin = start;
+        while let Some(header) = reader.next_header(at)? {
+            if header.end() >= at {
+                let frame = self.open(begin)?.next(at)?;
+                return Ok(frame.filter(|f| f.end == at));
+            }
+            begin = header.end();
+        }
+        Ok(None)
+    }
+}
+
+/// What a frame says of the change set that it ends.
+#[derive(Default)]
+struct Said {
+    time: Option<i64>,
+    /// It is the restore point of the name that was asked for.
+    point: bool,
+}
+
+impl Said {
+    fn of(frame: &Frame, point: Option<PointName>) -> Result<Self> {
+        let mut said = Self::default();
+        if frame.flags & flags::ENDS == 0 {
+            return Ok(said);
+        }
+        for record in Records::new(&frame.raw) {
+            let (_, record) = record.map_err(|e| Error::from(e).with_kind(ErrorKind::Corrupt))?;
+            match record {
+                Record::Commit(commit) => said.time = Some(commit.time),
+                Record::RestorePoint { name, .. } => {
+                    said.point |= point.is_some_and(|p| p.as_bytes() == name)
+                }
+                _ => {}
+            }
+        }
+        Ok(said)
     }
 }
 
@@ -64,6 +114,8 @@ pub(crate) struct Intake {
     now: i64,
     /// How many of `spans` end on a cut to rest on.
     rests: usize,
+    /// A position, and whether the restore point that is looked for ends there.
+    point: Option<(Lsn, bool)>,
 }
 
 /// A run of complete change sets that ends on a cut the directory may rest on.
@@ -100,6 +152,7 @@ impl Intake {
             until: Until::default(),
             now: i64::MAX,
             rests: 0,
+            point: None,
         })
     }
 
@@ -109,13 +162,15 @@ impl Intake {
 
     /// From here on so much may be applied. What was looked at already is looked at again where times are needed.
     pub(crate) fn bound(&mut self, until: Until) -> Result<()> {
-        if until.timed() && !self.until.timed() {
+        let other = until.point() != self.until.point();
+        if until.inside() && (other || !self.until.inside()) {
             let from = self.spans.front().map(|s| s.start).or(self.open);
             if let Some(from) = from {
                 self.ahead = self.source.open(from)?;
                 (self.open, self.rests) = (None, 0);
                 self.spans.clear();
             }
+            self.point = None;
         }
         self.until = until;
         Ok(())
@@ -164,7 +219,7 @@ impl Intake {
         let beyond = match self.until.stop {
             Some(super::StopAt::Lsn(target)) => self.ahead.position() > target,
             Some(super::StopAt::Time(_)) => self.spans.iter().any(|s| self.until.past(s.commit())),
-            Some(super::StopAt::Exact) | None => false,
+            Some(super::StopAt::Exact | super::StopAt::Point(_)) | None => false,
         };
         beyond && self.due().is_none()
     }
@@ -230,6 +285,7 @@ impl Intake {
     fn take(&mut self, count: usize) -> Batch {
         let spans: Vec<Span> = self.spans.drain(..count).collect();
         self.rests -= spans.iter().filter(|s| self.rest_on(s)).count();
+        self.point = spans.last().map(|s| (s.end, s.point));
         Batch { spans }
     }
 
@@ -260,29 +316,39 @@ impl Intake {
         best
     }
 
-    /// The next frame, without its records, and the time of the commit in it where that matters.
-    fn peek(&mut self, limit: Lsn) -> Result<Option<(Frame, Option<i64>)>> {
-        if !self.until.timed() {
+    /// The next frame, without its records, and what they say where that matters.
+    fn peek(&mut self, limit: Lsn) -> Result<Option<(Frame, Said)>> {
+        if !self.until.inside() {
             let header = self.ahead.next_header(limit)?;
-            return Ok(header
-                .map(|h| (Frame { start: h.start, end: h.end(), flags: h.flags, raw: Vec::new() }, None)));
+            let bare =
+                |h: FrameHeader| Frame { start: h.start, end: h.end(), flags: h.flags, raw: Vec::new() };
+            return Ok(header.map(|h| (bare(h), Said::default())));
         }
         let Some(frame) = self.ahead.next(limit)? else { return Ok(None) };
-        let mut time = None;
-        if frame.flags & flags::ENDS != 0 {
-            for record in Records::new(&frame.raw) {
-                let (_, record) = record.map_err(|e| Error::from(e).with_kind(ErrorKind::Corrupt))?;
-                if let Record::Commit(commit) = record {
-                    time = Some(commit.time);
-                }
-            }
+        let said = Said::of(&frame, self.until.point())?;
+        Ok(Some((Frame { raw: Vec::new(), ..frame }, said)))
+    }
+
+    /// Whether the restore point that is looked for ends at `at`, where the directory is. After a start that is found in
+    /// the log before.
+    pub(crate) fn on_point(&mut self, at: Lsn) -> Result<bool> {
+        let Some(name) = self.until.point() else { return Ok(false) };
+        if let Some((known, is)) = self.point
+            && known == at
+        {
+            return Ok(is);
         }
-        Ok(Some((Frame { raw: Vec::new(), ..frame }, time)))
+        let is = match self.source.last_before(at)? {
+            Some(frame) => Said::of(&frame, Some(name))?.point,
+            None => false,
+        };
+        self.point = Some((at, is));
+        Ok(is)
     }
 
     /// Takes one frame's header; false at the durable end.
     fn look(&mut self, limit: Lsn) -> Result<bool> {
-        let Some((header, time)) = self.peek(limit)? else { return Ok(false) };
+        let Some((header, said)) = self.peek(limit)? else { return Ok(false) };
         let starts = header.flags & flags::STARTS != 0;
         match self.open {
             None if starts => self.open = Some(header.start),
@@ -306,7 +372,8 @@ impl Intake {
                 end: header.end,
                 exact: header.flags & flags::EXACT != 0,
                 aborted: header.flags & flags::ABORT != 0,
-                time,
+                time: said.time,
+                point: said.point,
             };
             self.rests += usize::from(self.rest_on(&span));
             self.spans.push_back(span);
@@ -428,7 +495,7 @@ mod tests {
         let stops = |stop, cuts| {
             let mut intake = Intake::open(source.clone(), Lsn::FIRST, cuts).unwrap();
             intake.bound(Until { delay: Duration::ZERO, stop: Some(stop) }).unwrap();
-            let mut at = until::Commit { end: Lsn::FIRST, time: Some(0), exact: false };
+            let mut at = until::Commit { end: Lsn::FIRST, time: Some(0), exact: false, point: false };
             while !intake.reached(at)
                 && let Some(batch) = intake.next(end).unwrap()
             {

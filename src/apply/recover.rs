@@ -134,10 +134,10 @@ impl Running {
             }
             if from >= floor {
                 let time = Some(self.fold.read().time());
-                self.within(until, Some(Commit { end: from, time, exact: false }), certain)?;
+                self.within(until, Some(Commit { end: from, time, exact: false, point: false }), certain)?;
                 return Ok(Some(Batch::default()));
             }
-            self.within(until, Some(Commit { end: floor, time: None, exact: false }), certain)?;
+            self.within(until, Some(Commit { end: floor, time: None, exact: false, point: false }), certain)?;
             if self.stopping() {
                 return Ok(None);
             }

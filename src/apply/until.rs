@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::position::Lsn;
+use crate::record::PointName;
 
 /// Where replay stops.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,6 +20,8 @@ pub enum StopAt {
     Time(i64),
     /// On the first exact cut.
     Exact,
+    /// On the cut of this restore point.
+    Point(PointName),
 }
 
 impl fmt::Display for StopAt {
@@ -37,6 +40,7 @@ impl fmt::Display for StopAt {
                 f.write_str("Z")
             }
             Self::Exact => f.write_str("exact"),
+            Self::Point(name) => name.fmt(f),
         }
     }
 }
@@ -74,10 +78,14 @@ impl FromStr for StopAt {
         if s.contains('/') {
             return s.parse().map(Self::Lsn).map_err(|e| format!("'{s}' is no position: {e}"));
         }
+        if let Ok(name) = s.parse() {
+            return Ok(Self::Point(name));
+        }
         let wrong = || {
             format!(
-                "'{s}' is no target; write a position like 0/16B3748, a time with its zone like \
-                 2026-11-25T17:30:00Z or 2026-11-25 18:30:00+01:00, or exact"
+                "'{}' is no target; write a position like 0/16B3748, a time with its zone like \
+                 2026-11-25T17:30:00Z or 2026-11-25 18:30:00+01:00, exact, or the name of a restore point",
+                s.escape_debug()
             )
         };
         let at: toml::value::Datetime = s.parse().map_err(|_| wrong())?;
@@ -111,6 +119,8 @@ pub(crate) struct Commit {
     /// When it was committed; `None`: it was aborted, or nobody asked.
     pub(crate) time: Option<i64>,
     pub(crate) exact: bool,
+    /// It is the restore point that is looked for.
+    pub(crate) point: bool,
 }
 
 impl Until {
@@ -119,9 +129,17 @@ impl Until {
         self.stop.is_some() || !self.delay.is_zero()
     }
 
-    /// Whether the times of commits have to be known.
-    pub(crate) fn timed(&self) -> bool {
-        !self.delay.is_zero() || matches!(self.stop, Some(StopAt::Time(_)))
+    /// Whether more has to be known of commits than the headers of their frames say: times, or the restore point.
+    pub(crate) fn inside(&self) -> bool {
+        !self.delay.is_zero() || matches!(self.stop, Some(StopAt::Time(_) | StopAt::Point(_)))
+    }
+
+    /// The restore point that is looked for.
+    pub(crate) fn point(&self) -> Option<PointName> {
+        match self.stop {
+            Some(StopAt::Point(name)) => Some(name),
+            _ => None,
+        }
     }
 
     /// Whether a change set is past the target.
@@ -129,7 +147,7 @@ impl Until {
         match self.stop {
             Some(StopAt::Lsn(target)) => c.end > target,
             Some(StopAt::Time(target)) => c.time.is_some_and(|t| t > target),
-            Some(StopAt::Exact) | None => false,
+            Some(StopAt::Exact | StopAt::Point(_)) | None => false,
         }
     }
 
@@ -138,6 +156,7 @@ impl Until {
         match self.stop {
             Some(StopAt::Lsn(target)) => c.end == target,
             Some(StopAt::Exact) => c.exact,
+            Some(StopAt::Point(_)) => c.point,
             Some(StopAt::Time(_)) | None => false,
         }
     }
@@ -157,6 +176,7 @@ mod tests {
     fn targets_are_read_and_shown() {
         for (text, want, shown) in [
             ("exact", StopAt::Exact, "exact"),
+            ("v16.2", StopAt::Point("v16.2".parse().unwrap()), "v16.2"),
             ("0/16B3748", StopAt::Lsn(Lsn(0x16B_3748)), "0/016B3748"),
             ("1970-01-01T00:00:00Z", StopAt::Time(0), "1970-01-01T00:00:00Z"),
             ("2000-02-29 23:59:59.25Z", StopAt::Time(951_868_799_250_000_000), "2000-02-29T23:59:59.25Z"),
@@ -179,14 +199,17 @@ mod tests {
 
     #[test]
     fn what_is_past_and_what_ends_it() {
-        let commit = |end, time, exact| Commit { end: Lsn(end), time: Some(time), exact };
+        let commit = |end, time, exact| Commit { end: Lsn(end), time: Some(time), exact, point: false };
         let until = |stop| Until { delay: Duration::ZERO, stop };
         let lsn = until(Some(StopAt::Lsn(Lsn(10))));
         assert!(!lsn.past(commit(10, 0, false)) && lsn.past(commit(11, 0, true)));
         assert!(lsn.ends_on(commit(10, 0, false)) && !lsn.ends_on(commit(9, 0, true)));
         let time = until(Some(StopAt::Time(10)));
         assert!(!time.past(commit(1, 10, true)) && time.past(commit(1, 11, true)));
-        assert!(!time.past(Commit { end: Lsn(1), time: None, exact: false }), "an abort has no time");
+        assert!(
+            !time.past(Commit { end: Lsn(1), time: None, exact: false, point: false }),
+            "an abort has no time"
+        );
         let exact = until(Some(StopAt::Exact));
         assert!(!exact.past(commit(1, 1, true)) && exact.ends_on(commit(1, 1, true)));
         assert!(!exact.ends_on(commit(1, 1, false)));
@@ -195,6 +218,10 @@ mod tests {
             (delayed.due(Some(7)), delayed.due(None), until(None).due(Some(7))),
             (12, i64::MIN, i64::MIN)
         );
-        assert!(delayed.bounded() && delayed.timed() && !until(None).bounded() && !lsn.timed());
+        assert!(delayed.bounded() && delayed.inside() && !until(None).bounded() && !lsn.inside());
+        let point = until(Some("before".parse().unwrap()));
+        let found = Commit { point: true, ..commit(1, 1, true) };
+        assert!(point.inside() && point.ends_on(found) && !point.ends_on(commit(1, 1, true)));
+        assert!(!point.past(found) && !point.past(commit(99, 99, true)), "it may come yet");
     }
 }

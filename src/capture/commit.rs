@@ -126,7 +126,7 @@ impl Engine {
     }
 
     /// Folds, seals and appends. Whoever holds the fold's lock sees the tree before or after, never between.
-    fn seal(&mut self, cut: Cut, time: i64) -> Result<Lsn> {
+    pub(super) fn seal(&mut self, cut: Cut, time: i64) -> Result<Lsn> {
         let mut fold = lock(&self.shared.fold);
         self.pass.journal.fold(&mut fold)?;
         let commit = fold.seal(cut, time)?;

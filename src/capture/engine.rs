@@ -16,6 +16,7 @@ use super::holders::Look;
 use super::hot::Hot;
 use super::journal::Journal;
 use super::pass::{Ended, Pass, merge};
+use super::points::Points;
 use super::resting::Resting;
 use super::scan::Scanner;
 use super::upkeep::{Notes, check_identity, first_scan};
@@ -85,7 +86,8 @@ pub(super) struct Engine {
     /// Longest path below the root that the kernel takes.
     pub(super) path_max: usize,
     background: Background,
-    waiting: Vec<Reply>,
+    pub(super) waiting: Vec<Reply>,
+    pub(super) points: Points,
     /// The gap that is open.
     pub(super) gap: Option<GapReason>,
     /// Nothing was committed since the start; true within: because nobody watched before.
@@ -172,6 +174,7 @@ impl Engine {
             path_max: PATH_MAX.saturating_sub(root.path().as_os_str().len() + 2),
             background,
             waiting: Vec::new(),
+            points: Points::default(),
             gap: None,
             first: Some(!base),
             torn: None,
@@ -247,7 +250,8 @@ impl Engine {
     }
 
     fn deadline(&self) -> Instant {
-        let mut deadline = self.next_hot.min(self.next_rescan);
+        let mut deadline =
+            self.next_hot.min(self.next_rescan).min(self.points.next().unwrap_or(self.next_hot));
         if let Some(first) = self.resting.first() {
             deadline = deadline.min(first);
         }
@@ -328,7 +332,7 @@ impl Engine {
             answer = self.after_pass(ended, Repair::None, began)?;
         }
         self.answer(&answer);
-        Ok(())
+        self.write_points()
     }
 
     /// Takes note of how a pass ended; what those are told that asked for it.
@@ -337,7 +341,8 @@ impl Engine {
             Ended::Committed(_, cut) | Ended::Nothing(cut) => Some(*cut),
             Ended::Held(_) => None,
         };
-        if cut == Some(Cut::Exact) {
+        self.points.exact = cut == Some(Cut::Exact);
+        if self.points.exact {
             self.failures = 0;
             self.unstable.clear();
             self.sharpen.1 = SHARPEN_MIN;
@@ -397,6 +402,9 @@ impl Engine {
     fn answer(&mut self, answer: &Result<Lsn>) {
         for caller in self.waiting.drain(..) {
             caller(answer.clone());
+        }
+        if let Err(e) = answer {
+            self.points.fail(e);
         }
     }
 
@@ -578,6 +586,7 @@ impl Engine {
         for request in requests {
             match request {
                 Request::Barrier(reply) => self.waiting.push(reply),
+                Request::Point(asked) => self.points.push(asked),
                 Request::Mismatch(id, blocks) => self.forced.entry(id).or_default().extend(blocks),
                 Request::Learned(id, seen, hashes) => {
                     if self.unhashed_as(id, &seen) {
@@ -591,6 +600,7 @@ impl Engine {
                 Request::Reload(options) => self.reload(*options),
             }
         }
+        self.try_points();
         Ok(())
     }
 

@@ -35,6 +35,7 @@ mod holders;
 mod hot;
 mod journal;
 mod pass;
+mod points;
 mod resting;
 mod roster;
 mod scan;
@@ -49,7 +50,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -61,11 +62,13 @@ use crate::fold::Fold;
 use crate::log::Log;
 use crate::position::{FileId, Lsn};
 use crate::quiesce::Freezer;
-use crate::record::Time;
+use crate::record::{PointName, Time};
 use crate::sys::pulse::Pulse;
 use crate::sys::{Root, Stat};
 use hints::Hints;
 
+/// How much longer than was asked for a restore point may take to be answered.
+const POINT_GRACE: Duration = Duration::from_secs(30);
 /// Most requests waiting for the engine.
 const REQUESTS_MAX: usize = 1024;
 
@@ -147,6 +150,7 @@ type Reply = Box<dyn FnOnce(Result<Lsn>) + Send>;
 /// What is asked of the engine.
 enum Request {
     Barrier(Reply),
+    Point(points::Asked),
     Mismatch(FileId, Vec<u64>),
     Learned(FileId, Seen, Vec<u128>),
     Reload(Box<CaptureOptions>),
@@ -254,7 +258,7 @@ impl CaptureHandle {
         let room = match request {
             Request::Learned(..) => REQUESTS_MAX / 4,
             Request::Mismatch(..) => REQUESTS_MAX / 2,
-            Request::Barrier(_) | Request::Reload(_) => REQUESTS_MAX,
+            Request::Barrier(_) | Request::Point(_) | Request::Reload(_) => REQUESTS_MAX,
         };
         let mut requests = lock(&self.shared.requests);
         if requests.len() >= room {
@@ -293,6 +297,41 @@ impl CaptureHandle {
             return Ok(lsn);
         }
         Err(Error::new(ErrorKind::Unavailable, "the log was not fsynced in time"))
+    }
+
+    /// Names an exact cut that covers everything the directory holds at the call; the LSN of its commit, which is durable.
+    /// The error comes with whether it is certain that there is no such point.
+    pub fn restore_point(
+        &self,
+        name: PointName,
+        timeout: Duration,
+    ) -> std::result::Result<Lsn, (Error, bool)> {
+        let (tx, rx) = sync_channel(1);
+        let deadline = Instant::now() + timeout;
+        let reply: Reply = Box::new(move |lsn| {
+            // Who asked may have given up.
+            let _ = tx.try_send(lsn);
+        });
+        let unknown = |text: &str| {
+            let e = self.failure().unwrap_or_else(|| Error::new(ErrorKind::Unavailable, text));
+            (e.wrap(&format!("whether restore point '{name}' was made is not known")), false)
+        };
+        if self.shared.stop.load(Ordering::SeqCst) {
+            return Err((Error::new(ErrorKind::Unavailable, "capture has stopped; see status"), true));
+        }
+        self.ask(Request::Point(points::Asked { name, deadline, reply })).map_err(|e| (e, true))?;
+        // The engine is the one to say that time is over; it may be in the middle of a pass then.
+        let lsn = match rx.recv_timeout(timeout + POINT_GRACE) {
+            Ok(answer) => answer.map_err(|e| (e, true))?,
+            Err(_) => {
+                return Err(unknown("no capture pass ended in time; look at the capture part of status"));
+            }
+        };
+        match self.shared.log.wait_durable(lsn, POINT_GRACE) {
+            Ok(true) => Ok(lsn),
+            Ok(false) => Err(unknown("the log was not fsynced in time")),
+            Err(e) => Err((e, false)),
+        }
     }
 
     /// The LSN of a commit that covers everything the directory holds at the call; it may not be durable yet. Those who

@@ -67,6 +67,8 @@ pub enum Command {
     /// What followers still need of the log: show it, or change it by hand.
     #[command(subcommand)]
     Slot(Slot),
+    /// Name the state the leader's directory has now, as an exact cut; `restore` and `stop_at` find it by that name.
+    RestorePoint(RestorePoint),
     /// Make the follower's directory equal to its upstream's now; only what differs is moved.
     Resync(Ask),
     /// Read log segments offline.
@@ -258,8 +260,8 @@ pub struct Follower {
     /// How old a commit must be before it is shown.
     #[arg(long, value_name = "SPAN")]
     pub apply_delay: Option<Span>,
-    /// Stop replay there: a position, a time with its zone, or `exact`, the first exact cut.
-    #[arg(long, value_name = "LSN|TIME|exact")]
+    /// Stop replay there: a position, a time with its zone, `exact`, the first exact cut, or the name of a restore point.
+    #[arg(long, value_name = "LSN|TIME|exact|NAME")]
     pub stop_at: Option<String>,
     /// What to do there.
     #[arg(long, value_enum)]
@@ -315,6 +317,16 @@ pub struct Ask {
     /// Give up after this time.
     #[arg(long, value_name = "SPAN", default_value = "60s")]
     pub timeout: Span,
+}
+
+/// A name, and whom to ask.
+#[derive(Debug, Args)]
+pub struct RestorePoint {
+    /// 1 to 63 letters, digits, '.', '_' or '-', a letter first; none that was used before.
+    pub name: String,
+    /// Which daemon; the time is how long an exact cut is tried for.
+    #[command(flatten)]
+    pub ask: Ask,
 }
 
 /// Commands on an application that is frozen until followers are there.

@@ -14,6 +14,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use serde_json::Value;
@@ -25,7 +26,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::log::{dump, inspect};
 use crate::state;
 use crate::status;
-use args::{Ask, At, Cli, Command, ConfigCommand, LogCommand, SyncCommand};
+use args::{Ask, At, Cli, Command, ConfigCommand, LogCommand, RestorePoint, SyncCommand};
 
 /// Parses the command line, runs the command, prints its error, returns the exit code.
 pub fn main() -> ExitCode {
@@ -138,6 +139,7 @@ fn run(command: Command) -> Result<ExitCode> {
                 _ => "nothing was released\n".to_owned(),
             })
         }
+        Command::RestorePoint(args) => restore_point(args),
         Command::Resync(ask) => show(&ask, &Request::Resync, |v| {
             let word = v.get("resync").and_then(Value::as_str).unwrap_or("-");
             format!("resync {word}; `towline status` shows how far it is\n")
@@ -149,6 +151,20 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Generate(what) => generate::run(&what).map(|()| ExitCode::SUCCESS),
         Command::ThawGuard { args } => Ok(crate::quiesce::thaw_guard_main(&args)),
     }
+}
+
+/// How much longer than an exact cut is tried for its answer is waited for.
+const POINT_GRACE: Duration = Duration::from_secs(61);
+
+/// The daemon says when the time is over; a moment longer its answer is waited for.
+fn restore_point(args: RestorePoint) -> Result<ExitCode> {
+    let RestorePoint { name, mut ask } = args;
+    let request = Request::RestorePoint { name, timeout: Some(ask.timeout) };
+    ask.timeout.0 += POINT_GRACE;
+    show(&ask, &request, |v| {
+        let text = |k: &str| v.get(k).and_then(Value::as_str).unwrap_or("-").to_owned();
+        format!("restore point '{}' at {}\n", text("name"), text("lsn"))
+    })
 }
 
 /// Runs a node. Without a role that of the configuration counts: who has a leader follows it.

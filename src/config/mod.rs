@@ -122,7 +122,8 @@ pub struct Config {
     pub inexact: Inexact,
     /// How old a commit must be before a follower shows it; its log comes at once all the same.
     pub apply_delay: Span,
-    /// Where a follower stops replay: a position, a time with its zone, or `exact`, the first exact cut.
+    /// Where a follower stops replay: a position, a time with its zone, `exact`, the first exact cut, or the
+    /// name of a restore point.
     pub stop_at: Option<String>,
     /// What it does there: `pause` until `towline resume`, or `exit` with 0.
     pub stop_action: StopAction,

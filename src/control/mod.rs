@@ -30,6 +30,8 @@ pub(crate) const LINE_MAX: u64 = 4 << 20;
 
 /// How long a wait lasts at most when nothing else is said.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an exact cut is tried for when nothing else is said.
+pub const POINT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest time that can be asked for.
 pub const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -53,6 +55,15 @@ pub enum Request {
     Resync,
     /// Commit everything the directory holds now and say the LSN.
     Barrier,
+    /// Name an exact cut that covers everything the directory holds now.
+    #[serde(rename = "restore-point")]
+    RestorePoint {
+        /// The name.
+        name: String,
+        /// How long an exact cut is tried for; else [`POINT_TIMEOUT`].
+        #[serde(default)]
+        timeout: Option<Span>,
+    },
     /// Commit everything the directory holds now, and wait until followers have confirmed it.
     Wait(Wait),
     /// End the waits of this connection now; each is answered by what is certain then.

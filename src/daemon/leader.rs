@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::points::Points;
 use super::port::Port;
 use super::show::{cuts_part, log_part};
 use super::source::{LeaderSource, Source};
@@ -34,6 +35,7 @@ const BARRIER_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct Leader {
     capture: CaptureHandle,
     log: Log,
+    points: Arc<Points>,
 }
 
 /// Runs until the stop is asked for (`Ok`) or something fails.
@@ -66,7 +68,8 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
         )
     })
     .await?;
-    node.set_engine(Some(Engine::Leader(Leader { capture: capture.clone(), log: log.clone() })));
+    let points = Arc::new(Points::new(node.state.path()));
+    node.set_engine(Some(Engine::Leader(Leader { capture: capture.clone(), log: log.clone(), points })));
     if let Some(desk) = desk {
         desk.supply(LeaderSource(capture.clone()));
     }
@@ -220,6 +223,9 @@ impl Leader {
                         Err(Error::new(ErrorKind::Refused, text))
                     }
                 }
+            }
+            Request::RestorePoint { name, timeout } => {
+                self.points.make(&self.capture, name, timeout.map(|t| t.0))
             }
             _ => Ok(json!({"lsn": self.capture.barrier(BARRIER_MAX)?.to_string()})),
         }

@@ -26,6 +26,7 @@ mod heal;
 mod leader;
 mod options;
 mod pages;
+mod points;
 mod port;
 mod recover;
 mod resync;
@@ -458,7 +459,9 @@ fn answer(node: Arc<Node>, request: Request, cancel: CancellationToken) -> Answe
             Request::Slot(request) => slot::answer(node, request).await,
             Request::Resync => resync::asked(&node),
             Request::Confirm if is_follower(&node) => Ok(resync::confirm(&node)),
-            Request::Confirm | Request::Barrier => leader_request(&node, request).await,
+            Request::Confirm | Request::Barrier | Request::RestorePoint { .. } => {
+                leader_request(&node, request).await
+            }
         }
     })
 }

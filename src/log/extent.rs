@@ -4,12 +4,14 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::reader::open_segment;
 use super::recover::list;
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::position::{SegmentNo, TimelineId};
+use crate::position::{Lsn, SegmentNo, TimelineId};
 use crate::retention::Stored;
-use crate::segment::file_name;
+use crate::segment::{HEADER_LEN, Header, file_name};
+use crate::sys;
 
 /// The unit of a file's allocated size.
 const SECTOR: u64 = 512;
@@ -31,6 +33,26 @@ pub fn stored(dir: &Path, timeline: TimelineId) -> Result<Vec<Stored>> {
         out.push(Stored { segment, bytes, sealed });
     }
     Ok(out)
+}
+
+/// Where the first frame begins of the newest segment that has one before `at`; `None`: that log is not there (any more).
+///
+/// # Errors
+/// Why a file can't be read.
+pub fn start_before(dir: &Path, timeline: TimelineId, at: Lsn) -> Result<Option<Lsn>> {
+    let newest = Lsn(at.0.saturating_sub(1)).segment();
+    // The last frame of a segment may reach into the next one.
+    for segment in [newest, SegmentNo(newest.0.saturating_sub(1))] {
+        let Some((file, path)) = open_segment(dir, timeline, segment)? else { continue };
+        let mut head = [0; HEADER_LEN];
+        let n = sys::read_at(&file, &mut head, 0).map_err(|e| Error::io("read", &path, e))?;
+        match Header::decode(head.get(..n).unwrap_or_default()) {
+            Ok(header) if header.start < at => return Ok(Some(header.start)),
+            // One that was begun and holds nothing yet, or is damaged: whoever needs it says so.
+            _ => {}
+        }
+    }
+    Ok(None)
 }
 
 /// Removes the sealed segments of `timeline` in `dir` before `keep`, oldest first; returns how many. The newest

@@ -42,7 +42,7 @@ mod writer;
 use intake::Intake;
 use queue::{Job, Queue};
 
-pub use extent::{remove_before, stored};
+pub use extent::{remove_before, start_before, stored};
 pub use reader::{Frame, FrameReader};
 pub use stored::StoredReader;
 

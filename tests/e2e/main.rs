@@ -24,6 +24,7 @@ mod network;
 mod objects;
 mod order;
 mod pages;
+mod points;
 mod privilege;
 mod reload;
 mod resync;
