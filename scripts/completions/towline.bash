@@ -46,6 +46,9 @@ _towline() {
             towline,reload)
                 cmd="towline__subcmd__reload"
                 ;;
+            towline,restore-point)
+                cmd="towline__subcmd__restore__subcmd__point"
+                ;;
             towline,resume)
                 cmd="towline__subcmd__resume"
                 ;;
@@ -113,7 +116,7 @@ _towline() {
 
     case "${cmd}" in
         towline)
-            opts="-h -V --log-level --log-json --help --version leader follower run status check pause resume wait reload id trust sync confirm slot resync log config demo"
+            opts="-h -V --log-level --log-json --help --version leader follower run status check pause resume wait reload id trust sync confirm slot restore-point resync log config demo"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -739,6 +742,40 @@ _towline() {
             return 0
             ;;
         towline__subcmd__reload)
+            opts="-h --state --socket --config --json --timeout --log-level --log-json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --state)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-level)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        towline__subcmd__restore__subcmd__point)
             opts="-h --state --socket --config --json --timeout --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

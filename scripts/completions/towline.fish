@@ -42,6 +42,7 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "trust" -d 'Trust a 
 complete -c towline -n "__fish_towline_needs_command" -f -a "sync" -d 'Let a frozen application run although followers are missing, or end that'
 complete -c towline -n "__fish_towline_needs_command" -f -a "confirm" -d 'Let a mass delete through that the guard holds'
 complete -c towline -n "__fish_towline_needs_command" -f -a "slot" -d 'What followers still need of the log: show it, or change it by hand'
+complete -c towline -n "__fish_towline_needs_command" -f -a "restore-point" -d 'Name the state the leader\'s directory has now, as an exact cut; `restore` and `stop_at` find it by that name'
 complete -c towline -n "__fish_towline_needs_command" -f -a "resync" -d 'Make the follower\'s directory equal to its upstream\'s now; only what differs is moved'
 complete -c towline -n "__fish_towline_needs_command" -f -a "log" -d 'Read log segments offline'
 complete -c towline -n "__fish_towline_needs_command" -f -a "config" -d 'Check or show the configuration'
@@ -123,7 +124,7 @@ prefer-follower\t'A follower; the leader where none of them can be had'"
 complete -c towline -n "__fish_towline_using_subcommand follower" -l apply-cuts -d 'Cuts to apply' -r -f -a "exact\t'Only states that the leader\'s directory really had'
 file\t'Every commit: for applications whose files don\'t depend on each other'"
 complete -c towline -n "__fish_towline_using_subcommand follower" -l apply-delay -d 'How old a commit must be before it is shown' -r
-complete -c towline -n "__fish_towline_using_subcommand follower" -l stop-at -d 'Stop replay there: a position, a time with its zone, or `exact`, the first exact cut' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l stop-at -d 'Stop replay there: a position, a time with its zone, `exact`, the first exact cut, or the name of a restore point' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l stop-action -d 'What to do there' -r -f -a "pause\t'Stays there, and takes log, until it is told to go on'
 exit\t'The process ends, with exit code 0'"
 complete -c towline -n "__fish_towline_using_subcommand follower" -l scrub-interval -d 'All contents are compared with their hashes once in this time; 0s: never' -r
@@ -317,6 +318,14 @@ complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_su
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand slot; and __fish_seen_subcommand_from advance" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand restore-point" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand restore-point" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand restore-point" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand restore-point" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand restore-point" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand restore-point" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand restore-point" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand restore-point" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand resync" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand resync" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand resync" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
