@@ -42,8 +42,8 @@
 //!
 //! | floor | modules | what they own |
 //! | --- | --- | --- |
-//! | 0 words | [`position`] [`codec`] [`error`] [`failpoint`] | LSN, timeline, ids; bounded cursors and the frame of small files; the error with its class; places where tests kill |
-//! | 1 formats | [`certificate`] [`record`] [`segment`] [`wire`] | what is read of a certificate; what happened to files; bytes of a segment; messages between nodes |
+//! | 0 words | [`position`] [`codec`] [`error`] [`failpoint`] [`moment`] | LSN, timeline, ids; bounded cursors and the frame of small files; the error with its class; places where tests kill; instants as text |
+//! | 1 formats | [`certificate`] [`record`] [`segment`] [`wire`] [`manifest`] [`pack`] | what is read of a certificate; what happened to files; bytes of a segment; messages between nodes; what is in a backup; its contents as they were sent |
 //! | 2 decisions | [`catalog`] [`session`] [`quorum`] [`retention`] [`trust`] | the tree as a fold over records, its digest; who may stream from where; who has to confirm what; which log may go; which peer may ask what |
 //! | 3 seams | [`sys`] [`disk`] [`quiesce`] [`tls`] [`net`] | safe system calls beneath the root; durable writes, small notes and the lock; holding the application still; keys, certificates and whom they prove; framed connections |
 //! | 4 stores | [`log`] [`blocks`] [`fold`] [`checkpoint`] [`state`] [`slots`] | segments on disk; block hashes; catalog and blocks kept in step; catalog files; control file; what followers still need |
@@ -70,7 +70,10 @@ pub mod fill;
 pub mod fold;
 pub mod http;
 pub mod log;
+pub mod manifest;
+pub mod moment;
 pub mod net;
+pub mod pack;
 pub mod position;
 pub mod quiesce;
 pub mod quorum;

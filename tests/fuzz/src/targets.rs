@@ -6,6 +6,8 @@ use sha2::{Digest as _, Sha256};
 use towline::catalog::Catalog;
 use towline::checkpoint;
 use towline::config::{Config, Size, Span, log_filter};
+use towline::manifest::{self, Manifest};
+use towline::pack;
 use towline::position::{Cut, Lsn, SystemId};
 use towline::record::{Attrs, Record, Records};
 use towline::segment::{self, FRAME_LEN, HEADER_LEN, Item, Parser, Step, TRAILER_LEN};
@@ -21,6 +23,8 @@ pub const ALL: &[(&str, fn(&[u8]))] = &[
     ("checkpoint", checkpoints),
     ("control", controls),
     ("config", configs),
+    ("manifest", manifests),
+    ("pack", packs),
 ];
 
 /// Messages between nodes.
@@ -233,4 +237,48 @@ fn configs(data: &[u8]) {
     }
     let _ = log_filter(text);
     let _ = segment::parse_name(data);
+}
+
+/// Manifests of backups: what is accepted is written back, and read again as the same.
+fn manifests(data: &[u8]) {
+    if let Ok(sum) = manifest::seal(data) {
+        assert!(data.ends_with(format!("{sum}\"}}\n").as_bytes()), "a seal is the last line");
+    }
+    // The rules are looked at whatever the checksum.
+    let Ok(read) = Manifest::parse_unsealed(data) else { return };
+    let mut again = Vec::new();
+    let sum = read.write(&mut again).expect("what was read is written");
+    assert_eq!(manifest::seal(&again), Ok(sum));
+    assert!(Manifest::parse(&again).is_ok_and(|m| m == read), "a manifest changes when it is written again");
+}
+
+/// Packs: as they are, and with the checksums of the frames made right.
+fn packs(data: &[u8]) {
+    unpack(data);
+    let mut sound = data.to_vec();
+    let mut at = pack::HEADER_LEN;
+    let seed = crc32c::crc32c(sound.get(12..20).unwrap_or_default());
+    while let Some(stored) = number(&sound, at + 5) {
+        let Some(end) = at.checked_add(pack::FRAME_LEN + stored as usize).filter(|e| *e <= sound.len()) else {
+            break;
+        };
+        let head = crc32c::crc32c_append(seed, &sound[at..at + 9]);
+        let crc = crc32c::crc32c_append(head, &sound[at + pack::FRAME_LEN..end]);
+        sound[at + 9..at + 13].copy_from_slice(&crc.to_le_bytes());
+        at = end;
+    }
+    unpack(&sound);
+}
+
+fn unpack(bytes: &[u8]) {
+    let Ok(mut reader) = pack::Reader::new(bytes) else { return };
+    let mut again = pack::Writer::new(Vec::new(), reader.system()).expect("a vector takes everything");
+    let mut unpacker = pack::Unpacker::default();
+    while let Ok(Some(frame)) = reader.next() {
+        again.frame(frame.encoding, frame.raw_len, &frame.stored).expect("what was read is written");
+        let Ok(items) = unpacker.items(&frame) else { continue };
+        assert_eq!(items.len(), frame.raw_len as usize);
+        Items::new(items).take_while(Result::is_ok).for_each(drop);
+    }
+    assert!(bytes.starts_with(&again.into_inner()), "a frame is written back as it was read");
 }
