@@ -48,11 +48,12 @@
 //! | 3 seams | [`sys`] [`disk`] [`quiesce`] [`tls`] [`net`] | safe system calls beneath the root; durable writes, small notes and the lock; holding the application still; keys, certificates and whom they prove; framed connections |
 //! | 4 stores | [`log`] [`blocks`] [`fold`] [`checkpoint`] [`state`] [`slots`] | segments on disk; block hashes; catalog and blocks kept in step; catalog files; control file; what followers still need |
 //! | 5 engines | [`capture`] [`apply`] | directory to log; log to directory |
-//! | 6 links | [`fill`] [`sync`] [`send`] [`receive`] | the first copy; waits for confirmations; serving followers; following a leader |
+//! | 6 links | [`fill`] [`sync`] [`send`] [`receive`] [`backup`] | the first copy; waits for confirmations; serving followers; following a leader; base backups |
 //! | 7 process | [`config`] [`control`] [`http`] [`status`] [`daemon`] | the file; the control socket; pages for load balancers and Prometheus; what status shows; wiring, signals, restarts |
 //! | 8 cli | [`cli`] | commands, output, exit codes |
 
 pub mod apply;
+pub mod backup;
 pub mod blocks;
 pub mod capture;
 pub mod catalog;

@@ -305,6 +305,7 @@ impl Lag {
 mod tests {
     use super::*;
     use crate::position::NodeId;
+    use crate::wire::Purpose;
 
     const HASH: [u8; 32] = [3; 32];
 
@@ -344,6 +345,7 @@ mod tests {
             name: "f1".to_owned(),
             node: NodeId(9),
             wants: RoleWanted::Any,
+            purpose: Purpose::Follow,
         }
     }
 
@@ -407,7 +409,7 @@ mod tests {
                 same,
                 "WrongTimeline",
             ),
-            ("too new", Hello { versions: (5, 9), ..base() }, same, "Version"),
+            ("too new", Hello { versions: (6, 9), ..base() }, same, "Version"),
             ("too old", Hello { versions: (0, 0), ..base() }, same, "Version"),
             ("inverted", Hello { versions: (3, 0), ..base() }, same, "Version"),
             ("newer, but speaks ours", Hello { versions: (1, 9), ..base() }, same, "stream 3 77"),

@@ -3,7 +3,7 @@
 //! | role | what a peer with it may ask here |
 //! | --- | --- |
 //! | `follower` | log, a first copy, a resync |
-//! | `backup` | a first copy: reads of the directory |
+//! | `backup` | a backup: a copy of the directory and the log that makes it whole; it never counts as a follower |
 //! | `monitor` | status |
 //! | `admin` | everything that the roles above may |
 //! | `leader` | nothing; this node takes log, copies and resyncs from it |
@@ -32,7 +32,7 @@ pub enum Role {
     Follower,
     /// This node may follow it.
     Leader,
-    /// It may take copies.
+    /// It may take backups.
     Backup,
     /// It may ask for status.
     Monitor,
@@ -60,8 +60,8 @@ impl Role {
     #[must_use]
     pub fn may(self, ask: Ask) -> bool {
         match self {
-            Self::Follower => matches!(ask, Ask::Stream | Ask::Fill | Ask::Resync),
-            Self::Backup => ask == Ask::Fill,
+            Self::Follower => matches!(ask, Ask::Stream | Ask::Fill | Ask::Resync | Ask::Backup),
+            Self::Backup => ask == Ask::Backup,
             Self::Monitor => ask == Ask::Status,
             Self::Admin => ask != Ask::Lead,
             Self::Leader => ask == Ask::Lead,
@@ -78,6 +78,8 @@ pub enum Ask {
     Fill,
     /// Blocks that make a directory equal to this node's.
     Resync,
+    /// A backup.
+    Backup,
     /// Status.
     Status,
     /// To send this node its log.
@@ -86,13 +88,15 @@ pub enum Ask {
 
 impl Ask {
     /// Every one.
-    pub const ALL: [Self; 5] = [Self::Stream, Self::Fill, Self::Resync, Self::Status, Self::Lead];
+    pub const ALL: [Self; 6] =
+        [Self::Stream, Self::Fill, Self::Resync, Self::Backup, Self::Status, Self::Lead];
 
     fn words(self) -> &'static str {
         match self {
             Self::Stream => "to stream log",
             Self::Fill => "to take a first copy",
             Self::Resync => "to resync",
+            Self::Backup => "to take a backup",
             Self::Status => "to ask for status",
             Self::Lead => "to be followed",
         }
@@ -102,6 +106,7 @@ impl Ask {
     fn role(self) -> Role {
         match self {
             Self::Stream | Self::Fill | Self::Resync => Role::Follower,
+            Self::Backup => Role::Backup,
             Self::Status => Role::Monitor,
             Self::Lead => Role::Leader,
         }
@@ -364,12 +369,12 @@ mod tests {
 
     #[test]
     fn what_each_role_may_ask_as_a_table() {
-        use Ask::{Fill, Lead, Resync, Status, Stream};
+        use Ask::{Backup, Fill, Lead, Resync, Status, Stream};
         let table: [(Role, &[Ask]); 5] = [
-            (Role::Follower, &[Stream, Fill, Resync]),
-            (Role::Backup, &[Fill]),
+            (Role::Follower, &[Stream, Fill, Resync, Backup]),
+            (Role::Backup, &[Backup]),
             (Role::Monitor, &[Status]),
-            (Role::Admin, &[Stream, Fill, Resync, Status]),
+            (Role::Admin, &[Stream, Fill, Resync, Backup, Status]),
             (Role::Leader, &[Lead]),
         ];
         for (role, may) in table {
@@ -415,7 +420,8 @@ mod tests {
             ("unknown, long expired", key(9), &no, Some("x"), Ask::Stream, 2_000_001, "Untrusted"),
             ("of another CA", key(9), &bad, Some("n1"), Ask::Stream, 5000, "Untrusted"),
             ("of the CA", key(9), &good, Some("n1"), Ask::Stream, 5000, "follower, leader"),
-            ("of the CA, its other name", key(9), &good, Some("listed"), Ask::Fill, 5000, "backup"),
+            ("of the CA, its other name", key(9), &good, Some("listed"), Ask::Backup, 5000, "backup"),
+            ("a backup that would follow", key(9), &good, Some("listed"), Ask::Fill, 5000, "NotAllowed"),
             (
                 "of the CA, listed without the role",
                 key(9),

@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["sys", "disk", "quiesce", "tls", "net"],
     &["log", "blocks", "fold", "checkpoint", "state", "slots"],
     &["status", "capture", "apply"],
-    &["fill", "sync", "send", "receive"],
+    &["fill", "sync", "send", "receive", "backup"],
     &["config", "control", "http", "daemon"],
     &["cli"],
 ];

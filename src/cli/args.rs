@@ -11,9 +11,11 @@ use crate::session::UpstreamRole;
 use crate::tls::Mode;
 use crate::trust::Role;
 
+mod backup;
 mod health;
 mod slot;
 
+pub use backup::BaseBackup;
 pub use health::{Check, Show};
 pub use slot::Slot;
 
@@ -71,6 +73,10 @@ pub enum Command {
     RestorePoint(RestorePoint),
     /// Make the follower's directory equal to its upstream's now; only what differs is moved.
     Resync(Ask),
+    /// Take a base backup from a running node. Exit code: 0 complete, 3 complete but no exact cut, 1 failed, 64 wrong
+    /// usage.
+    #[command(name = "basebackup")]
+    BaseBackup(Box<BaseBackup>),
     /// Read log segments offline.
     #[command(subcommand)]
     Log(LogCommand),
@@ -436,19 +442,32 @@ pub struct Demo {
     pub keep: bool,
 }
 
+fn set<T: Clone>(to: &mut T, from: Option<&T>) {
+    if let Some(v) = from {
+        *to = v.clone();
+    }
+}
+
+fn set_some<T: Clone>(to: &mut Option<T>, from: &Option<T>) {
+    if from.is_some() {
+        to.clone_from(from);
+    }
+}
+
+impl Tls {
+    /// Puts these flags over the file's configuration.
+    pub fn over(&self, c: &mut Config) {
+        set(&mut c.tls, self.tls.as_ref());
+        set_some(&mut c.tls_cert, &self.tls_cert);
+        set_some(&mut c.tls_key, &self.tls_key);
+        set_some(&mut c.tls_ca, &self.tls_ca);
+        set_some(&mut c.tls_crl, &self.tls_crl);
+    }
+}
+
 impl Node {
     /// The file's configuration with these flags over it.
     pub fn over(&self, mut c: Config) -> Config {
-        fn set<T: Clone>(to: &mut T, from: Option<&T>) {
-            if let Some(v) = from {
-                *to = v.clone();
-            }
-        }
-        fn set_some<T: Clone>(to: &mut Option<T>, from: &Option<T>) {
-            if from.is_some() {
-                to.clone_from(from);
-            }
-        }
         set_some(&mut c.data, &self.data);
         set_some(&mut c.state, &self.state);
         set_some(&mut c.listen, &self.listen);
@@ -471,11 +490,7 @@ impl Node {
         set(&mut c.keep_segments, self.keep_segments.as_ref());
         set(&mut c.min_free_disk, self.min_free_disk.as_ref());
         set(&mut c.slot_idle_timeout, self.slot_idle_timeout.as_ref());
-        set(&mut c.tls, self.tls.tls.as_ref());
-        set_some(&mut c.tls_cert, &self.tls.tls_cert);
-        set_some(&mut c.tls_key, &self.tls.tls_key);
-        set_some(&mut c.tls_ca, &self.tls.tls_ca);
-        set_some(&mut c.tls_crl, &self.tls.tls_crl);
+        self.tls.over(&mut c);
         c
     }
 }

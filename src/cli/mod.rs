@@ -1,6 +1,7 @@
 //! The command line: one function per command, output as text or JSON, errors to exit codes.
 
 pub mod args;
+mod basebackup;
 mod check;
 mod demo;
 mod generate;
@@ -34,7 +35,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => return mistyped(&e),
     };
-    if let Err(e) = logging::start(cli.log_level.as_deref(), cli.log_json) {
+    // A command that works for a while says how it went; its log is for those who ask.
+    let quiet = matches!(cli.command, Command::BaseBackup(_)).then_some("warn");
+    if let Err(e) = logging::start(cli.log_level.as_deref().or(quiet), cli.log_json) {
         return unusable(&cli.command, &e);
     }
     run(cli.command).unwrap_or_else(|e| failed(&e))
@@ -55,6 +58,10 @@ fn unusable(command: &Command, e: &Error) -> ExitCode {
             failed(e);
             ExitCode::from(wait::USAGE)
         }
+        Command::BaseBackup(_) => {
+            failed(e);
+            ExitCode::from(basebackup::USAGE)
+        }
         _ => failed(e),
     }
 }
@@ -67,8 +74,10 @@ fn mistyped(e: &clap::Error) -> ExitCode {
         return check::fail(&in_short(&e.to_string()), words().any(|w| w == "--json"));
     }
     let _ = e.print();
-    if e.use_stderr() && command.as_deref() == Some("wait") {
-        return ExitCode::from(wait::USAGE);
+    match command.as_deref() {
+        Some("wait") if e.use_stderr() => return ExitCode::from(wait::USAGE),
+        Some("basebackup") if e.use_stderr() => return ExitCode::from(basebackup::USAGE),
+        _ => {}
     }
     ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
 }
@@ -144,6 +153,7 @@ fn run(command: Command) -> Result<ExitCode> {
             let word = v.get("resync").and_then(Value::as_str).unwrap_or("-");
             format!("resync {word}; `towline status` shows how far it is\n")
         }),
+        Command::BaseBackup(args) => basebackup::run(&args),
         Command::Log(log) => inspect_log(&log),
         Command::Config(ConfigCommand::Check { file }) => Config::load(&file).map(|_| ExitCode::SUCCESS),
         Command::Config(ConfigCommand::Show { file, json }) => show_config(file.as_deref(), json),

@@ -28,7 +28,7 @@ use crate::receive::{self, Progress};
 use crate::state::{Control, FillState};
 use crate::status::{Failure, Lag, Status};
 use crate::sys::{self, Root};
-use crate::wire::Code;
+use crate::wire::{Code, Purpose};
 
 /// The engines of a follower. During the first copy there are only the last two.
 #[derive(Clone)]
@@ -151,6 +151,7 @@ async fn copy(
     stop: &CancellationToken,
 ) -> Result<()> {
     let context = fill::FillContext {
+        purpose: Purpose::Follow,
         sources,
         name: node.name(),
         root,
@@ -251,6 +252,7 @@ async fn follow(
 ) -> Result<()> {
     let control = node.state.set_up()?;
     let context = receive::ReceiveContext {
+        purpose: Purpose::Follow,
         sources,
         name: node.name(),
         system: control.system,

@@ -15,13 +15,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::log::Log;
 use crate::net::{Ancestry, Upstream};
 use crate::position::{SystemId, TimelineId};
-use crate::send::{self, Card, Halt, Peers, ServeContext};
+use crate::send::{self, BackupStatus, Backups, Card, Halt, Peers, ServeContext};
 use crate::wire::Below;
 
 /// The port of a node; it is opened once.
 #[derive(Default)]
 pub(crate) struct Port {
     peers: Arc<Peers>,
+    backups: Arc<Backups>,
     open: Mutex<Option<Arc<TcpListener>>>,
     /// What answers there now.
     clerk: Mutex<Option<Clerk>>,
@@ -64,6 +65,11 @@ impl Port {
     pub(crate) fn followers(&self) -> Vec<Value> {
         let list = self.peers.survey(self.leaders_clock());
         list.iter().map(|p| serde_json::to_value(p).unwrap_or_default()).collect()
+    }
+
+    /// Every backup under way.
+    pub(crate) fn backups(&self) -> Vec<BackupStatus> {
+        self.backups.list()
     }
 
     /// The same and those behind them, as the upstream is told.
@@ -144,6 +150,7 @@ impl Port {
             peer_timeout: config.peer_timeout.0,
             max_followers: config.max_followers,
             peers: Arc::clone(&self.peers),
+            backups: Arc::clone(&self.backups),
             ancestry: lock(&self.ancestry).clone(),
             upstream: lock(&self.upstream).clone(),
             halt: desk.halt.clone(),

@@ -43,6 +43,7 @@ fn status(node: &Arc<Node>) -> Result<Status> {
         state: word.to_owned(),
         error,
         followers: node.port.followers(),
+        backups: node.port.backups().iter().map(|b| serde_json::to_value(b).unwrap_or_default()).collect(),
         tls: serde_json::to_value(node.trust.terms().status()).ok(),
         // A log that can't be looked at is what `error` is about.
         slots: slot::list(node).unwrap_or_default(),

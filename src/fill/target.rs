@@ -37,8 +37,7 @@ use crate::record::Kind;
 use crate::state::{Control, FillState, StateDir};
 use crate::sys::{self, Root};
 use crate::wire::{
-    Ack, BATCH_IDS, Code, Decision, Hello, Message, RoleWanted, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want,
-    Welcome,
+    Ack, BATCH_IDS, Code, Decision, Hello, Message, Purpose, RoleWanted, SHA256_EMPTY, Want, Welcome,
 };
 
 /// Threads that write contents.
@@ -59,6 +58,8 @@ pub(super) const SNAPSHOT: &str = "snapshot";
 
 /// What a first copy needs.
 pub struct FillContext {
+    /// What the copy is for.
+    pub purpose: Purpose,
     /// The nodes to copy from, in turn.
     pub sources: Sources,
     /// This node's name.
@@ -142,7 +143,7 @@ async fn attempt(context: &Arc<FillContext>, target: Target<'_>, token: Token) -
         return Ok(());
     }
     hello.wants = target.wants;
-    let traffic = Arc::new(Traffic::default());
+    let traffic = context.status.traffic();
     let trust = context.status.trust();
     let met = net::meet(target.address, trust, context.peer_timeout, &traffic, hello).await?;
     let Met { mut reader, writer, welcome, mut bond } = met;
@@ -174,7 +175,7 @@ async fn attempt(context: &Arc<FillContext>, target: Target<'_>, token: Token) -
 /// The hello of a node that wants it all and says nothing of what it has.
 pub(super) fn hello_of(context: &FillContext, control: &Control) -> Hello {
     Hello {
-        versions: (VERSION_MIN, VERSION_MAX),
+        versions: context.purpose.versions(),
         system: SystemId::NONE,
         timeline: control.timeline,
         flush: Lsn::ZERO,
@@ -185,6 +186,7 @@ pub(super) fn hello_of(context: &FillContext, control: &Control) -> Hello {
         name: context.name.clone(),
         node: context.status.node(),
         wants: RoleWanted::Any,
+        purpose: context.purpose,
     }
 }
 

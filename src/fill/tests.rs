@@ -8,6 +8,7 @@ use crate::record::{BLOCK, Record};
 use crate::send::{self, Peers, ServeContext};
 use crate::state::{Control, FillState, Role, StateDir};
 use crate::sys;
+use crate::wire::Purpose;
 use std::collections::HashMap;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -224,6 +225,7 @@ async fn lead(source: Arc<dyn CopySource>) -> Leader {
         peer_timeout: Duration::from_secs(2),
         max_followers: 4,
         peers: Arc::clone(&peers),
+        backups: Arc::default(),
         ancestry: Ancestry::default(),
         upstream: None,
         halt: send::Halt::default(),
@@ -257,6 +259,7 @@ impl Follower {
 
     fn context(&self, upstream: &str) -> FillContext {
         FillContext {
+            purpose: Purpose::Follow,
             sources: crate::net::Sources::one(upstream),
             name: "f".to_owned(),
             root: Arc::new(Root::open(&self.data()).unwrap()),

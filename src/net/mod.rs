@@ -8,8 +8,8 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -51,9 +51,44 @@ pub struct Traffic {
     sent: AtomicU64,
     heard: AtomicI64,
     waited: AtomicU64,
+    /// Most bytes a second to be received; 0: any.
+    rate: u64,
+    pace: Mutex<Option<Pace>>,
 }
 
+/// Since when so many bytes were received at the rate allowed.
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+    received: u64,
+}
+
+/// What was not used of the rate for longer than this is forfeited.
+const BURST: Duration = Duration::from_secs(1);
+
 impl Traffic {
+    /// At most so many bytes a second are received over the connection; 0: any.
+    #[must_use]
+    pub fn limited(rate: u64) -> Self {
+        Self { rate, ..Self::default() }
+    }
+
+    /// How long to rest before more is received.
+    fn rest(&self) -> Duration {
+        if self.rate == 0 {
+            return Duration::ZERO;
+        }
+        let (now, received) = (Instant::now(), self.bytes().0);
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let pace = pace.get_or_insert(Pace { since: now, received: 0 });
+        let span = |bytes: u64| Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+        let due = pace.since + span(received - pace.received);
+        if due + BURST < now {
+            *pace = Pace { since: now - BURST, received };
+        }
+        due.saturating_duration_since(now)
+    }
+
     /// Bytes received and sent.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
@@ -104,7 +139,14 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
         if !self.fill(&mut body, len).await? {
             return Err(broken_off());
         }
-        Ok(Some(head.message(body)?))
+        let message = head.message(body)?;
+        let rest = self.traffic.rest();
+        if !rest.is_zero() {
+            tokio::time::sleep(rest).await;
+            let waited = u64::try_from(rest.as_nanos()).unwrap_or(u64::MAX);
+            self.traffic.waited.fetch_add(waited, Ordering::Relaxed);
+        }
+        Ok(Some(message))
     }
 
     /// The first message of a connection that came in: a hello. Nothing longer than one is waited for.
@@ -299,19 +341,19 @@ pub fn one_line(words: &str) -> String {
 #[derive(Debug)]
 pub struct Quiet {
     period: Duration,
-    state: std::sync::Mutex<(Option<Instant>, u64)>,
+    state: Mutex<(Option<Instant>, u64)>,
 }
 
 impl Quiet {
     /// One line per `period`.
     #[must_use]
     pub const fn new(period: Duration) -> Self {
-        Self { period, state: std::sync::Mutex::new((None, 0)) }
+        Self { period, state: Mutex::new((None, 0)) }
     }
 
     /// Whether to write a line now, and what to end it with: how many were left out since the last one.
     pub fn line(&self) -> Option<String> {
-        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.0.is_some_and(|last| last.elapsed() < self.period) {
             state.1 += 1;
             return None;

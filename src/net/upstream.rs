@@ -1,11 +1,11 @@
 //! What a follower knows of the node it follows: state of the connection, the leader's positions, lag.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Ancestry, End, Ended, Sources, wall_clock};
+use super::{Ancestry, End, Ended, Sources, Traffic, wall_clock};
 use crate::certificate::Fingerprint;
 use crate::position::{Lsn, NodeId};
 use crate::quorum::SyncState;
@@ -105,6 +105,7 @@ pub struct Upstream {
     inner: Mutex<(UpstreamStatus, Lag)>,
     ancestry: Ancestry,
     trust: Trust,
+    rate: u64,
 }
 
 impl Default for Upstream {
@@ -124,13 +125,25 @@ impl Upstream {
             ..UpstreamStatus::default()
         };
         let inner = Mutex::new((status, Lag::default()));
-        Self { inner, ancestry: Ancestry::follower(node), trust: Trust::default() }
+        Self { inner, ancestry: Ancestry::follower(node), trust: Trust::default(), rate: 0 }
     }
 
     /// The same, whose nodes have to be trusted.
     #[must_use]
     pub fn trusting(self, trust: Trust) -> Self {
         Self { trust, ..self }
+    }
+
+    /// The same, from which at most so many bytes a second are taken; 0: any.
+    #[must_use]
+    pub fn limited(self, rate: u64) -> Self {
+        Self { rate, ..self }
+    }
+
+    /// Counts what passes over a new connection.
+    #[must_use]
+    pub fn traffic(&self) -> Arc<Traffic> {
+        Arc::new(Traffic::limited(self.rate))
     }
 
     /// By which terms an upstream is trusted.

@@ -10,7 +10,9 @@ use crate::net::{self, End, Met, Traffic};
 use crate::position::{NodeId, SegmentNo, SystemId, TimelineId};
 use crate::segment::{FILE_MAX, TRAILER_LEN, Trailer};
 use crate::tls::Trust;
-use crate::wire::{Code, Decision, Hello, Message, RoleWanted, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want};
+use crate::wire::{
+    Code, Decision, Hello, Message, Purpose, RoleWanted, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want,
+};
 
 /// A segment that takes longer is given up.
 const FETCH_MAX: Duration = Duration::from_secs(120);
@@ -59,6 +61,7 @@ async fn take(from: &Fetch, segment: SegmentNo) -> Result<Vec<u8>> {
         name: from.name.clone(),
         node: from.node,
         wants: RoleWanted::Any,
+        purpose: Purpose::Follow,
     };
     let traffic = Arc::new(Traffic::default());
     let met = net::meet(&from.upstream, &from.trust, from.peer_timeout, &traffic, hello).await;

@@ -20,16 +20,15 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::log::{Log, Tail};
 use crate::net::{
-    self, End, Ended, MessageReader, MessageWriter, Met, Retry, Sources, Target, Traffic, Upstream,
-    UpstreamState,
+    self, End, Ended, MessageReader, MessageWriter, Met, Retry, Sources, Target, Upstream, UpstreamState,
 };
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::segment;
 use crate::session;
 use crate::slots::Slots;
 use crate::wire::{
-    ACK_APPLIES, ACK_NEVER, ASKS_WRITE, Ack, Below, Body, Code, Decision, Hello, Message, SHA256_EMPTY,
-    VERSION_DELAY, VERSION_MAX, VERSION_MIN, VERSION_SLOTS, Want,
+    ACK_APPLIES, ACK_NEVER, ASKS_WRITE, Ack, Below, Body, Code, Decision, Hello, Message, Purpose,
+    SHA256_EMPTY, VERSION_DELAY, VERSION_SLOTS, Want,
 };
 
 /// Pieces of log (at most 1 MiB each) received but not yet handed to the log.
@@ -49,6 +48,8 @@ pub trait Progress: Send + Sync + 'static {
 
 /// What receiving works with.
 pub struct ReceiveContext<P> {
+    /// What the log is for.
+    pub purpose: Purpose,
     /// The nodes to follow, in turn.
     pub sources: Sources,
     /// This node's name.
@@ -107,7 +108,7 @@ async fn connection<P: Progress>(
 /// Connects and agrees on where log comes from, and on a version.
 async fn open<P: Progress>(context: &ReceiveContext<P>, target: Target<'_>) -> Ended<Met> {
     let (hello, from) = hello(context, target).await?;
-    let (flush, traffic) = (hello.flush, Arc::new(Traffic::default()));
+    let (flush, traffic) = (hello.flush, context.status.traffic());
     let trust = context.status.trust();
     let met = net::meet(target.address, trust, context.peer_timeout, &traffic, hello).await?;
     let welcome = &met.welcome;
@@ -326,7 +327,7 @@ async fn hello<P: Progress>(
     let stand = stand.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
     let (flush, from, prefix) = stand.map_err(End::Local)?;
     let hello = Hello {
-        versions: (VERSION_MIN, VERSION_MAX),
+        versions: context.purpose.versions(),
         system: context.system,
         timeline,
         flush,
@@ -337,6 +338,7 @@ async fn hello<P: Progress>(
         name: context.name.clone(),
         node: context.status.node(),
         wants: target.wants,
+        purpose: context.purpose,
     };
     Ok((hello, from))
 }

@@ -8,7 +8,7 @@ use crate::record::{Attrs, Commit, Kind, Record};
 use crate::segment::flags;
 use crate::send::{self, PeerState, Peers, ServeContext};
 use crate::sys::Root;
-use crate::wire::{Keepalive, RoleWanted, Welcome};
+use crate::wire::{Keepalive, Purpose, RoleWanted, Welcome};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, RwLock};
@@ -103,6 +103,7 @@ async fn serve(log: &Log, peers: &Arc<Peers>, cancel: &CancellationToken) -> Str
         peer_timeout: Duration::from_secs(1),
         max_followers: 2,
         peers: Arc::clone(peers),
+        backups: Arc::default(),
         ancestry: net::Ancestry::default(),
         upstream: None,
         halt: send::Halt::default(),
@@ -140,6 +141,7 @@ fn follow_as(name: &str, node: NodeId, dir: tempfile::TempDir, upstream: &str) -
     let status = Arc::new(Upstream::new(&Sources::one(upstream), node));
     let cancel = CancellationToken::new();
     let context = ReceiveContext {
+        purpose: Purpose::Follow,
         sources: Sources::one(upstream),
         name: name.to_owned(),
         system: SYSTEM,
@@ -485,6 +487,7 @@ async fn slots_are_told_to_those_that_know_what_they_are() {
             name: format!("v{}", versions.1),
             node: NodeId(7),
             wants: RoleWanted::Any,
+            purpose: Purpose::Follow,
         };
         writer.send(&Message::Hello(hello)).await.unwrap();
         let (mut keepalives, mut told) = (0, None);

@@ -1,4 +1,4 @@
-//! What a follower that was let in needs of the log is held before it is promised.
+//! What a follower, or a backup, that was let in needs of the log is held before it is promised.
 
 use std::sync::Arc;
 
@@ -6,20 +6,32 @@ use super::ServeContext;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::Tail;
 use crate::position::Lsn;
-use crate::slots::{Hold, Kind};
-use crate::wire::{Code, Decision, Hello, Want};
+use crate::slots::{Hold, Kind, Pin};
+use crate::wire::{Code, Decision, Hello, Purpose, Want};
 
-/// Holds what the follower needs by its slot, and says whether it is still there: log may have been removed since it was
+/// What holds it.
+pub(super) enum Held {
+    /// A follower's slot.
+    Slot(Hold),
+    /// A backup is connected, and needs log from here on.
+    Pin(Pin, Lsn),
+}
+
+/// Holds what is needed, and says whether it is still there: log may have been removed since it was
 /// decided. `Err` within: what is decided instead, because there is no place for another slot.
 pub(super) async fn claim(
     context: &Arc<ServeContext>,
     hello: &Hello,
     decision: &Decision,
-) -> Result<std::result::Result<(Hold, bool), Decision>> {
+) -> Result<std::result::Result<(Held, bool), Decision>> {
     let (context, hello, decision) = (Arc::clone(context), hello.clone(), decision.clone());
     let claiming = tokio::task::spawn_blocking(move || {
         let (position, kind) = needs(&context, &hello, &decision);
-        match context.slots.attach(&hello.name, position, kind) {
+        if hello.purpose == Purpose::Backup {
+            let pin = Held::Pin(context.slots.pin(position), position);
+            return is_kept(&context, &hello, &decision).map(|kept| Ok((pin, kept)));
+        }
+        match context.slots.attach(&hello.name, position, kind).map(Held::Slot) {
             Ok(hold) => is_kept(&context, &hello, &decision).map(|kept| Ok((hold, kept))),
             Err(e) => Ok(Err(Decision::Refuse { code: Code::Busy, reason: e.to_string() })),
         }

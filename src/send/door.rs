@@ -18,7 +18,7 @@ use crate::position::{SystemId, TimelineId};
 use crate::session;
 use crate::tls::Trust;
 use crate::trust::{Ask, Refusal};
-use crate::wire::{Code, Decision, Hello, Message, VERSION_ORIGIN, Want, Welcome};
+use crate::wire::{Code, Decision, Hello, Message, Purpose, VERSION_ORIGIN, Want, Welcome};
 
 /// Connections that have not said hello yet, or are being refused; each costs less than 300 KiB.
 const LOBBY: usize = 64;
@@ -136,6 +136,9 @@ pub(super) fn crowded() -> Error {
 
 /// What a hello asks for.
 pub(super) fn ask(hello: &Hello) -> Ask {
+    if hello.purpose == Purpose::Backup {
+        return Ask::Backup;
+    }
     match hello.want {
         Want::Stream | Want::Judgement => Ask::Stream,
         Want::Fill | Want::ResumeFill(_) => Ask::Fill,

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use super::ServeContext;
 use crate::net::{self, Traffic, Upstream};
-use crate::wire::{Code, Decision, Hello, RoleWanted, VERSION_JUDGEMENT, VERSION_MAX, VERSION_MIN, Want};
+use crate::wire::{
+    Code, Decision, Hello, Purpose, RoleWanted, VERSION_JUDGEMENT, VERSION_MAX, VERSION_MIN, Want,
+};
 
 /// Longest wait for the answer; the one who is ahead waits for its own meanwhile.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -42,6 +44,7 @@ async fn meet(context: &ServeContext, upstream: &Upstream, hello: &Hello) -> cra
         name: context.name.clone(),
         node: upstream.node(),
         wants: RoleWanted::Any,
+        purpose: Purpose::Follow,
         ..hello.clone()
     };
     let (traffic, at) = (Arc::new(Traffic::default()), upstream.status().address);

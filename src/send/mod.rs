@@ -5,7 +5,7 @@
 //! its own sender, which keeps one piece of log in memory.
 
 use std::borrow::Borrow;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::certificate::Fingerprint;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::fill::{self, CopySource};
 use crate::log::{Log, StoredReader, Tail};
@@ -24,11 +25,14 @@ use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::session::{self, Here, Proof};
 use crate::slots::Slots;
 use crate::tls::Trust;
-use crate::trust::Refusal;
+use crate::trust::{Refusal, Role};
 use crate::wire::{
-    ASKS_WRITE, Code, Decision, Hello, Keepalive, Message, SHA256_EMPTY, VERSION_ORIGIN, VERSION_SLOTS, Want,
+    ASKS_WRITE, Code, Decision, Hello, Keepalive, Message, Purpose, SHA256_EMPTY, VERSION_ORIGIN,
+    VERSION_SLOTS, Want,
 };
 
+mod backups;
+mod caller;
 mod claim;
 mod door;
 mod judgement;
@@ -37,9 +41,12 @@ mod peers;
 mod peers_tests;
 mod tree;
 
+use backups::BACKUPS_MAX;
+pub use backups::{BackupState, BackupStatus, Backups};
+use caller::Caller;
+use claim::Held;
 use door::Seat;
 pub use door::{Card, Halt, decline};
-use peers::Session;
 pub use peers::{FollowerStatus, PeerState, Peers, Ticket};
 pub use tree::{LagStatus, NodeBelow};
 
@@ -67,6 +74,8 @@ pub struct ServeContext {
     pub max_followers: usize,
     /// Who is connected.
     pub peers: Arc<Peers>,
+    /// Backups under way.
+    pub backups: Arc<Backups>,
     /// Where the log comes from: a leader, or what a follower learns of it.
     pub ancestry: Ancestry,
     /// The node that this one follows, if it follows one.
@@ -106,7 +115,7 @@ pub async fn serve(listener: impl Borrow<TcpListener>, context: ServeContext, ca
     let context = Arc::new(context);
     let places = Arc::new(Semaphore::new(context.max_followers));
     let token = cancel.clone();
-    let most = context.max_followers;
+    let most = context.max_followers + BACKUPS_MAX;
     door::reception(listener.borrow(), most, &cancel, move |stream, address, seat| {
         let (context, cancel, places) = (Arc::clone(&context), token.clone(), Arc::clone(&places));
         async move { attend(stream, &address.to_string(), seat, &places, &context, &cancel).await }
@@ -136,18 +145,18 @@ async fn attend(
         Ok(None) => return,
         Err(e) => return door::stranger(address, &e),
     };
-    let Guest { hello, decision, session, mut bond, place: _place } = guest;
-    let asks = door::ask(&hello);
+    let Guest { hello, decision, caller, mut bond, place: _place } = guest;
+    let (asks, replaced) = (door::ask(&hello), caller.replaced());
     let result = tokio::select! {
         () = cancel.cancelled() => {
             let (code, reason) = context.ending();
             Err(Leave::Said(code, reason.to_owned()))
         }
-        () = session.cancel.cancelled() => {
+        () = replaced.cancelled() => {
             Err(Leave::Said(Code::Replaced, "another connection of the same node came".to_owned()))
         }
         refusal = bond.revoked(&hello.name, asks) => Err(Leave::Said(refusal.code, refusal.reason)),
-        result = link.follow(context, &session, &hello, &decision) => result,
+        result = link.follow(context, &caller, &hello, &decision) => result,
     };
     let name = &hello.name;
     let reason = match result {
@@ -161,8 +170,8 @@ async fn attend(
             e.to_string()
         }
     };
-    tracing::info!("follower '{name}' at {address} left: {}", net::one_line(&reason));
-    session.update(|s| s.reason = Some(reason));
+    tracing::info!("{} '{name}' at {address} left: {}", caller.word(), net::one_line(&reason));
+    caller.left(reason);
 }
 
 fn leave_code(e: &Error) -> Code {
@@ -189,13 +198,14 @@ impl<E: Into<Error>> From<E> for Leave {
 
 type Place = tokio::sync::OwnedSemaphorePermit;
 
-/// A follower that was let in.
+/// A follower or a backup that was let in.
 struct Guest {
     hello: Hello,
     decision: Decision,
-    session: Session,
+    caller: Caller,
     bond: Bond,
-    place: Place,
+    /// A backup needs none of a follower's.
+    place: Option<Place>,
 }
 
 struct Link<R, W> {
@@ -217,33 +227,23 @@ async fn greet(
     let ((mut reader, mut writer), bond) =
         net::answer(stream, &context.trust, context.peer_timeout, &traffic).await?;
     let hello = door::hello(&mut reader, &mut writer).await?;
-    let mut session = None;
-    let mut place = None;
+    let (mut caller, mut place) = (None, None);
     let decision = match bond.judge(Some(&hello.name), door::ask(&hello)) {
         Err(Refusal { code, reason }) => Decision::Refuse { code, reason },
+        Ok(_) if hello.want == Want::Judgement => decision(context, &hello).await?,
         Ok(roles) => {
-            let only_asks = hello.want == Want::Judgement;
-            place = if only_asks { None } else { Arc::clone(places).try_acquire_owned().ok() };
-            let mut decision = if only_asks {
-                decision(context, &hello).await?
-            } else if place.is_some() {
-                // From here on it counts as a follower.
+            let backup = hello.purpose == Purpose::Backup;
+            place = if backup { None } else { Arc::clone(places).try_acquire_owned().ok() };
+            if backup || place.is_some() {
+                // From here on it counts as a follower, or a backup.
                 drop(seat);
-                decision(context, &hello).await?
+                let decided;
+                (caller, decided) = admit(context, &hello, (address, &traffic), bond.shown(roles)).await?;
+                decided
             } else {
                 let reason = format!("{} followers are connected, as many as allowed", context.max_followers);
                 Decision::Refuse { code: Code::Busy, reason }
-            };
-            if !only_asks && !matches!(decision, Decision::Refuse { .. } | Decision::Resync { .. }) {
-                match context.peers.join(&hello.name, hello.node, address, &traffic) {
-                    Ok(joined) => {
-                        joined.update(|s| (s.tls, s.fingerprint, s.roles) = bond.shown(roles));
-                        (session, decision) = held(context, &hello, joined, decision).await?;
-                    }
-                    Err(reason) => decision = Decision::Refuse { code: Code::Name, reason },
-                }
             }
-            decision
         }
     };
     let welcome = context.card().welcome(&hello, decision.clone());
@@ -251,9 +251,38 @@ async fn greet(
     if hello.want != Want::Judgement {
         door::refused(&hello, address, &decision);
     }
-    let guest = session.zip(place);
-    let guest = guest.map(|(session, place)| Guest { hello, decision, session, bond, place });
+    let guest = caller.map(|caller| Guest { hello, decision, caller, bond, place });
     Ok(guest.map(|guest| (Link { reader, writer }, guest)))
+}
+
+/// Decides, and holds the log that is promised. Without a caller: it is refused.
+async fn admit(
+    context: &Arc<ServeContext>,
+    hello: &Hello,
+    (address, traffic): (&str, &Arc<Traffic>),
+    shown: (bool, Option<Fingerprint>, Vec<Role>),
+) -> Result<(Option<Caller>, Decision)> {
+    let decision = decision(context, hello).await?;
+    if matches!(decision, Decision::Refuse { .. } | Decision::Resync { .. }) {
+        return Ok((None, decision));
+    }
+    let caller = match hello.purpose {
+        Purpose::Follow => context.peers.join(&hello.name, hello.node, address, traffic).map(|joined| {
+            joined.update(|s| (s.tls, s.fingerprint, s.roles) = shown);
+            Caller::Follower(joined)
+        }),
+        Purpose::Backup => {
+            let visit = context.backups.join(&hello.name, address, traffic, shown).map(Caller::Backup);
+            match visit {
+                Err(reason) => return Ok((None, Decision::Refuse { code: Code::Busy, reason })),
+                visit => visit,
+            }
+        }
+    };
+    match caller {
+        Ok(caller) => held(context, hello, caller, decision).await,
+        Err(reason) => Ok((None, Decision::Refuse { code: Code::Name, reason })),
+    }
 }
 
 impl<R, W> Link<R, W>
@@ -264,19 +293,15 @@ where
     async fn follow(
         &mut self,
         context: &Arc<ServeContext>,
-        session: &Session,
+        caller: &Caller,
         hello: &Hello,
         decision: &Decision,
     ) -> std::result::Result<(), Leave> {
         let version = session::common_version(hello.versions).unwrap_or_default();
         let Decision::StreamFrom { segment, offset } = decision else {
-            session.state(PeerState::Filling);
-            let progress = |files, bytes| {
-                session.update(|s| {
-                    s.filled_files += files;
-                    s.filled_bytes += bytes;
-                });
-            };
+            let source = Arc::clone(&context.source);
+            caller.copying(|look| look(&source.catalog().read().unwrap_or_else(PoisonError::into_inner)));
+            let progress = |files, bytes| caller.copied(files, bytes);
             let serving = fill::Serving {
                 source: Arc::clone(&context.source),
                 log: context.log.clone(),
@@ -291,25 +316,30 @@ where
                 }
             };
         };
-        session.state(PeerState::Catchup);
+        caller.catching_up();
         let Self { reader, writer } = self;
         tokio::select! {
-            heard = hear(reader, session) => heard.map_err(Leave::Failed),
-            sent = stream(writer, context, session, (*segment, *offset), version) => sent,
+            heard = hear(reader, caller) => heard.map_err(Leave::Failed),
+            sent = stream(writer, context, caller, (*segment, *offset), version) => sent,
         }
     }
 }
 
-/// Holds the log that was promised. Without a session: it can't be held, or is gone, and what is decided instead.
+/// Holds the log that was promised. Without a caller: it can't be held, or is gone, and what is decided instead.
 async fn held(
     context: &Arc<ServeContext>,
     hello: &Hello,
-    mut session: Session,
+    mut caller: Caller,
     mut decided: Decision,
-) -> Result<(Option<Session>, Decision)> {
+) -> Result<(Option<Caller>, Decision)> {
     let kept = match claim::claim(context, hello, &decided).await? {
         Ok((hold, kept)) => {
-            session.hold = Some(hold);
+            match (&mut caller, hold) {
+                (Caller::Follower(session), Held::Slot(hold)) => session.hold = Some(hold),
+                (Caller::Backup(visit), Held::Pin(pin, position)) => visit.hold(pin, position),
+                // What holds follows from the purpose, as the caller does.
+                _ => {}
+            }
             kept
         }
         Err(refusal) => return Ok((None, refusal)),
@@ -318,7 +348,7 @@ async fn held(
         decided = decision(context, hello).await?;
     }
     let stays = !matches!(decided, Decision::Refuse { .. } | Decision::Resync { .. });
-    Ok((stays.then_some(session), decided))
+    Ok((stays.then_some(caller), decided))
 }
 
 async fn decision(context: &Arc<ServeContext>, hello: &Hello) -> Result<Decision> {
@@ -401,11 +431,11 @@ fn keepalive(context: &ServeContext, tail: &Tail, version: u16, asks: u8) -> Kee
 }
 
 /// Takes acknowledgements until the follower leaves.
-async fn hear<R: AsyncRead + Unpin>(reader: &mut MessageReader<R>, session: &Session) -> Result<()> {
+async fn hear<R: AsyncRead + Unpin>(reader: &mut MessageReader<R>, caller: &Caller) -> Result<()> {
     loop {
         match reader.next().await? {
-            Some(Message::Ack(ack)) => session.ack(&ack),
-            Some(Message::Below(nodes)) => session.told(nodes),
+            Some(Message::Ack(ack)) => caller.ack(&ack),
+            Some(Message::Below(nodes)) => caller.told(nodes),
             Some(Message::Goodbye { reason, .. }) => {
                 tracing::debug!("goodbye: {}", net::one_line(&reason));
                 return Ok(());
@@ -420,11 +450,11 @@ async fn hear<R: AsyncRead + Unpin>(reader: &mut MessageReader<R>, session: &Ses
 async fn stream<W: AsyncWrite + Unpin>(
     writer: &mut MessageWriter<W>,
     context: &ServeContext,
-    session: &Session,
+    caller: &Caller,
     (segment, offset): (SegmentNo, u64),
     version: u16,
 ) -> std::result::Result<(), Leave> {
-    let mut slots = (version >= VERSION_SLOTS).then_some(None);
+    let mut slots = (version >= VERSION_SLOTS && caller.knows_slots()).then_some(None);
     let mut tail_of = context.log.subscribe();
     let half = context.peer_timeout / 2;
     let mut pieces = Pieces { reader: None, segment, offset };
@@ -439,7 +469,7 @@ async fn stream<W: AsyncWrite + Unpin>(
             if last.is_none_or(|t| t.elapsed() >= half) || new_wish {
                 let hasty = if *hasty_of.borrow_and_update() { ASKS_WRITE } else { 0 };
                 force_of.mark_unchanged();
-                let asks = hasty | context.peers.standing(session.name());
+                let asks = hasty | caller.standing(&context.peers);
                 writer.send(&Message::Keepalive(keepalive(context, &tail, version, asks))).await?;
                 if let Some(last) = &mut slots {
                     tell_slots(writer, context, last).await?;
@@ -448,12 +478,9 @@ async fn stream<W: AsyncWrite + Unpin>(
             }
             let Some((segment, offset, bytes)) = pieces.next(context, &tail).await? else { break };
             writer.send(&Message::Log { segment, offset, bytes: bytes.into() }).await?;
-            session.update(|s| s.sent = s.sent.max(segment.start()));
+            caller.sent(segment.start(), false);
         }
-        session.update(|s| {
-            s.sent = s.sent.max(tail.end);
-            s.state = PeerState::Streaming;
-        });
+        caller.sent(tail.end, true);
         let due = last.map_or_else(Instant::now, |t| t + half);
         tokio::select! {
             changed = tail_of.changed() => {

@@ -27,6 +27,9 @@ use crate::wire::{Below, SLOTS_MAX, SlotAt};
 use crate::{failpoint, log};
 
 mod file;
+mod pins;
+
+pub use pins::Pin;
 
 /// Positions that moved are written so often at most, as long as no log goes because of them.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
@@ -189,6 +192,8 @@ pub struct Slots {
     gate: Mutex<()>,
     /// A slot has left a segment behind.
     moved: Notify,
+    /// What backups need. Taken after the gate, never together with `inner`.
+    pins: Mutex<pins::Pins>,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -203,7 +208,13 @@ impl Slots {
     /// [`ErrorKind::Corrupt`] when the file is damaged, naming the remedy.
     pub fn open(dir: &Path) -> Result<Self> {
         let inner = Inner { slots: file::load(dir, wall_clock())?, ..Inner::default() };
-        Ok(Self { dir: dir.to_owned(), inner: Mutex::new(inner), gate: Mutex::new(()), moved: Notify::new() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            inner: Mutex::new(inner),
+            gate: Mutex::new(()),
+            moved: Notify::new(),
+            pins: Mutex::default(),
+        })
     }
 
     /// A follower connects: log from `position` on is held for as long as the hold lives, and after that within
@@ -415,6 +426,7 @@ impl Slots {
 
     fn plan(&self, ground: &Ground) -> Result<(Vec<String>, Picture, Plan)> {
         let stored = log::stored(&ground.log, ground.timeline)?;
+        let pinned = lock(&self.pins).least(Instant::now());
         let newest = stored.last().map_or(Lsn::ZERO, |s| s.segment.start());
         let (names, slots) = {
             let inner = lock(&self.inner);
@@ -424,7 +436,7 @@ impl Slots {
             slots,
             log: stored,
             end: ground.end.max(newest),
-            own: ground.own,
+            own: pinned.map_or(ground.own, |p| p.min(ground.own)),
             free: ground.free,
             full: ground.full,
             now: wall_clock(),

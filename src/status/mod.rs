@@ -138,6 +138,15 @@
 //! | `followers[].lag.bytes` | bytes of log that its directory does not show |
 //! | `followers[].lag.seconds` | age of the oldest commit that its directory does not show, by the leader's clock; 0 when there is none |
 //! | `followers[].followers` | the nodes that follow it, as it tells every half `peer_timeout`: `name`, `state`, positions, `heard`, `lag`, `followers` |
+//! | `backups` | the backups that are taken here now; they are no followers |
+//! | `backups[].name`, `backups[].address` | who takes it, and from where |
+//! | `backups[].state` | `connecting`, `copying`, `log`: it takes the log that makes its copy whole |
+//! | `backups[].files`, `backups[].bytes` | files and bytes of content sent over this connection |
+//! | `backups[].files_total`, `backups[].bytes_total` | how many there were when it began; 0 while it takes log |
+//! | `backups[].position` | log is held for it from here on |
+//! | `backups[].connected`, `backups[].heard` | when it came, and when it was last heard |
+//! | `backups[].bytes_sent` | over this connection |
+//! | `backups[].tls`, `backups[].fingerprint`, `backups[].roles` | as of followers |
 //! | `slots` | what is remembered of each follower that was ever here, and what log it holds |
 //! | `slots[].name` | the follower |
 //! | `slots[].kind` | `follower`; `copy`: a first copy or a resync is not complete; `manual`: made by hand, and not used yet |

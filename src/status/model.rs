@@ -28,6 +28,7 @@ pub struct Status {
     pub upstream: Option<Value>,
     pub resync: Option<Value>,
     pub followers: Vec<Value>,
+    pub backups: Vec<Value>,
     pub slots: Vec<SlotStatus>,
     pub lag: Option<Lag>,
     pub sync: Option<SyncPart>,

@@ -37,6 +37,7 @@ pub fn render_with(v: &Value, rates: Option<&Rates>) -> String {
     }
     page.row("guarantee", v.text("/guarantee"));
     cascade(v, rates, &mut page);
+    backups(v, &mut page);
     let slots = render_slots(v.0);
     if !slots.is_empty() {
         page.0.push('\n');
@@ -309,6 +310,32 @@ fn cascade(v: View<'_>, rates: Option<&Rates>, page: &mut Page) {
     }
     for follower in v.list("/followers") {
         branch(follower, "", rates, &mut rows);
+    }
+    if rows.len() > 1 {
+        page.0.push('\n');
+        page.0 += &table(&rows, 2);
+    }
+}
+
+/// The backups under way.
+fn backups(v: View<'_>, page: &mut Page) {
+    let head = ["BACKUP", "FROM", "STATE", "FILES", "OF", "LOG", "AGE", "BYTES", "OF"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for b in v.list("/backups") {
+        let cell = |key: &str| plain(or_dash(b.text(key)));
+        let total = |key: &str| if b.count(key) > 0 { b.count(key).to_string() } else { "-".to_owned() };
+        let age = b.time("/connected").zip(v.time("/now")).map(|(then, now)| seconds_between(then, now));
+        rows.push(vec![
+            cell("/name"),
+            cell("/address"),
+            cell("/state"),
+            b.count("/files").to_string(),
+            total("/files_total"),
+            cell("/position"),
+            age.unwrap_or_else(|| "-".to_owned()),
+            bytes(b.count("/bytes")),
+            if b.count("/bytes_total") > 0 { bytes(b.count("/bytes_total")) } else { "-".to_owned() },
+        ]);
     }
     if rows.len() > 1 {
         page.0.push('\n');

@@ -339,7 +339,9 @@ fn say(terms: &Terms) {
     if terms.settings.mode == Mode::Off && (terms.named || terms.authority.is_some()) {
         tracing::warn!("tls is off: peers and CAs mean nothing, and whoever reaches the port is served");
     }
-    if let Some(warning) = terms.status().warning {
+    // A command without a place for a key says so where one is needed.
+    let keyed = terms.settings.state.is_some() || terms.settings.own.is_some();
+    if let Some(warning) = terms.status().warning.filter(|_| keyed) {
         tracing::warn!("{warning}");
     }
 }

@@ -1,6 +1,8 @@
 //! Who the two sides are and what is agreed between them: hello, welcome, reasons.
 
-use super::{HELLO_MAX, Lineage, MAGIC, NAME_MAX, REASON_MAX, VERSION_SLOTS};
+use super::{
+    HELLO_MAX, Lineage, MAGIC, NAME_MAX, REASON_MAX, VERSION_BACKUP, VERSION_MAX, VERSION_MIN, VERSION_SLOTS,
+};
 use crate::codec::{DecodeError, Put, Reader};
 use crate::position::{Lsn, NodeId, SegmentNo, SystemId, TimelineId};
 
@@ -41,6 +43,36 @@ impl RoleWanted {
     }
 }
 
+/// What a receiver does with what it is sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum Purpose {
+    /// It follows the sender.
+    #[default]
+    Follow = 0,
+    /// It takes a backup: it has no slot, and is no follower.
+    Backup = 1,
+}
+
+impl Purpose {
+    fn from_u8(v: u8) -> Result<Self, DecodeError> {
+        match v {
+            0 => Ok(Self::Follow),
+            1 => Ok(Self::Backup),
+            v => Err(DecodeError::Invalid { what: "purpose", value: u64::from(v) }),
+        }
+    }
+
+    /// The versions to offer for it: a sender that does not know backups would take one for a follower.
+    #[must_use]
+    pub fn versions(self) -> (u16, u16) {
+        match self {
+            Self::Follow => (VERSION_MIN, VERSION_MAX),
+            Self::Backup => (VERSION_BACKUP, VERSION_MAX),
+        }
+    }
+}
+
 /// Who a receiver is and where it stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hello {
@@ -66,6 +98,8 @@ pub struct Hello {
     pub node: NodeId,
     /// What it asks the sender to be; older versions ask for nothing.
     pub wants: RoleWanted,
+    /// What for; older versions follow.
+    pub purpose: Purpose,
 }
 
 /// What a sender does for a receiver.
@@ -224,7 +258,7 @@ pub(super) fn put_hello(h: &Hello, out: &mut Vec<u8>) {
     out.put_u16(h.versions.0);
     out.put_u16(h.versions.1);
     let name = clip(&h.name, NAME_MAX);
-    out.put_u32(90 + u32::try_from(name.len()).unwrap_or(0));
+    out.put_u32(91 + u32::try_from(name.len()).unwrap_or(0));
     out.put_u64(h.system.0);
     out.put_u32(h.timeline.0);
     out.put_u64(h.flush.0);
@@ -242,6 +276,7 @@ pub(super) fn put_hello(h: &Hello, out: &mut Vec<u8>) {
     out.put_blob(name);
     out.put_u64(h.node.0);
     out.put_u8(h.wants as u8);
+    out.put_u8(h.purpose as u8);
 }
 
 pub(super) fn put_welcome(w: &Welcome, out: &mut Vec<u8>) {
@@ -297,7 +332,8 @@ pub(super) fn take_hello(body: &[u8]) -> Result<Hello, DecodeError> {
     let node = if r.rest().is_empty() { NodeId::NONE } else { NodeId(r.u64("node id")?) };
     let wants =
         if r.rest().is_empty() { RoleWanted::Any } else { RoleWanted::from_u8(r.u8("role wanted")?)? };
-    Ok(Hello { versions, system, timeline, flush, segment, offset, prefix, want, name, node, wants })
+    let purpose = if r.rest().is_empty() { Purpose::Follow } else { Purpose::from_u8(r.u8("purpose")?)? };
+    Ok(Hello { versions, system, timeline, flush, segment, offset, prefix, want, name, node, wants, purpose })
 }
 
 pub(super) fn take_welcome(r: &mut Reader<'_>) -> Result<Welcome, DecodeError> {

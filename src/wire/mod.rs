@@ -52,6 +52,8 @@
 //! | 85 | 8 | LSN of the snapshot to resume, or 0 |
 //! | 93 | 4+n | name, at most [`NAME_MAX`] bytes |
 //! | 97+n | 8 | node id; not there in hellos of programs that speak version 1 only |
+//! | 105+n | 1 | role wanted of the sender: 0 any, 1 leader, 2 follower; may not be there |
+//! | 106+n | 1 | purpose: 0 to follow, 1 a backup, which speaks version 5 at least; may not be there |
 //!
 //! A lineage is the nodes that the sender's log comes through: count u8, at most [`LINEAGE_MAX`], count x node id u64,
 //! the sender first.
@@ -78,7 +80,7 @@ mod ranges;
 mod slots;
 
 pub use below::{BELOW_MAX, Below};
-pub use hello::{Code, Decision, Hello, RoleWanted, Want, Welcome};
+pub use hello::{Code, Decision, Hello, Purpose, RoleWanted, Want, Welcome};
 use hello::{clip, put_hello, put_welcome, take_hello, take_welcome, text};
 pub use items::{ITEM_HEAD, Item, Items, Outcome, put_item_end, put_item_head, put_item_hole};
 use lineage::LINEAGE_BYTES;
@@ -91,7 +93,7 @@ pub use slots::{SLOTS_MAX, SlotAt};
 /// The lowest protocol version this program speaks.
 pub const VERSION_MIN: u16 = 1;
 /// The highest protocol version this program speaks.
-pub const VERSION_MAX: u16 = 4;
+pub const VERSION_MAX: u16 = 5;
 /// From this version on, welcome and keepalive tell where the sender's log comes from.
 pub const VERSION_ORIGIN: u16 = 2;
 /// From this version on, acks say what counts, slots are told downstream, and a directory can be resynced.
@@ -100,6 +102,8 @@ pub const VERSION_SLOTS: u16 = 3;
 pub const VERSION_JUDGEMENT: u16 = 4;
 /// From this version on, acks say how long the receiver holds back what it shows.
 pub const VERSION_DELAY: u16 = 4;
+/// From this version on, a receiver can say that it takes a backup.
+pub const VERSION_BACKUP: u16 = 5;
 /// Bit of an ack's flags: what is applied counts. Not set by a receiver whose directory rests: paused, stopped at a
 /// target, refused, or one that only receives.
 pub const ACK_APPLIES: u8 = 1;

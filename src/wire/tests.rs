@@ -15,6 +15,7 @@ fn hello() -> Hello {
         name: "follower-1".to_owned(),
         node: NodeId(0x0102_0304_0506_0708),
         wants: RoleWanted::Leader,
+        purpose: Purpose::Backup,
     }
 }
 
@@ -182,11 +183,11 @@ fn lengths_are_bounded_by_kind_before_anything_is_read() {
 #[test]
 fn the_hello_never_changes_its_first_bytes() {
     let bytes = Message::Hello(hello()).encode();
-    assert_eq!(&bytes[..5], &[116, 0, 0, 0, 1]);
-    assert_eq!(&bytes[8..24], b"towline\0\x01\x00\x03\x00\x64\x00\x00\x00");
+    assert_eq!(&bytes[..5], &[117, 0, 0, 0, 1]);
+    assert_eq!(&bytes[8..24], b"towline\0\x01\x00\x03\x00\x65\x00\x00\x00");
     // What version 1 knows is where it was; it passes over what follows.
     assert_eq!(&bytes[24..115], &HELLO_V1[24..115]);
-    assert_eq!(&bytes[115..124], &[8, 7, 6, 5, 4, 3, 2, 1, 1]);
+    assert_eq!(&bytes[115..125], &[8, 7, 6, 5, 4, 3, 2, 1, 1, 1]);
 }
 
 /// The hello of [`hello`] as programs wrote it that spoke version 1 only.
@@ -196,7 +197,15 @@ const HELLO_V1: &[u8] = include_bytes!("../../tests/fixtures/v1/hello");
 fn messages_of_version_1_are_read() {
     let (back, taken) = Message::decode(HELLO_V1).unwrap();
     assert_eq!(taken, HELLO_V1.len());
-    assert!(same(&back, &Message::Hello(Hello { node: NodeId::NONE, wants: RoleWanted::Any, ..hello() })));
+    assert!(same(
+        &back,
+        &Message::Hello(Hello {
+            node: NodeId::NONE,
+            wants: RoleWanted::Any,
+            purpose: Purpose::Follow,
+            ..hello()
+        })
+    ));
     for bytes in [
         &include_bytes!("../../tests/fixtures/v1/welcome")[..],
         include_bytes!("../../tests/fixtures/v1/keepalive"),

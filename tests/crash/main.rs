@@ -7,6 +7,7 @@
 mod support;
 
 mod acks;
+mod backup;
 mod faults;
 mod kills;
 mod notes;

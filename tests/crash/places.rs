@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::backup;
 use crate::notes;
 use crate::trust;
 
@@ -16,6 +17,8 @@ pub(crate) enum Place {
     Resync,
     /// Whoever writes or removes one of the small notes of a state directory.
     Note,
+    /// Who makes a base backup.
+    Backup,
     /// A command, or the daemon, that changes keys or peers.
     Trust,
     /// The leader while it holds the application still; the end-to-end suite kills it there.
@@ -32,6 +35,7 @@ pub(crate) fn place(point: &str) -> Option<Place> {
     match module {
         _ if towline::failpoint::OF_A_HOLD.contains(&point) => Some(Place::Frozen),
         "tls" => trust::POINTS.contains(&point).then_some(Place::Trust),
+        "backup" => backup::POINTS.contains(&point).then_some(Place::Backup),
         "fill" => Some(Place::Fill),
         "resync" => Some(Place::Resync),
         "capture" => work(true, false),

@@ -8,6 +8,7 @@
 mod support;
 
 mod apps;
+mod basebackup;
 mod basic;
 mod cascade;
 mod check;

@@ -1,0 +1,94 @@
+//! Base backups: a first copy that is kept. This side takes one from a leader or a follower, with the modules by which a
+//! follower gets its own: [`fill`](crate::fill), [`receive`](crate::receive), [`apply`](crate::apply).
+//!
+//! ```text
+//!    connect as a backup ---> contents by the catalog as of start ---> log up to an exact cut at or after the barrier
+//!                                                                          |
+//!                                        form tree: replayed into data/ <--+--> forms tar and packs: kept beside them
+//! ```
+//!
+//! To the node that is read this is no follower: it has no slot, counts for nobody, and is gone when its connection is. What a
+//! backup consists of stands in [`manifest`](crate::manifest). The manifest is written last, by rename, after
+//! everything it names is durable: whenever the making breaks off, by an error, a signal or a power cut, there is none.
+//!
+//! Until then all that is not part of the backup is in one hidden directory, [`WORK`], a follower's state directory.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::net::{Sources, Upstream};
+use crate::position::{Lsn, NodeId};
+use crate::tls::Trust;
+
+mod hashes;
+mod place;
+mod progress;
+mod replay;
+mod source;
+mod sums;
+mod tree;
+
+pub use hashes::HashWriter;
+pub use place::WORK;
+pub use progress::{Phase, Progress, View};
+pub use tree::take as tree;
+
+/// How to reach the node that is read, and as whom.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// `host:port`.
+    pub address: String,
+    /// The name by which this side is trusted there.
+    pub name: String,
+    /// Keys and certificates.
+    pub trust: Trust,
+    /// A node that sends nothing for this long is given up.
+    pub peer_timeout: Duration,
+    /// After so long without a connection the backup fails.
+    pub patience: Duration,
+    /// Most bytes a second that are taken from the node; 0: any.
+    pub max_rate: u64,
+}
+
+impl Access {
+    fn sources(&self) -> Sources {
+        Sources::one(&self.address)
+    }
+
+    fn upstream(&self) -> Arc<Upstream> {
+        let node = NodeId(fastrand::u64(1..));
+        let upstream = Upstream::new(&self.sources(), node).trusting(self.trust.clone());
+        Arc::new(upstream.limited(self.max_rate))
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// From where.
+    pub access: Access,
+    /// The directory that becomes the backup.
+    pub out: PathBuf,
+    /// Its name.
+    pub label: String,
+    /// How long an exact cut is waited for once everything else is there.
+    pub exact_timeout: Duration,
+    /// What was made stays when it fails.
+    pub keep_partial: bool,
+    /// What is there is gone on with.
+    pub resume: bool,
+}
+
+/// A backup that was made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "as in the manifest")]
+pub struct Made {
+    pub label: String,
+    pub start: Lsn,
+    pub end: Lsn,
+    pub exact: bool,
+    /// Regular files, and the bytes they hold.
+    pub files: u64,
+    pub bytes: u64,
+}

@@ -1,0 +1,283 @@
+//! `towline basebackup`: takes a backup, shows how far it is, and says how it ended.
+//!
+//! | code | meaning |
+//! | --- | --- |
+//! | 0 | the backup is complete, and an exact cut |
+//! | 1 | there is no backup |
+//! | 3 | the backup is complete, but no exact cut came in time: files may be of different instants |
+//! | 64 | wrong usage |
+//!
+//! An interrupt (SIGINT, SIGTERM) ends it with 1 and removes what was made, unless that is to be kept. A second one ends at
+//! once.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::args::BaseBackup;
+use super::{json_line, load, print};
+use crate::apply::StopAt;
+use crate::backup::{self, Access, Made, Order, Phase, Progress, View};
+use crate::config::Config;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::manifest;
+use crate::net::wall_clock;
+use crate::session::valid_name;
+use crate::state::StateDir;
+use crate::status::bytes;
+use crate::tls::{self, Trust};
+
+/// Exit code of a backup that is not an exact cut.
+const INEXACT: u8 = 3;
+/// Exit code for wrong usage: EX_USAGE of sysexits.h.
+pub(super) const USAGE: u8 = 64;
+/// How often a bar is drawn, and a line written.
+const DRAW: Duration = Duration::from_millis(200);
+const LINE: Duration = Duration::from_secs(5);
+
+/// Runs the command.
+pub(super) fn run(args: &BaseBackup) -> Result<ExitCode> {
+    let made = order(args).and_then(|order| take(order, args.progress));
+    match made {
+        Ok(made) => {
+            print(&if args.json { json_line(&value(&made))? } else { words(&made) })?;
+            Ok(if made.exact { ExitCode::SUCCESS } else { ExitCode::from(INEXACT) })
+        }
+        Err(e) => {
+            let _ = writeln!(std::io::stderr().lock(), "towline: {e}");
+            let usage = matches!(e.kind(), ErrorKind::Usage | ErrorKind::Config);
+            Ok(ExitCode::from(if usage { USAGE } else { 1 }))
+        }
+    }
+}
+
+fn order(args: &BaseBackup) -> Result<Order> {
+    let mut config = load(args.config.as_deref())?;
+    args.tls.over(&mut config);
+    if args.state.is_some() {
+        config.state.clone_from(&args.state);
+    }
+    if args.name.is_some() {
+        config.name.clone_from(&args.name);
+    }
+    let label = match &args.label {
+        Some(label) => label.clone(),
+        None => label_of_now(),
+    };
+    manifest::check_label(&label).map_err(|rule| Error::new(ErrorKind::Usage, format!("--label {rule}")))?;
+    let name = name(&config)?;
+    Ok(Order {
+        access: Access {
+            address: args.leader.clone(),
+            trust: trust(&config, &name)?,
+            name,
+            peer_timeout: args.peer_timeout.0,
+            patience: args.retry_timeout.0,
+            max_rate: args.max_rate.0,
+        },
+        out: args.out.clone(),
+        label,
+        exact_timeout: args.exact_timeout.0,
+        keep_partial: args.keep_partial,
+        resume: args.resume,
+    })
+}
+
+/// The time as a label, to the second.
+fn label_of_now() -> String {
+    let now = wall_clock();
+    let text = StopAt::Time(now - now.rem_euclid(1_000_000_000)).to_string();
+    text.chars().filter(char::is_ascii_alphanumeric).collect()
+}
+
+/// The name that this side has.
+fn name(config: &Config) -> Result<String> {
+    let known = match &config.state {
+        Some(dir) => StateDir::peek(dir)?.map(|c| c.name),
+        None => None,
+    };
+    let name = match (&config.name, known) {
+        (None, Some(known)) => known,
+        _ => config.node_name()?,
+    };
+    if valid_name(&name) {
+        return Ok(name);
+    }
+    let text = format!(
+        "the name '{}' is not allowed; use 1 to 64 letters, digits, '-', '_' and '.', the first a letter or digit",
+        name.escape_debug()
+    );
+    Err(Error::new(ErrorKind::Usage, text))
+}
+
+fn trust(config: &Config, name: &str) -> Result<Trust> {
+    let settings = match &config.state {
+        Some(dir) => config.tls_settings(dir, name),
+        None => tls::Settings { state: None, ..config.tls_settings("".as_ref(), name) },
+    };
+    Trust::load(settings)
+}
+
+fn take(order: Order, shown: bool) -> Result<Made> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context(|| "cannot start the runtime")?;
+    let progress = Progress::default();
+    let show = shown.then(|| Show::start(progress.clone()));
+    let made = runtime.block_on(async {
+        let cancel = CancellationToken::new();
+        let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let stopping = cancel.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = int.recv() => {}
+                    _ = term.recv() => {}
+                }
+                if stopping.is_cancelled() {
+                    std::process::exit(1);
+                }
+                stopping.cancel();
+            }
+        });
+        backup::tree(order, progress, cancel).await
+    });
+    drop(show);
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    made
+}
+
+fn words(made: &Made) -> String {
+    let cut =
+        if made.exact { "an exact cut" } else { "NOT an exact cut: files may be of different instants" };
+    let (files, size) = (made.files, bytes(made.bytes));
+    format!("backup {}: {files} files, {size}, from {} to {}, {cut}\n", made.label, made.start, made.end)
+}
+
+fn value(made: &Made) -> serde_json::Value {
+    json!({
+        "label": made.label,
+        "start": made.start.to_string(),
+        "end": made.end.to_string(),
+        "exact": made.exact,
+        "files": made.files,
+        "bytes": made.bytes,
+    })
+}
+
+/// Shows the progress until it is dropped.
+struct Show {
+    end: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Show {
+    fn start(progress: Progress) -> Self {
+        let (end, ended) = channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let bar = std::io::stderr().is_terminal();
+            let mut said = Said::default();
+            loop {
+                let last = !matches!(ended.recv_timeout(DRAW), Err(RecvTimeoutError::Timeout));
+                said.look(&progress.view(), bar, last);
+                if last {
+                    break;
+                }
+            }
+        });
+        Self { end: Some(end), thread: Some(thread) }
+    }
+}
+
+impl Drop for Show {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            // It only writes to standard error.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What was shown last.
+#[derive(Default)]
+struct Said {
+    phase: Option<Phase>,
+    since: Duration,
+    total: bool,
+}
+
+impl Said {
+    fn look(&mut self, view: &View, bar: bool, last: bool) {
+        let mut text = String::new();
+        if !self.total && view.phase == Phase::Copying {
+            self.total = true;
+            text = format!("total (estimated): {} files, {}\n", view.files_total, bytes(view.bytes_total));
+        }
+        let news = self.phase != Some(view.phase) || last;
+        self.since += DRAW;
+        if bar {
+            text = format!("\r\x1b[K{text}{}{}", drawn(view), if last { "\n" } else { "" });
+        } else if news || self.since >= LINE {
+            text = format!("{text}{}\n", line(view));
+            self.since = Duration::ZERO;
+        }
+        self.phase = Some(view.phase);
+        let mut err = std::io::stderr().lock();
+        // Nobody may look.
+        let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
+    }
+}
+
+fn percent(view: &View) -> Option<u64> {
+    (view.bytes_total > 0).then(|| view.bytes.min(view.bytes_total).saturating_mul(100) / view.bytes_total)
+}
+
+fn line(view: &View) -> String {
+    let word = view.phase.word();
+    match percent(view) {
+        Some(percent) => format!(
+            "{word}: {}/{} files, {}/{} ({percent} %)",
+            view.files,
+            view.files_total,
+            bytes(view.bytes),
+            bytes(view.bytes_total)
+        ),
+        None => word.to_owned(),
+    }
+}
+
+fn drawn(view: &View) -> String {
+    let Some(percent) = percent(view) else { return line(view) };
+    let full = usize::try_from(percent / 4).unwrap_or(0);
+    format!("[{}{}] {}", "#".repeat(full), "-".repeat(25 - full.min(25)), line(view))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_a_line_and_a_bar() {
+        let view = View { phase: Phase::Copying, files: 1, files_total: 3, bytes: 50, bytes_total: 200 };
+        assert_eq!(line(&view), "copying: 1/3 files, 50 B/200 B (25 %)");
+        assert_eq!(drawn(&view), format!("[######{}] {}", "-".repeat(19), line(&view)));
+        let over = View { bytes: 900, ..view };
+        assert!(drawn(&over).starts_with(&format!("[{}]", "#".repeat(25))), "{}", drawn(&over));
+        assert_eq!(drawn(&View { phase: Phase::Log, ..View::default() }), "taking the log");
+    }
+
+    #[test]
+    fn the_label_of_now_is_a_label() {
+        assert_eq!(manifest::check_label(&label_of_now()), Ok(()));
+        assert!(label_of_now().len() == 16, "{}", label_of_now());
+    }
+}
