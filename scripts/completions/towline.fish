@@ -44,6 +44,7 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "confirm" -d 'Let a 
 complete -c towline -n "__fish_towline_needs_command" -f -a "slot" -d 'What followers still need of the log: show it, or change it by hand'
 complete -c towline -n "__fish_towline_needs_command" -f -a "restore-point" -d 'Name the state the leader\'s directory has now, as an exact cut; `restore` and `stop_at` find it by that name'
 complete -c towline -n "__fish_towline_needs_command" -f -a "resync" -d 'Make the follower\'s directory equal to its upstream\'s now; only what differs is moved'
+complete -c towline -n "__fish_towline_needs_command" -f -a "basebackup" -d 'Take a base backup from a running node. Exit code: 0 complete, 3 complete but no exact cut, 1 failed, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "log" -d 'Read log segments offline'
 complete -c towline -n "__fish_towline_needs_command" -f -a "config" -d 'Check or show the configuration'
 complete -c towline -n "__fish_towline_needs_command" -f -a "demo" -d 'A leader, two followers and a workload in a temporary directory; compares everything at the end'
@@ -230,7 +231,7 @@ complete -c towline -n "__fish_towline_using_subcommand trust" -l state -d 'Stat
 complete -c towline -n "__fish_towline_using_subcommand trust" -l config -d 'Configuration file of the node' -r -F
 complete -c towline -n "__fish_towline_using_subcommand trust" -l role -d 'What the peer is to this node; may be repeated. Default: follower and leader, so that either may lead' -r -f -a "follower\t'It may follow this node'
 leader\t'This node may follow it'
-backup\t'It may take copies'
+backup\t'It may take backups'
 monitor\t'It may ask for status'
 admin\t'It may ask for everything'"
 complete -c towline -n "__fish_towline_using_subcommand trust" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
@@ -334,6 +335,30 @@ complete -c towline -n "__fish_towline_using_subcommand resync" -l log-level -d 
 complete -c towline -n "__fish_towline_using_subcommand resync" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand resync" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand resync" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l leader -d 'The node to read: a leader, or a follower' -r
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l out -d 'The directory that becomes the backup: new or empty' -r -F
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l label -d 'Name of the backup; default: the time at which it begins' -r
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l exact-timeout -d 'How long to wait for an exact cut, once everything else is there. Without one the backup ends on a cut of files, and the exit code is 3' -r
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l max-rate -d 'Take at most so many bytes a second from the node; 0: as many as come' -r
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l retry-timeout -d 'After so long without a connection to the node the backup fails' -r
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l peer-timeout -d 'A node that sends nothing for this long is given up' -r
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l name -d 'The name by which the node trusts this side; default: that of the state directory, or of the host' -r
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l state -d 'Directory of the key and of the peers of this side, as `towline id` and `towline trust` keep them; needed for TLS' -r -F
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l config -d 'Configuration file: its name, state directory, peers and TLS keys count here' -r -F
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l tls -d 'When connections between nodes are encrypted' -r -f -a "auto\t'Whenever there is a network, or somebody to know'
+on\t'Always'
+off\t'Never, over any network'"
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l tls-cert -d 'Certificate of this node, PEM' -r -F
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l tls-key -d 'Its private key, PEM' -r -F
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l tls-ca -d 'Certificates of CAs that vouch for nodes, PEM' -r -F
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l tls-crl -d 'Revocation lists of those CAs, PEM' -r -F
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l progress -d 'Show how far it is on standard error: a bar on a terminal, lines elsewhere'
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l keep-partial -d 'Keep what was made when the backup fails, for --resume'
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l resume -d 'Go on with a backup that failed with --keep-partial, or whose host did. What is there is checked again'
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -s h -l help -d 'Print help'
