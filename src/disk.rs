@@ -74,6 +74,25 @@ pub fn rename_durable(from: &Path, to: &Path) -> Result<()> {
     sync_dir(parent(to))
 }
 
+/// Gives the file `from`, which is durable, the new name `to` on the same file system, durably. False: there is something
+/// of that name, which stays, and so does `from`.
+pub fn name_new(from: &Path, to: &Path) -> Result<bool> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => return Ok(false),
+        // Not every file system knows that; a second name is never made over another either.
+        Err(Errno::INVAL | Errno::NOSYS) => match fs::hard_link(from, to) {
+            Ok(()) => fs::remove_file(from).map_err(|e| Error::io("remove", from, e))?,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+            Err(e) => return Err(Error::io("name", to, e)),
+        },
+        Err(e) => return Err(Error::io("name", to, e)),
+    }
+    sync_dir(parent(to))?;
+    Ok(true)
+}
+
 /// Replaces `dir/name` by `bytes`: after a crash there is the old content or the new, never a mix.
 pub fn write_atomic(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(dir, name)?;
@@ -476,6 +495,17 @@ mod tests {
         assert_eq!(fs::read(dir.path().join("theirs")).unwrap(), b"precious");
         fs::remove_file(dir.path().join(LOCK)).unwrap();
         lock_dir(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_new_name_is_never_given_over_another_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        fs::write(&a, "1").unwrap();
+        assert!(name_new(&a, &b).unwrap() && !a.exists());
+        fs::write(&a, "2").unwrap();
+        assert!(!name_new(&a, &b).unwrap());
+        assert_eq!((fs::read(&a).unwrap(), fs::read(&b).unwrap()), (b"2".to_vec(), b"1".to_vec()));
     }
 
     #[test]

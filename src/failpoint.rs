@@ -85,6 +85,9 @@ pub const ALL: &[&str] = &[
     "resync::file",
     "resync::done",
     "resync::end",
+    "archive::before_put",
+    "archive::aside",
+    "archive::after_put",
 ];
 
 /// Those on the way of a hold of the application; without `freeze` none is passed.

@@ -169,6 +169,12 @@ pub struct Node {
     /// The slot of a follower that is away for this long is lost; 0s: never by time.
     #[arg(long, value_name = "SPAN")]
     pub slot_idle_timeout: Option<Span>,
+    /// Put sealed segments into this archive: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://, az://.
+    #[arg(long, value_name = "URL")]
+    pub archive: Option<String>,
+    /// Most room for log that waits for the archive only, like 10G or 25%.
+    #[arg(long, value_name = "ROOM")]
+    pub max_archive_keep: Option<Room>,
     /// Keys and certificates.
     #[command(flatten)]
     pub tls: Tls,
@@ -490,6 +496,8 @@ impl Node {
         set(&mut c.keep_segments, self.keep_segments.as_ref());
         set(&mut c.min_free_disk, self.min_free_disk.as_ref());
         set(&mut c.slot_idle_timeout, self.slot_idle_timeout.as_ref());
+        set_some(&mut c.archive, &self.archive);
+        set(&mut c.max_archive_keep, self.max_archive_keep.as_ref());
         self.tls.over(&mut c);
         c
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::apply::StopAt;
+use crate::archive::Address;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Sources;
 use crate::quorum::{Level, Policy};
@@ -196,6 +197,13 @@ pub struct Config {
     pub min_free_disk: Room,
     /// The slot of a follower that is away for this long is lost; 0s: never by time.
     pub slot_idle_timeout: Span,
+    /// Where a leader puts its sealed segments, and where a node finds log that its leader no longer has:
+    /// `file:///DIRECTORY`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`. Endpoint and credentials
+    /// come from the environment, by the usual variables.
+    pub archive: Option<String>,
+    /// Most room that log may take which waits for the archive only: a size, or a share of the state directory's file
+    /// system. Beyond it the oldest goes, and is a gap.
+    pub max_archive_keep: Room,
     /// When connections between nodes are encrypted. Plain TCP leaves the machine only with `off`.
     pub tls: Mode,
     /// Certificate of this node, PEM, with the chain to its CA; default: `node.crt` in the state directory.
@@ -261,6 +269,8 @@ impl Default for Config {
             keep_segments: 8,
             min_free_disk: Room::Percent(5),
             slot_idle_timeout: span(168 * 3600),
+            archive: None,
+            max_archive_keep: Room::Percent(25),
             tls: Mode::Auto,
             tls_cert: None,
             tls_key: None,
@@ -377,6 +387,7 @@ impl Config {
         if let Some(leader) = &self.leader {
             check_upstreams(leader)?;
         }
+        self.check_archive()?;
         self.check_tls()
     }
 
@@ -400,6 +411,30 @@ impl Config {
     pub fn policy(&self) -> Result<Policy> {
         let parsed = self.synchronous_followers.parse::<Policy>();
         parsed.map_err(|e| Error::new(ErrorKind::Config, format!("synchronous_followers: {e}")))
+    }
+
+    /// Where the archive is, if there is one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for what is no address.
+    pub fn archive_address(&self) -> Result<Option<Address>> {
+        let parsed = self.archive.as_deref().map(str::parse).transpose();
+        parsed.map_err(|e: String| Error::new(ErrorKind::Config, format!("archive: {e}")))
+    }
+
+    fn check_archive(&self) -> Result<()> {
+        let Some(address) = self.archive_address()? else { return Ok(()) };
+        let Some(dir) = address.dir() else { return Ok(()) };
+        for (of, own) in [("data", &self.data), ("state", &self.state)] {
+            if own.as_ref().is_some_and(|own| check_apart(own, dir).is_err()) {
+                let text = format!(
+                    "archive: '{}' and the {of} directory lie within each other; give the archive a directory of its own",
+                    dir.display()
+                );
+                return Err(Error::new(ErrorKind::Config, text));
+            }
+        }
+        Ok(())
     }
 
     /// What keys, certificates and peers are read from, for the node `name` with the state directory `state`.
@@ -463,6 +498,9 @@ mod tests {
             ("peer_timeout = \"5\"", "duration"),
             ("scrub_rate = \"5x\"", "size"),
             ("data = \"/a\"\nstate = \"/a/b\"", "within"),
+            ("archive = \"/mnt/a\"", "file:///DIRECTORY"),
+            ("data = \"/a\"\narchive = \"file:///a/b\"", "archive: '/a/b' and the data directory"),
+            ("max_archive_keep = \"200%\"", "share"),
             ("exclude = [\"[\"]", "pattern: error parsing glob '['"),
             ("exclude = [\"a[\"]", "write it like"),
             ("exclude = [\"\"]", "matches nothing"),

@@ -119,12 +119,14 @@ pub(super) fn ground(node: &Node, end: Lsn, full: bool) -> Result<Ground> {
         keep_segments: config.keep_segments.into(),
         min_free_disk: config.min_free_disk.of(total),
         slot_idle_timeout: i64::try_from(config.slot_idle_timeout.0.as_nanos()).unwrap_or(i64::MAX),
+        max_archive_keep: config.max_archive_keep.of(total),
     };
     Ok(Ground {
         log: node.state.log(),
         timeline: control.timeline,
         end,
         own: checkpoint::oldest(&node.state.catalog())?,
+        unarchived: node.archiving.board.unarchived(),
         free,
         full,
         limits,

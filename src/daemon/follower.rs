@@ -102,6 +102,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     let upstream = Arc::new(Upstream::new(&sources, node.id).trusting(node.trust.clone()));
     node.port.open(&config, upstream.ancestry(), Some(Arc::clone(&upstream))).await?;
     let mut follower = Follower { apply: None, log: None, upstream, peer_timeout: config.peer_timeout.0 };
+    node.archiving.board.clear();
     node.set_engine(Some(Engine::Follower(follower.clone())));
     let fill = node.state.set_up()?.fill;
     let order = node.resyncs.order(&config, fill);

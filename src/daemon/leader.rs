@@ -12,7 +12,7 @@ use super::port::Port;
 use super::show::{cuts_part, log_part};
 use super::source::{LeaderSource, Source};
 use super::sync;
-use super::{Engine, Node, blocking, bounded_stop, cleanup, recover, until_failure};
+use super::{Engine, Node, archiving, blocking, bounded_stop, cleanup, recover, until_failure};
 use crate::capture::{Capture, CaptureHandle, CaptureOptions};
 use crate::config::Config;
 use crate::control::Request;
@@ -56,6 +56,8 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     // What is in the log is good, whatever becomes of the directory.
     node.slots.lead();
     let desk = node.port.serve(node, &log, at, Source::new(Arc::clone(&root))).await;
+    // Before any log is removed.
+    let archiving = archiving::start(node, &log);
     let cleaning = cleanup::start(node, &log);
     let (starter, recorded) = (Arc::clone(node), log.clone());
     let capture = blocking(move || {
@@ -89,6 +91,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
         node.port.close().await;
     }
     cleaning.stop().await;
+    archiving.stop().await;
     let end = log.tail().end;
     bounded_stop("close the log", move || log.close()).await;
     let noted = note_reached(node, end).await;

@@ -20,6 +20,7 @@
 //! ever was a copy, a data directory that belongs to somebody else end the process at its start. Whatever
 //! else goes wrong keeps it up, so that `towline status` can say what it is.
 
+mod archiving;
 mod cleanup;
 mod follower;
 mod heal;
@@ -95,6 +96,7 @@ pub(crate) struct Node {
     pub(crate) trust: Trust,
     pages: pages::Pages,
     pub(crate) resyncs: resync::Resyncs,
+    archiving: archiving::Archiving,
     pub(crate) data: PathBuf,
     pub(crate) paused: std::sync::atomic::AtomicBool,
     /// When the process began, ns since 1970.
@@ -246,6 +248,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
         trust,
         pages: pages::Pages::default(),
         resyncs: resync::Resyncs::default(),
+        archiving: archiving::Archiving::default(),
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),
         started: net::wall_clock(),
@@ -525,6 +528,7 @@ async fn read_again(node: &Arc<Node>) -> Result<Value> {
     let Some(file) = node.file.clone() else {
         // Keys and peers are files of their own, and what waits for an operator can be tried again.
         trust(node).await?;
+        node.archiving.reload();
         let retried = lock(&node.phase).error().is_some();
         node.retry.notify_waiters();
         return Ok(json!({"reloaded": false, "retried": retried}));
@@ -556,6 +560,7 @@ async fn read_again(node: &Arc<Node>) -> Result<Value> {
         Some(Engine::Follower(f)) => f.reload(&config),
         _ => {}
     }
+    node.archiving.reload();
     node.strict.look();
     // Whatever waits for an operator is tried again now.
     node.retry.notify_waiters();

@@ -46,7 +46,7 @@ impl fmt::Debug for Flags {
 /// Where things are and who this is can't change under a running process.
 const FIXED: &[&str] = &["data", "state", "listen"];
 /// What every node takes over while it runs.
-const LIVE: &[&str] = &["http"];
+const LIVE: &[&str] = &["http", "archive"];
 /// What a leader takes over while it runs.
 const CAPTURE: &[&str] = &[
     "rescan_interval",
@@ -95,8 +95,15 @@ const FOLLOWER: &[&str] = &[
 const LEADER_START: &[&str] = &["name", "peer_timeout", "segment_timeout", "compression", "max_followers"];
 
 /// What either role looks up whenever it needs it.
-const LOOKED_UP: &[&str] =
-    &["log_level", "max_slot_keep", "max_slot_disk", "keep_segments", "min_free_disk", "slot_idle_timeout"];
+const LOOKED_UP: &[&str] = &[
+    "log_level",
+    "max_slot_keep",
+    "max_slot_disk",
+    "keep_segments",
+    "min_free_disk",
+    "slot_idle_timeout",
+    "max_archive_keep",
+];
 /// What every node takes over while it runs, without ending connections that are still allowed.
 const TRUST: &[&str] = &["tls", "tls_cert", "tls_key", "tls_ca", "tls_crl", "peer"];
 

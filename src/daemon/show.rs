@@ -47,6 +47,7 @@ fn status(node: &Arc<Node>) -> Result<Status> {
         tls: serde_json::to_value(node.trust.terms().status()).ok(),
         // A log that can't be looked at is what `error` is about.
         slots: slot::list(node).unwrap_or_default(),
+        archive: node.archiving.board.report().and_then(|r| serde_json::to_value(r).ok()),
         disk: DiskPart { state: room(node.state.path()), data: room(&node.data) },
         ..Status::default()
     };

@@ -125,6 +125,7 @@ pub(super) fn families() -> Vec<Family> {
     all.extend(followers());
     all.extend(synchronous());
     all.extend(retention());
+    all.extend(archive());
     all
 }
 
@@ -383,6 +384,36 @@ fn retention() -> Vec<Family> {
         }),
         gauge("slot_retained", BYTES, "Log that a slot holds.", |v| {
             slots(v, |s| s.number("/retained_bytes"))
+        }),
+    ]
+}
+
+fn archive() -> Vec<Family> {
+    vec![
+        counter("archive_segments", NO, "Segments that the archive confirmed since the start.", |v| {
+            number(v, "/archive/archived")
+        }),
+        counter("archive_stored", BYTES, "Bytes put into the archive since the start.", |v| {
+            number(v, "/archive/archived_bytes")
+        }),
+        counter("archive_failures", NO, "Attempts to archive that failed since the start.", |v| {
+            number(v, "/archive/failed")
+        }),
+        gauge("archive_failing", NO, "1 while archiving fails.", |v| {
+            if v.has("/archive") { one(f64::from(u8::from(v.has("/archive/error")))) } else { Vec::new() }
+        }),
+        gauge("archive_waiting_segments", NO, "Sealed segments that wait for the archive.", |v| {
+            number(v, "/archive/waiting")
+        }),
+        gauge("archive_waiting", BYTES, "What they take on disk.", |v| number(v, "/archive/waiting_bytes")),
+        gauge("archive_waiting_since", SECONDS, "When the oldest of them was sealed, since 1970.", |v| {
+            time(v, "/archive/waiting_since")
+        }),
+        gauge("archive_last_time", SECONDS, "When the archive last confirmed a segment, since 1970.", |v| {
+            time(v, "/archive/last_time")
+        }),
+        counter("archive_gaps", NO, "Ranges of log that the archive lacks for good.", |v| {
+            number(v, "/archive/gaps")
         }),
     ]
 }

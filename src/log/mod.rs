@@ -37,6 +37,7 @@ mod recover;
 pub mod repair;
 mod shelf;
 mod stored;
+mod whole;
 mod writer;
 
 use intake::Intake;
@@ -45,6 +46,7 @@ use queue::{Job, Queue};
 pub use extent::{remove_before, start_before, stored};
 pub use reader::{Frame, FrameReader};
 pub use stored::StoredReader;
+pub use whole::{sealed, sealed_at, whole};
 
 /// Most bytes that wait for the writer thread: 16 MiB.
 pub const QUEUE_BYTES: usize = 16 << 20;

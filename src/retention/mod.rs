@@ -9,6 +9,8 @@
 //! | `max_slot_disk` | all that slots hold together | the oldest slot is given up, then the next |
 //! | `min_free_disk` | all that slots hold together | the same, until so much is free again |
 //! | `slot_idle_timeout` | slots of followers that are away | *lost* |
+//! | `max_archive_keep` | log that only the archive still lacks | the oldest of it goes, and is a gap of the archive |
+//! | `min_free_disk` | that log, too | the same, where it is older than what slots hold |
 //!
 //! A follower that takes its first copy, or is made equal again, and is connected is not subject to any of them:
 //! its log is needed until it is done. The states are PostgreSQL's `wal_status`:
@@ -37,6 +39,8 @@ pub struct Limits {
     pub min_free_disk: u64,
     /// A slot whose follower is away for this long (ns) is lost; 0: never.
     pub slot_idle_timeout: i64,
+    /// Bytes on disk that may be held only because the archive has not confirmed them.
+    pub max_archive_keep: u64,
 }
 
 /// Why a slot is lost, or about to be.
@@ -120,6 +124,8 @@ pub struct Picture {
     pub end: Lsn,
     /// The node itself needs log from here on.
     pub own: Lsn,
+    /// The archive has confirmed every segment before this one; `None`: nothing is archived here.
+    pub unarchived: Option<SegmentNo>,
     /// Bytes that may still be written to the disk.
     pub free: u64,
     /// A write has just failed for want of room.
@@ -153,6 +159,8 @@ pub struct Plan {
     pub verdicts: Vec<Verdict>,
     /// Bytes on disk that only slots hold, after this plan.
     pub held: u64,
+    /// Bytes on disk that only the archive holds, after this plan.
+    pub for_archive: u64,
     /// Still missing from `min_free_disk`, after this plan.
     pub short: u64,
 }
@@ -178,14 +186,16 @@ pub fn plan(limits: &Limits, picture: &Picture) -> Plan {
             }
         }
     }
-    let short = ground.spare_the_disk(&mut held);
-    let keep = ground.keep(&held);
+    let (short, archive) = ground.spare_the_disk(&mut held);
+    let slots = ground.keep(&held);
+    let keep = slots.min(archive);
     let verdict = |i: usize| ground.verdict(&picture.slots[i], held[i], warned[i], keep);
     Plan {
         keep,
         frees: ground.bytes(SegmentNo(0), keep),
         verdicts: (0..picture.slots.len()).map(verdict).collect(),
-        held: ground.bytes(keep, ground.kept_anyway),
+        held: ground.bytes(slots, ground.kept_anyway),
+        for_archive: ground.bytes(keep, slots),
         short,
     }
 }
@@ -257,21 +267,44 @@ impl<'a> Ground<'a> {
         holding.map(|(s, _)| first_needed(s.position)).min().unwrap_or(self.kept_anyway).min(self.kept_anyway)
     }
 
-    /// Gives slots up, the oldest first, until what they hold fits. Returns what is still missing.
-    fn spare_the_disk(&self, given_up: &mut [Option<Reason>]) -> u64 {
+    /// The first segment that stays for the archive, where slots hold log from `slots` on.
+    fn for_archive(&self, slots: SegmentNo) -> SegmentNo {
+        let Some(first) = self.picture.unarchived else { return slots };
+        let mut first = first.max(self.oldest);
+        while first < slots && self.bytes(first, slots) > self.limits.max_archive_keep {
+            first = first.next();
+        }
+        first.min(slots)
+    }
+
+    /// Gives up what slots hold and what the archive lacks, the oldest first, until it fits. Returns what is still
+    /// missing, and the first segment that stays for the archive.
+    fn spare_the_disk(&self, given_up: &mut [Option<Reason>]) -> (u64, SegmentNo) {
         let least = self.limits.min_free_disk;
         // Two segments: one to go on with, one to be sealed.
         let wanted = if self.picture.full && least > 0 { least.max(2 * SEGMENT_SIZE) } else { least };
+        let mut archive = SegmentNo(0);
         loop {
-            let keep = self.keep(given_up);
+            let slots = self.keep(given_up);
+            archive = archive.max(self.for_archive(slots));
+            let keep = slots.min(archive);
             let free = self.picture.free.saturating_add(self.bytes(SegmentNo(0), keep));
-            let held = self.bytes(keep, self.kept_anyway);
+            let held = self.bytes(slots, self.kept_anyway);
             let short = wanted.saturating_sub(free);
-            if held == 0 || short == 0 && held <= self.limits.max_slot_disk {
-                return short;
+            let crowded = held > self.limits.max_slot_disk;
+            if keep >= self.kept_anyway || short == 0 && !crowded {
+                return (short, archive);
+            }
+            // Slots that hold nothing before the archive's part would free nothing.
+            if archive < slots && !crowded {
+                archive = archive.next();
+                continue;
+            }
+            if held == 0 {
+                return (short, archive);
             }
             for (slot, given_up) in self.picture.slots.iter().zip(given_up.iter_mut()) {
-                if given_up.is_none() && self.holds(slot) && first_needed(slot.position) == keep {
+                if given_up.is_none() && self.holds(slot) && first_needed(slot.position) == slots {
                     *given_up = Some(Reason::Disk);
                 }
             }

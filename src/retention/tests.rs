@@ -11,6 +11,7 @@ fn limits() -> Limits {
         keep_segments: 0,
         min_free_disk: 0,
         slot_idle_timeout: 0,
+        max_archive_keep: u64::MAX,
     }
 }
 
@@ -34,7 +35,8 @@ fn here(segment: u64) -> Holder {
 fn log(from: u64, to: u64, slots: Vec<Holder>) -> Picture {
     let file = |n| Stored { segment: SegmentNo(n), bytes: MIB, sealed: n < to };
     let end = Lsn(to * SEGMENT_SIZE + 500);
-    Picture { slots, log: (from..=to).map(file).collect(), end, own: end, free: 1 << 40, full: false, now: 0 }
+    let log = (from..=to).map(file).collect();
+    Picture { slots, log, end, own: end, unarchived: None, free: 1 << 40, full: false, now: 0 }
 }
 
 fn states(limits: &Limits, picture: &Picture) -> (u64, String) {
@@ -176,6 +178,38 @@ fn the_disk_takes_from_the_oldest_slot_first_and_no_more_than_it_needs() {
 }
 
 #[test]
+fn what_the_archive_lacks_stays_within_its_limit_and_goes_before_slots_that_hold_newer_log() {
+    let l = Limits { max_slot_keep: 99, ..limits() };
+    let lacks = |n, slots| Picture { unarchived: Some(SegmentNo(n)), ..log(1, 9, slots) };
+    for (what, limits, picture, keep, want) in [
+        ("nothing waits", l, lacks(9, vec![]), 8, ""),
+        ("some waits", l, lacks(3, vec![]), 3, ""),
+        ("not known yet", l, lacks(0, vec![]), 1, ""),
+        ("a slot holds more", l, lacks(4, vec![away(2)]), 2, "extended"),
+        ("five are allowed", Limits { max_archive_keep: 5 * MIB, ..l }, lacks(1, vec![]), 3, ""),
+        ("none is", Limits { max_archive_keep: 0, ..l }, lacks(1, vec![]), 8, ""),
+        // What a slot holds anyway takes no room for the archive.
+        ("beside a slot", Limits { max_archive_keep: 2 * MIB, ..l }, lacks(1, vec![away(4)]), 2, "extended"),
+    ] {
+        assert_eq!(states(&limits, &picture), (keep, want.to_owned()), "{what}");
+    }
+    // 1..8 is seven MiB.
+    for (free, keep, want) in [
+        (10, 1, "extended"),
+        (8, 3, "extended"),
+        (6, 5, "lost disk"),
+        (4, 7, "lost disk"),
+        (0, 8, "lost disk"),
+    ] {
+        let limits = Limits { min_free_disk: 10 * MIB, ..l };
+        let picture = Picture { free: free * MIB, ..lacks(1, vec![away(4)]) };
+        assert_eq!(states(&limits, &picture), (keep, want.to_owned()), "{free} MiB free");
+    }
+    let plan = plan(&l, &lacks(3, vec![away(6)]));
+    assert_eq!((plan.held, plan.for_archive), (2 * MIB, 3 * MIB));
+}
+
+#[test]
 fn bytes_left_count_down_to_below_zero() {
     let left = |slot, to| plan(&limits(), &log(1, to, vec![slot])).verdicts[0].left;
     let size = i64::try_from(SEGMENT_SIZE).unwrap();
@@ -213,17 +247,19 @@ prop_compose! {
         slots in proptest::collection::vec(any_slot(), 0..8),
         from in 1..8_u64, n in 0..12_u64, open in any::<bool>(), sizes in proptest::collection::vec(0..9 * MIB, 20),
         own in 0..20_u64, free in 0..64 * MIB, full in any::<bool>(), now in 0..200_i64,
+        unarchived in proptest::option::of(0..20_u64),
     ) -> Picture {
         let to = from + n;
         let file = |k| Stored { segment: SegmentNo(k), bytes: sizes[usize::try_from(k).unwrap_or(0)], sealed: k < to || !open };
         let end = Lsn(to * SEGMENT_SIZE + 7);
-        Picture { slots, log: (from..=to).map(file).collect(), end, own: Lsn(own * SEGMENT_SIZE), free, full, now }
+        let log = (from..=to).map(file).collect();
+        Picture { slots, log, end, own: Lsn(own * SEGMENT_SIZE), unarchived: unarchived.map(SegmentNo), free, full, now }
     }
 }
 
 prop_compose! {
-    fn any_limits()(keep in 0..9_u64, disk in 0..64 * MIB, fixed in 0..9_u64, least in 0..64 * MIB, idle in 0..100_i64) -> Limits {
-        Limits { max_slot_keep: keep, max_slot_disk: disk, keep_segments: fixed, min_free_disk: least, slot_idle_timeout: idle }
+    fn any_limits()(keep in 0..9_u64, disk in 0..64 * MIB, fixed in 0..9_u64, least in 0..64 * MIB, idle in 0..100_i64, archive in 0..64 * MIB) -> Limits {
+        Limits { max_slot_keep: keep, max_slot_disk: disk, keep_segments: fixed, min_free_disk: least, slot_idle_timeout: idle, max_archive_keep: archive }
     }
 }
 
@@ -259,7 +295,13 @@ proptest! {
             }
         }
         prop_assert!(got.held <= limits.max_slot_disk);
-        prop_assert!(got.short == 0 || got.held == 0, "log is held while room is missing");
+        prop_assert!(got.for_archive <= limits.max_archive_keep);
+        prop_assert!(got.short == 0 || got.held + got.for_archive == 0, "log is held while room is missing");
+        // With room for all, nothing goes that the archive lacks.
+        let room = limits.min_free_disk <= picture.free && !picture.full;
+        if let Some(lacks) = picture.unarchived.filter(|_| room && limits.max_archive_keep >= 13 * 9 * MIB) {
+            prop_assert!(got.keep <= lacks.max(oldest));
+        }
         // A second look after the removal frees nothing more and loses nobody else.
         let mut after = picture.clone();
         after.log.retain(|s| s.segment >= got.keep);

@@ -162,6 +162,8 @@ pub struct Ground {
     pub end: Lsn,
     /// The node itself needs log from here on.
     pub own: Lsn,
+    /// The archive has confirmed every segment before this one; `None`: nothing is archived here.
+    pub unarchived: Option<SegmentNo>,
     /// Bytes that may still be written to the disk.
     pub free: u64,
     /// A write has just failed for want of room.
@@ -437,6 +439,7 @@ impl Slots {
             log: stored,
             end: ground.end.max(newest),
             own: pinned.map_or(ground.own, |p| p.min(ground.own)),
+            unarchived: ground.unarchived,
             free: ground.free,
             full: ground.full,
             now: wall_clock(),

@@ -38,12 +38,13 @@ impl Bed {
             keep_segments: 0,
             min_free_disk: 0,
             slot_idle_timeout: 0,
+            max_archive_keep: u64::MAX,
         };
         let (free, full) = (1 << 40, false);
         let log = self.dir.path().join("log");
         let stored = log::stored(&log, T).unwrap();
         let end = stored.last().map_or(Lsn::FIRST, |s| Lsn(s.segment.start().0 + 9));
-        Ground { log, timeline: T, end, own: end, free, full, limits }
+        Ground { log, timeline: T, end, own: end, unarchived: None, free, full, limits }
     }
 
     fn oldest(&self) -> u64 {

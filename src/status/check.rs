@@ -12,6 +12,7 @@
 //! | `lag` | by limits | a follower is further behind; what its `apply_delay` holds back is no lag |
 //! | `lag-bytes`, `exact-age`, `followers`, `slot`, `disk`, `certificate` | by limits | a figure is beyond a limit |
 //! | `backup` | by limits | the newest base backup is too old, or none is known |
+//! | `archive` | by limits | log waits for the archive for too long |
 //! | `sync` | warning, with `--sync-state` critical | the quorum is missing |
 //! | `released` | warning | an operator lets the application run without a quorum |
 //! | `slot-lost` | warning | log that a follower needs was given up: it starts anew when it comes back |
@@ -26,7 +27,9 @@ use super::words::{bytes, plain, span};
 use super::{Bounds, Free, View, notices, waiting};
 
 /// Problems that may be known and be none: what is wrong with the node itself is not among them.
-pub const ACCEPTABLE: [&str; 14] = [
+pub const ACCEPTABLE: [&str; 16] = [
+    "archive-failing",
+    "archive-gap",
     "gap",
     "skipped",
     "unreadable",
@@ -84,6 +87,8 @@ pub struct Limits {
     pub slot_bytes: Bounds<u64>,
     /// Seconds since the newest base backup.
     pub backup_age: Bounds<f64>,
+    /// Seconds that sealed log waits for the archive.
+    pub archive_age: Bounds<f64>,
     /// Room that has to be left.
     pub free: Bounds<Free>,
     /// Days that a certificate has to be good for.
@@ -184,6 +189,7 @@ pub fn verdict(status: View<'_>, limits: &Limits) -> Result<Verdict, String> {
     judge.cuts();
     judge.slots();
     judge.rooms();
+    judge.archive();
     judge.backup();
     judge.certificate();
     for notice in notices(status) {
@@ -450,6 +456,32 @@ impl Judge<'_> {
             let (value, unit) = if in_bytes { (float(free), "B") } else { (percent, "%") };
             self.figure(label, Some(value), unit, ranges);
         }
+    }
+
+    fn archive(&mut self) {
+        let v = self.v;
+        if !v.has("/archive") {
+            return;
+        }
+        let (waits, fails) = (self.since("/archive/waiting_since"), self.since("/archive/failing_since"));
+        // What is older than a restart is still as old as its file.
+        let age = waits.unwrap_or(0.0).max(fails.unwrap_or(0.0));
+        let mut text = match waits {
+            Some(age) => format!(
+                "{} segments ({}) wait for the archive, the oldest for {}",
+                v.count("/archive/waiting"),
+                bytes(v.count("/archive/waiting_bytes")),
+                span(age)
+            ),
+            None => format!("ARCHIVING FAILS for {}", span(age)),
+        };
+        let error = v.text("/archive/error");
+        if !error.is_empty() {
+            let _ = write!(text, ": {error}");
+        }
+        self.problem(self.limits.archive_age.judge(|limit| age > limit), "archive", text);
+        self.figure("archive_age", Some(age), "s", seconds(self.limits.archive_age));
+        self.figure("archive_gaps", Some(float(v.count("/archive/gaps"))), "c", Default::default());
     }
 
     fn backup(&mut self) {

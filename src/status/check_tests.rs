@@ -9,6 +9,7 @@ fn limits() -> Limits {
         lag_bytes: Bounds { warning: None, critical: Some(1 << 20) },
         exact_age: Bounds { warning: Some(300.0), critical: Some(3600.0) },
         free: Bounds { warning: Some(Free::Percent(5.0)), critical: Some(Free::Percent(2.0)) },
+        archive_age: Bounds { warning: Some(300.0), critical: Some(1800.0) },
         ..Limits::default()
     }
 }
@@ -199,4 +200,24 @@ fn the_line_is_one_that_plugins_may_print() {
     let (_, _, line) = judged(&odd, &limits());
     assert!(line.contains("refused: a/b c ; r") && line.contains("lag=U;30;60"), "{line}");
     assert!(verdict(View(&json!({"status": "up"})), &limits()).is_err());
+}
+
+#[test]
+fn log_that_waits_for_the_archive_is_a_problem_by_its_age_and_gaps_are_said() {
+    let at = |changes: &[(&str, Value)]| {
+        let archive = json!({"address": "s3://b", "state": "idle", "waiting": 0, "waiting_bytes": 0, "gaps": 0, "error": null});
+        judged(&all(with(leader(), "/archive", archive), changes), &limits())
+    };
+    assert_eq!(at(&[]).0, Severity::Ok);
+    let waits = |s: i64| [("/archive/waiting", json!(2)), ("/archive/waiting_since", json!((1000 - s) * SECOND))];
+    assert_eq!(at(&waits(200)).1, "");
+    assert_eq!((at(&waits(400)).0, at(&waits(400)).1.as_str()), (Severity::Warning, "archive"));
+    let old = [("/now", json!(9000 * SECOND)), ("/archive/failing_since", json!(7000 * SECOND)), ("/archive/error", json!("no room"))];
+    let (severity, words, line) = at(&old);
+    assert_eq!((severity, words.as_str()), (Severity::Critical, "archive archive-failing"));
+    assert!(line.contains("ARCHIVING FAILS for 33m") && line.contains("no room"), "{line}");
+    let gap = json!([{"first": "3", "last": "4", "from": "0/3000000", "to": "0/5000000"}]);
+    let (severity, words, line) = at(&[("/archive/gaps", json!(1)), ("/archive/gap", gap)]);
+    assert_eq!((severity, words.as_str()), (Severity::Warning, "archive-gap"));
+    assert!(line.contains("0/3000000 to 0/5000000") && line.contains("archive_gaps=1c"), "{line}");
 }

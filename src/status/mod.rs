@@ -157,6 +157,21 @@
 //! | `slots[].retained_bytes` | what it holds on disk that would be removed otherwise |
 //! | `slots[].bytes_left` | log that can be written before `max_slot_keep` is reached, as PostgreSQL's `safe_wal_size`; below zero: it is exceeded; `null`: that is no matter, because its follower is connected, or nothing is held |
 //! | `slots[].active`, `slots[].inactive_since` | whether its follower is connected, and since when it is not |
+//! | `archive` | leader with an archive only: sealed log on its way there |
+//! | `archive.address` | where it is |
+//! | `archive.state` | `opening`, `archiving`, `idle`: nothing waits; `failing` |
+//! | `archive.archived`, `archive.archived_bytes` | segments confirmed since the start, those found there included, and the bytes put there |
+//! | `archive.failed` | attempts that failed since the start |
+//! | `archive.last`, `archive.last_time` | the last segment confirmed, and when |
+//! | `archive.waiting`, `archive.waiting_bytes` | sealed segments that the archive has not confirmed, and what they take on disk |
+//! | `archive.oldest_waiting`, `archive.waiting_since` | the first of them, and when it was sealed |
+//! | `archive.error` | why archiving fails |
+//! | `archive.needs_help` | whether that stays until somebody does something |
+//! | `archive.failing_since`, `archive.attempts`, `archive.next_retry` | since when, how often it was tried, and when it is tried next |
+//! | `archive.gaps` | ranges of log that the archive lacks for good, as far as this process has met them |
+//! | `archive.gap` | the newest of them |
+//! | `archive.gap[].first`, `archive.gap[].last` | the first and the last segment |
+//! | `archive.gap[].from`, `archive.gap[].to` | where it begins and ends |
 //! | `sync` | leader only: synchronous replication |
 //! | `sync.policy` | who has to confirm; empty: nobody |
 //! | `sync.level`, `sync.loss` | as configured |

@@ -30,6 +30,7 @@ pub struct Status {
     pub followers: Vec<Value>,
     pub backups: Vec<Value>,
     pub slots: Vec<SlotStatus>,
+    pub archive: Option<Value>,
     pub lag: Option<Lag>,
     pub sync: Option<SyncPart>,
     pub disk: DiskPart,

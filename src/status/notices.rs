@@ -13,8 +13,10 @@ pub struct Notice {
 }
 
 /// Every kind of notice.
-pub const WORDS: [&str; 8] =
-    ["gap", "skipped", "unreadable", "hidden", "unwatched", "edits", "inexact", "certificate"];
+pub const WORDS: [&str; 10] = [
+    "archive-failing",
+    "archive-gap",
+    "gap", "skipped", "unreadable", "hidden", "unwatched", "edits", "inexact", "certificate"];
 
 /// What there is to say of a node.
 #[must_use]
@@ -28,6 +30,7 @@ pub fn notices(v: View<'_>) -> Vec<Notice> {
                 .into(),
         );
     }
+    archive(v, &mut say);
     if v.has("/tls/warning") {
         say("certificate", v.text("/tls/warning").to_owned());
     }
@@ -77,6 +80,23 @@ pub fn notices(v: View<'_>) -> Vec<Notice> {
         say("inexact", inexact.to_owned());
     }
     out
+}
+
+fn archive(v: View<'_>, say: &mut impl FnMut(&'static str, String)) {
+    let error = v.text("/archive/error");
+    if !error.is_empty() {
+        let help = if v.flag("/archive/needs_help") { "NEEDS HELP" } else { "tried again by itself" };
+        say("archive-failing", format!("archiving fails, {help}: {error}"));
+    }
+    let gaps = v.count("/archive/gaps");
+    if gaps > 0 {
+        let newest = v.list("/archive/gap").last();
+        let range = newest.map_or_else(String::new, |g| format!(", the newest {} to {}", g.text("/from"), g.text("/to")));
+        let text = format!(
+            "the archive has {gaps} gaps{range}: take a new base backup; `towline archive list` shows what can be restored"
+        );
+        say("archive-gap", text);
+    }
 }
 
 /// What waits for an exact cut, in words; `None` when nothing does.

@@ -30,6 +30,7 @@ pub fn render_with(v: &Value, rates: Option<&Rates>) -> String {
         _ => follower(v, &mut page),
     }
     synchronous(v, &mut page);
+    archive(v, &mut page);
     disk(v, &mut page);
     tls(v, &mut page);
     for notice in notices(v) {
@@ -44,6 +45,25 @@ pub fn render_with(v: &Value, rates: Option<&Rates>) -> String {
         page.0 += &slots;
     }
     page.0
+}
+
+fn archive(v: View<'_>, page: &mut Page) {
+    if !v.has("/archive") {
+        return;
+    }
+    let mut text = format!("{}, {}", v.text("/archive/state"), v.text("/archive/address"));
+    let last = v.text("/archive/last");
+    if !last.is_empty() {
+        let _ = write!(text, ", last {last}");
+    }
+    let waiting = v.count("/archive/waiting");
+    if waiting > 0 {
+        let _ = write!(text, ", {waiting} segments wait ({})", bytes(v.count("/archive/waiting_bytes")));
+        if let Some(age) = since(v, "/archive/waiting_since") {
+            let _ = write!(text, " for {age}");
+        }
+    }
+    page.row("archive", text);
 }
 
 fn tls(v: View<'_>, page: &mut Page) {

@@ -23,6 +23,8 @@ pub(crate) enum Place {
     Trust,
     /// The leader while it holds the application still; the end-to-end suite kills it there.
     Frozen,
+    /// The leader while it archives; the end-to-end suite kills it there.
+    Archive,
 }
 
 /// What kind of a place this is; `None` for one that no test would reach.
@@ -35,6 +37,7 @@ pub(crate) fn place(point: &str) -> Option<Place> {
     match module {
         _ if towline::failpoint::OF_A_HOLD.contains(&point) => Some(Place::Frozen),
         "tls" => trust::POINTS.contains(&point).then_some(Place::Trust),
+        "archive" => Some(Place::Archive),
         "backup" => backup::POINTS.contains(&point).then_some(Place::Backup),
         "fill" => Some(Place::Fill),
         "resync" => Some(Place::Resync),
@@ -93,9 +96,13 @@ fn every_place_is_listed_passed_and_has_a_test_that_dies_there() {
     for point in notes::POINTS.iter().flatten() {
         assert!(listed.contains(*point), "a test waits for {point}, which is no place");
     }
-    let frozen = places(|p| p == Place::Frozen);
-    let elsewhere = concat!(include_str!("../e2e/order.rs"), include_str!("../e2e/clones.rs"));
-    for point in frozen {
+    let others = places(|p| matches!(p, Place::Frozen | Place::Archive));
+    let elsewhere = concat!(
+        include_str!("../e2e/order.rs"),
+        include_str!("../e2e/clones.rs"),
+        include_str!("../e2e/archive.rs")
+    );
+    for point in others {
         assert!(elsewhere.contains(&format!("{point}=kill")), "no end-to-end test dies at {point}");
     }
 }

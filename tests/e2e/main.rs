@@ -8,6 +8,7 @@
 mod support;
 
 mod apps;
+mod archive;
 mod basebackup;
 mod basic;
 mod cascade;

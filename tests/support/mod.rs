@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unused_imports, reason = "each suite uses its own part of the harness")]
 
+pub(crate) mod archive;
 pub(crate) mod backup;
 pub(crate) mod bed;
 pub(crate) mod load;

@@ -54,6 +54,9 @@ pub struct Check {
     /// Age of the newest base backup; none at all is critical.
     #[arg(long, value_name = "SPAN[,SPAN]", default_value = "off", value_parser = Bounds::<Span>::most)]
     pub max_backup_age: Bounds<Span>,
+    /// How long sealed log may wait for the archive.
+    #[arg(long, value_name = "SPAN[,SPAN]", default_value = "5m,30m", value_parser = Bounds::<Span>::most)]
+    pub max_archive_age: Bounds<Span>,
     /// Room that has to be left on the file systems of the state and the data directory: a size, or a share like 5%.
     #[arg(long, value_name = "ROOM[,ROOM]", default_value = "5%,2%", value_parser = Bounds::<Free>::least)]
     pub min_free_disk: Bounds<Free>,
@@ -78,6 +81,7 @@ impl Check {
             sync_state: self.sync_state,
             slot_bytes: self.max_slot_bytes.map(|s| s.0),
             backup_age: seconds(self.max_backup_age),
+            archive_age: seconds(self.max_archive_age),
             free: self.min_free_disk,
             certificate_days: self.min_certificate_days.map(f64::from),
             accept: self.accept.clone(),

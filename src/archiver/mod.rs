@@ -1,0 +1,238 @@
+//! Sealed segments go to the archive, oldest first, one after the other, for as long as a node leads.
+//!
+//! What is archived is learned from the archive itself at each start: nothing here remembers it, so a crash loses no
+//! knowledge, and what another leader archived counts. Until it is learned, all log counts as not archived. The log is
+//! held back by [`Board::unarchived`], within the limits of [`crate::retention`]; what was removed before it was archived is
+//! a *gap*, and stays one.
+//!
+//! ```text
+//!  opening --> archiving <--> idle
+//!     \            |
+//!      \--------> failing: tried again, with pauses; `needs_help` when that alone does not mend it
+//! ```
+//!
+//! Beside the log, `archive` in the state directory notes which archive the node has used. An archive that was there and
+//! is empty now, like a file system that is not mounted, is not begun anew.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::archive::{Address, Archive, Store};
+use crate::error::{Error, ErrorKind, Result};
+use crate::log::{self, Tail};
+use crate::position::{SegmentNo, SystemId, TimelineId};
+use crate::retention::Stored;
+use crate::session::Backoff;
+
+mod board;
+mod memory;
+mod plan;
+
+pub use board::{Board, Gap, Report};
+use plan::Step;
+
+/// Longest time between two looks at the log, whatever happens.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// Connects to the store at an address.
+pub type Connect = Arc<dyn Fn(&Address) -> Result<Arc<dyn Store>> + Send + Sync>;
+
+/// What is archived, and where to.
+#[derive(Clone)]
+pub struct Context {
+    /// The archive.
+    pub address: Address,
+    /// The directory of the segments.
+    pub log: PathBuf,
+    /// The state directory.
+    pub state: PathBuf,
+    /// Whose log it is.
+    pub system: SystemId,
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// How to get to the archive.
+    pub connect: Connect,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// Archives until cancelled. `nudge` ends a pause after a failure.
+pub async fn run(
+    context: Context,
+    board: Arc<Board>,
+    mut tail: watch::Receiver<Tail>,
+    nudge: Arc<Notify>,
+    cancel: CancellationToken,
+) {
+    board.begin(&context.address.to_string());
+    let mut worker = Worker { context, archive: None, have: BTreeSet::new(), reached: None };
+    let mut pauses = Backoff::new(fastrand::u64(..));
+    while !cancel.is_cancelled() {
+        let seen = *tail.borrow_and_update();
+        let noting = Arc::clone(&board);
+        let step = tokio::task::spawn_blocking(move || {
+            let result = worker.step(&noting);
+            (worker, result)
+        });
+        let (back, result) = tokio::select! {
+            // A store that does not answer is left alone; what it does yet is done whole or not at all.
+            () = cancel.cancelled() => return,
+            joined = step => match joined {
+                Ok(done) => done,
+                Err(e) => {
+                    board.fail(&Error::new(ErrorKind::Io, format!("the archiver has panicked: {e}")), Duration::ZERO);
+                    return;
+                }
+            },
+        };
+        worker = back;
+        match result {
+            Ok(true) => pauses.reset(),
+            Ok(false) => {
+                pauses.reset();
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    () = sealed(&mut tail, seen) => {}
+                    () = nudge.notified() => {}
+                    () = tokio::time::sleep(EVERY) => {}
+                }
+            }
+            Err(e) => {
+                let pause = pauses.next().unwrap_or(Backoff::LAST);
+                board.fail(&e, pause);
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    () = nudge.notified() => {}
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Waits until a segment was sealed: then a newer one begins, or the file of the newest grows though the log does not.
+async fn sealed(tail: &mut watch::Receiver<Tail>, mut seen: Tail) {
+    while tail.changed().await.is_ok() {
+        let now = *tail.borrow_and_update();
+        if now.segment != seen.segment || now.end == seen.end && now.offset != seen.offset {
+            return;
+        }
+        seen = now;
+    }
+    std::future::pending().await
+}
+
+struct Worker {
+    context: Context,
+    /// Open, and learned from.
+    archive: Option<Archive>,
+    /// Segments of the log that the archive has, or never gets.
+    have: BTreeSet<SegmentNo>,
+    /// Up to here everything is dealt with: archived, or known to be a gap.
+    reached: Option<SegmentNo>,
+}
+
+impl Worker {
+    /// Archives the oldest segment that waits. False: none does.
+    fn step(&mut self, board: &Board) -> Result<bool> {
+        let done = self.try_step(board);
+        if done.is_err() {
+            // What failed may be another one when it is back.
+            self.archive = None;
+        }
+        done
+    }
+
+    fn try_step(&mut self, board: &Board) -> Result<bool> {
+        let stored = log::stored(&self.context.log, self.context.timeline)?;
+        if let Some(oldest) = stored.first() {
+            self.have = self.have.split_off(&oldest.segment);
+        }
+        let archive = match self.archive.clone() {
+            Some(archive) => archive,
+            None => {
+                self.note_waiting(board, &plan::step(&stored, &self.have, None).waiting);
+                self.learn(&stored, board)?
+            }
+        };
+        let Step { waiting, gap, reached } = plan::step(&stored, &self.have, self.reached);
+        self.reached = reached;
+        self.note_waiting(board, &waiting);
+        if let Some(gap) = gap {
+            board.gap(self.context.timeline, gap);
+        }
+        let Some(next) = waiting.first().map(|s| s.segment) else {
+            let open = stored.last().map_or(SegmentNo(0), |s| if s.sealed { s.segment.next() } else { s.segment });
+            board.idle(open);
+            return Ok(false);
+        };
+        board.working(next);
+        let Context { log, system, timeline, .. } = &self.context;
+        match log::sealed(log, *system, *timeline, next) {
+            Ok(Some(bytes)) => {
+                archive.is_there()?;
+                let kept = archive.put_segment(*timeline, next, &bytes)?;
+                self.have.insert(next);
+                board.archived(*timeline, next, bytes.len() as u64, kept);
+            }
+            // It was removed since the directory was listed: the next look finds a gap.
+            Ok(None) => {}
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                // One bad file does not keep the good ones behind it out.
+                board.damaged(*timeline, next, &e);
+                self.have.insert(next);
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(true)
+    }
+
+    fn note_waiting(&self, board: &Board, waiting: &[Stored]) {
+        let since = waiting.first().and_then(|s| log::sealed_at(&self.context.log, self.context.timeline, s.segment));
+        board.waiting(waiting, since);
+    }
+
+    /// Opens the archive, and finds out which of the log it has.
+    fn learn(&mut self, stored: &[Stored], board: &Board) -> Result<Archive> {
+        let Context { address, state, system, timeline, connect, .. } = &self.context;
+        let store = connect(address)?;
+        let archive = memory::open(state, store, &address.to_string(), *system)?;
+        let oldest = stored.first().map_or(SegmentNo(0), |s| s.segment);
+        let before = SegmentNo(oldest.0.saturating_sub(1));
+        let (mut have, mut prior) = (BTreeSet::new(), None);
+        archive.segments(*timeline, before, &mut |name, size| {
+            // One that is not as large as it should be is put there once more.
+            if size == name.size {
+                have.insert(name.segment);
+            }
+            Ok(true)
+        })?;
+        if have.remove(&before) {
+            prior = Some(before);
+        } else {
+            // Seldom, and long: where did it end before the log begins?
+            archive.segments(*timeline, SegmentNo(0), &mut |name, size| {
+                if size == name.size && name.segment < oldest {
+                    prior = Some(name.segment);
+                }
+                Ok(name.segment < oldest)
+            })?;
+        }
+        (self.have, self.reached) = (have, prior);
+        board.learned();
+        self.archive = Some(archive.clone());
+        Ok(archive)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+//! Archiving while this node leads: begun with a generation, begun anew when the configuration names another archive.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::Node;
+use crate::archive::{self, Address};
+use crate::archiver::{self, Board, Context};
+use crate::log::Log;
+
+/// What outlives a generation.
+#[derive(Default)]
+pub(crate) struct Archiving {
+    pub(super) board: Arc<Board>,
+    /// Ends a pause after a failure.
+    nudge: Arc<Notify>,
+    /// The configuration may name another archive.
+    changed: Notify,
+}
+
+impl Archiving {
+    /// The configuration was read again.
+    pub(super) fn reload(&self) {
+        self.changed.notify_one();
+    }
+}
+
+/// Archiving of a generation. It ends when this is dropped.
+pub(super) struct Running {
+    cancel: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    pub(super) async fn stop(mut self) {
+        self.cancel.cancel();
+        if let Some(task) = self.task.take() {
+            // A panic there was logged; nothing depends on it.
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// Archives what `log` seals from now on. Once this returns, no log goes that the archive may lack.
+pub(super) fn start(node: &Arc<Node>, log: &Log) -> Running {
+    match address(node) {
+        Some(address) => node.archiving.board.hold(&address.to_string()),
+        None => node.archiving.board.clear(),
+    }
+    let cancel = CancellationToken::new();
+    let task = tokio::spawn(run(Arc::clone(node), log.clone(), cancel.clone()));
+    Running { cancel, task: Some(task) }
+}
+
+fn address(node: &Node) -> Option<Address> {
+    // It was checked when it was read.
+    node.config().archive_address().ok().flatten()
+}
+
+async fn run(node: Arc<Node>, log: Log, cancel: CancellationToken) {
+    let archiving = &node.archiving;
+    while !cancel.is_cancelled() {
+        let now = address(&node);
+        let turn = cancel.child_token();
+        let mut engine = std::pin::pin!(archive(&node, &log, now.clone(), turn.clone()));
+        loop {
+            tokio::select! {
+                () = &mut engine => return,
+                () = archiving.changed.notified() => {}
+            }
+            if address(&node) != now {
+                break;
+            }
+            // The same again: what it waits for may be there now.
+            archiving.nudge.notify_one();
+        }
+        turn.cancel();
+        engine.await;
+    }
+}
+
+async fn archive(node: &Arc<Node>, log: &Log, address: Option<Address>, cancel: CancellationToken) {
+    let board = Arc::clone(&node.archiving.board);
+    let (Some(address), Ok(control)) = (address, node.state.set_up()) else {
+        board.clear();
+        return cancel.cancelled().await;
+    };
+    let context = Context {
+        address,
+        log: node.state.log(),
+        state: node.state.path().to_owned(),
+        system: control.system,
+        timeline: control.timeline,
+        connect: Arc::new(archive::connect),
+    };
+    archiver::run(context, board, log.subscribe(), Arc::clone(&node.archiving.nudge), cancel).await;
+}
