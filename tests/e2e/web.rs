@@ -223,8 +223,14 @@ fn feed(words: &[&str], text: &str) -> (bool, String) {
 #[test]
 fn figures_are_all_there_plausible_and_to_promtools_taste() {
     let (l, f, m) = (free_port(), free_port(), free_port());
-    let rules = |s: Spec| with_pages(l)(s).set("synchronous_followers", "\"ANY 1 (follower)\"");
-    let pair = Pair::with(Bed::new("metrics"), rules, with_pages(f));
+    let bed = Bed::new("metrics");
+    let store = bed.path("store");
+    fs::create_dir(&store).expect("mkdir");
+    let rules = |s: Spec| {
+        let s = with_pages(l)(s).set("synchronous_followers", "\"ANY 1 (follower)\"");
+        s.set("archive", &crate::support::archive::url(&store))
+    };
+    let pair = Pair::with(bed, rules, with_pages(f));
     let middle = with_pages(m)(pair.bed.follower("middle", pair.follower.spec.listen)).start();
     fs::write(pair.data().join("a"), vec![1; 100_000]).expect("write");
     crate::support::assert_equal_within(within(20), pair.data(), middle.data());
@@ -264,7 +270,7 @@ fn figures_are_all_there_plausible_and_to_promtools_taste() {
     let source =
         fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/http/metrics.rs")).expect("read");
     let source = source.split("#[cfg(test)]").next().expect("code");
-    let absent = ["apply_skipped", "slot_left"];
+    let absent = ["apply_skipped", "slot_left", "archive_waiting_since", "archive_last_time"];
     let mut families = 0;
     for kind in ["gauge(", "counter("] {
         for (at, _) in source.match_indices(kind) {

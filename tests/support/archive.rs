@@ -56,21 +56,26 @@ pub(crate) fn kept(dir: &Path) -> BTreeMap<u64, Vec<u8>> {
     out
 }
 
-/// The archive has every segment from the first to the newest that it has, and those of the log are the same.
+/// Waits until the archive has every segment from the first to the newest, those of the log as they are there. What is
+/// written may be sealed, and so archived, a moment later.
 pub(crate) fn assert_whole(node: &Node, dir: &Path) {
-    let kept = kept(dir);
-    let numbers: Vec<u64> = kept.keys().copied().collect();
-    let last = *numbers.last().expect("segments");
-    assert_eq!(numbers, (1..=last).collect::<Vec<_>>(), "a hole");
-    for path in node.segments() {
-        let name = path.file_name().and_then(|n| n.to_str()).expect("name");
-        if name.len() == 24
-            && let Ok(bytes) = fs::read(&path)
-        {
-            let number = u64::from_str_radix(&name[8..], 16).expect("a number");
-            assert!(kept.get(&number) == Some(&bytes), "segment {number} is not the same");
+    until(within(30), "the archive is whole", || {
+        let kept = kept(dir);
+        let numbers: Vec<u64> = kept.keys().copied().collect();
+        let last = *numbers.last().ok_or("no segments")?;
+        assert_eq!(numbers, (1..=last).collect::<Vec<_>>(), "a hole");
+        for path in node.segments() {
+            let name = path.file_name().and_then(|n| n.to_str()).expect("name");
+            if name.len() == 24
+                && let Ok(bytes) = fs::read(&path)
+            {
+                let number = u64::from_str_radix(&name[8..], 16).expect("a number");
+                let there = kept.get(&number).ok_or_else(|| format!("segment {number} is not there"))?;
+                assert!(*there == bytes, "segment {number} is not the same");
+            }
         }
-    }
+        Ok(())
+    });
 }
 
 /// Runs `towline archive` with these words.
