@@ -77,13 +77,15 @@ impl fmt::Display for Address {
     }
 }
 
-const FORMS: &str = "write file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX";
+const FORMS: &str =
+    "write file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX";
 
 impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = |why: &str| format!("'{}' is no address of an archive: {why}; {FORMS}", text.escape_debug());
+        let bad =
+            |why: &str| format!("'{}' is no address of an archive: {why}; {FORMS}", text.escape_debug());
         let (scheme, rest) = text.split_once("://").ok_or_else(|| bad("it has no scheme"))?;
         let cloud = match scheme {
             "file" => return directory(rest).map(Self::Dir).map_err(|why| bad(&why)),
@@ -94,7 +96,9 @@ impl FromStr for Address {
         };
         if rest.contains('@') {
             // What stands there may be a password: it is not said again.
-            return Err(format!("an address of an archive holds no user and no password: give them by the environment; {FORMS}"));
+            return Err(format!(
+                "an address of an archive holds no user and no password: give them by the environment; {FORMS}"
+            ));
         }
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let prefix = prefix.trim_end_matches('/');
@@ -167,8 +171,22 @@ mod tests {
     #[test]
     fn what_is_no_address_is_refused_with_the_forms() {
         for bad in [
-            "", "/mnt/a", "file:/a", "file://a/b", "file:///", "file:///a/../b", "file:///a%2", "file:///a%zz", "file:///a?b",
-            "ftp://x", "s3://", "s3:///a", "s3://b//c", "s3://b/..", "s3://b/a b", "s3://b?x=1",
+            "",
+            "/mnt/a",
+            "file:/a",
+            "file://a/b",
+            "file:///",
+            "file:///a/../b",
+            "file:///a%2",
+            "file:///a%zz",
+            "file:///a?b",
+            "ftp://x",
+            "s3://",
+            "s3:///a",
+            "s3://b//c",
+            "s3://b/..",
+            "s3://b/a b",
+            "s3://b?x=1",
         ] {
             let e = bad.parse::<Address>().unwrap_err();
             assert!(e.contains("s3://BUCKET/PREFIX"), "{bad}: {e}");

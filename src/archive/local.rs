@@ -132,7 +132,9 @@ impl Dir {
             let kind = entry.file_type().map_err(|e| Error::io("list", &path, e))?;
             let name = entry.file_name();
             // What nothing here could have named is nobody's object.
-            let Some(name) = std::str::from_utf8(name.as_bytes()).ok().filter(|n| super::names::valid_part(n)) else {
+            let Some(name) =
+                std::str::from_utf8(name.as_bytes()).ok().filter(|n| super::names::valid_part(n))
+            else {
                 continue;
             };
             if dir.is_empty() && name == TMP || !kind.is_dir() && !kind.is_file() {

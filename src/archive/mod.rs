@@ -234,10 +234,8 @@ impl Archive {
             return Ok(());
         }
         let has = size.map_or_else(|| "nothing".to_owned(), |n| format!("{n} bytes"));
-        let text = format!(
-            "the archive '{}' took '{name}' of {len} bytes, but has {has} of it",
-            self.address
-        );
+        let text =
+            format!("the archive '{}' took '{name}' of {len} bytes, but has {has} of it", self.address);
         Err(Error::new(ErrorKind::Unavailable, text))
     }
 
@@ -248,10 +246,7 @@ impl Archive {
     pub fn upload(&self, name: &str) -> Result<Box<dyn Upload>> {
         check(name)?;
         if self.store.size(name)?.is_some() {
-            let text = format!(
-                "'{name}' is in the archive '{}' already; it is left as it is",
-                self.address
-            );
+            let text = format!("'{name}' is in the archive '{}' already; it is left as it is", self.address);
             return Err(Error::new(ErrorKind::Refused, text));
         }
         self.store.upload(name)

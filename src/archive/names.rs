@@ -77,7 +77,12 @@ impl SegmentName {
         }
         let size = upper(size, 8)?;
         let timeline = TimelineId(u32::try_from(upper(dir, 8)?).ok()?);
-        (size <= FILE_MAX).then_some(Self { timeline, segment: SegmentNo(upper(number, 16)?), size, sha: bytes })
+        (size <= FILE_MAX).then_some(Self {
+            timeline,
+            segment: SegmentNo(upper(number, 16)?),
+            size,
+            sha: bytes,
+        })
     }
 }
 
@@ -94,7 +99,8 @@ fn is_lower_hex(b: u8) -> bool {
 }
 
 fn upper(text: &str, digits: usize) -> Option<u64> {
-    let sound = text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
+    let sound =
+        text.len() == digits && text.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
     if sound { u64::from_str_radix(text, 16).ok() } else { None }
 }
 

@@ -35,7 +35,10 @@ fn an_archive_belongs_to_one_system() {
     assert_eq!(e.kind(), ErrorKind::Refused);
     assert!(e.to_string().contains("0000000000000007") && e.to_string().contains("0000000000000008"), "{e}");
     let absent = tempfile::tempdir().unwrap();
-    assert_eq!(Archive::open(&Address::Dir(absent.path().to_owned())).unwrap_err().kind(), ErrorKind::Missing);
+    assert_eq!(
+        Archive::open(&Address::Dir(absent.path().to_owned())).unwrap_err().kind(),
+        ErrorKind::Missing
+    );
     let gone = Address::Dir(absent.path().join("not-mounted"));
     let e = Archive::open_or_create(&gone, SystemId(7)).unwrap_err();
     assert!(e.kind().retries() && e.to_string().contains("mount"), "{e}");
@@ -138,7 +141,12 @@ fn objects_are_listed_in_the_order_of_their_names_from_any_on() {
     assert_eq!(names_in(&archive, "backup/a", ""), ["backup/a/z"]);
     assert!(names_in(&archive, "nothing", "").is_empty());
     let mut seen = 0;
-    archive.list("", "", &mut |_| { seen += 1; Ok(seen < 2) }).unwrap();
+    archive
+        .list("", "", &mut |_| {
+            seen += 1;
+            Ok(seen < 2)
+        })
+        .unwrap();
     assert_eq!(seen, 2);
 }
 
@@ -150,11 +158,13 @@ fn segments_are_listed_from_a_number_on() {
     }
     let from = |n| {
         let mut all = Vec::new();
-        archive.segments(T, SegmentNo(n), &mut |s, size| {
-            assert_eq!(s.size, size);
-            all.push(s.segment.0);
-            Ok(true)
-        }).unwrap();
+        archive
+            .segments(T, SegmentNo(n), &mut |s, size| {
+                assert_eq!(s.size, size);
+                all.push(s.segment.0);
+                Ok(true)
+            })
+            .unwrap();
         all
     };
     assert_eq!(from(0), [1, 2, 5, 0x1_0000]);

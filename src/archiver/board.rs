@@ -152,7 +152,10 @@ impl Board {
 
     pub(super) fn archived(&self, timeline: TimelineId, segment: SegmentNo, bytes: u64, kept: Kept) {
         if kept == Kept::Mended {
-            tracing::warn!("segment {:X} in the archive was damaged; it is replaced by the good one", segment.0);
+            tracing::warn!(
+                "segment {:X} in the archive was damaged; it is replaced by the good one",
+                segment.0
+            );
         }
         self.works();
         self.change(|i| {
@@ -177,7 +180,9 @@ impl Board {
             r.state = "archiving";
         });
         if let Some((attempts, waiting, address)) = said {
-            tracing::info!("archiving to '{address}' works again after {attempts} failures; {waiting} segments wait");
+            tracing::info!(
+                "archiving to '{address}' works again after {attempts} failures; {waiting} segments wait"
+            );
         }
     }
 

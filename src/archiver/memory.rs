@@ -39,7 +39,9 @@ pub(super) fn open(state: &Path, store: Arc<dyn Store>, address: &str, system: S
     );
     let archive = Archive::open_in(store, address).map_err(|e| match e.kind() {
         ErrorKind::Missing => {
-            let text = format!("the archive '{address}' is empty, but this node has archived to it before: {remedy}");
+            let text = format!(
+                "the archive '{address}' is empty, but this node has archived to it before: {remedy}"
+            );
             Error::new(ErrorKind::Refused, text)
         }
         _ => e,

@@ -171,7 +171,8 @@ impl Worker {
             board.gap(self.context.timeline, gap);
         }
         let Some(next) = waiting.first().map(|s| s.segment) else {
-            let open = stored.last().map_or(SegmentNo(0), |s| if s.sealed { s.segment.next() } else { s.segment });
+            let open =
+                stored.last().map_or(SegmentNo(0), |s| if s.sealed { s.segment.next() } else { s.segment });
             board.idle(open);
             return Ok(false);
         };
@@ -197,7 +198,8 @@ impl Worker {
     }
 
     fn note_waiting(&self, board: &Board, waiting: &[Stored]) {
-        let since = waiting.first().and_then(|s| log::sealed_at(&self.context.log, self.context.timeline, s.segment));
+        let since =
+            waiting.first().and_then(|s| log::sealed_at(&self.context.log, self.context.timeline, s.segment));
         board.waiting(waiting, since);
     }
 

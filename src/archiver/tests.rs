@@ -156,7 +156,8 @@ impl Bed {
 
     /// Runs the archiver until `until`.
     fn run(&self, log: &Log, until: impl Fn(&Report) -> bool) -> Report {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let cancel = CancellationToken::new();
         // What an earlier run left there is not taken for this one's.
         self.board.begin("s3://bed");
@@ -285,7 +286,8 @@ fn what_the_archive_lost_in_between_is_put_there_again() {
     let log = bed.log();
     fill(&log, 4);
     bed.run(&log, |r| idle(r) && r.archived == 4);
-    let names: Vec<String> = bed.store.objects.lock().unwrap().keys().filter(|n| n.starts_with("log/")).cloned().collect();
+    let names: Vec<String> =
+        bed.store.objects.lock().unwrap().keys().filter(|n| n.starts_with("log/")).cloned().collect();
     bed.store.delete(&names[1]).unwrap();
     bed.store.objects.lock().unwrap().insert(names[2].clone(), Vec::new());
     let report = bed.run(&log, |r| idle(r) && r.archived == 6);
@@ -356,7 +358,8 @@ fn a_foreign_or_vanished_archive_is_refused_until_it_is_back() {
         assert!(report.needs_help, "{report:?}");
         assert_eq!(bed.board.unarchived(), Some(SegmentNo(0)), "all log is held");
     };
-    let foreign = Archive::open_or_create_in(Arc::clone(&bed.store) as Arc<dyn Store>, "x", SystemId(9)).unwrap();
+    let foreign =
+        Archive::open_or_create_in(Arc::clone(&bed.store) as Arc<dyn Store>, "x", SystemId(9)).unwrap();
     refused("that of system 0000000000000009");
     drop(foreign);
     bed.store.objects.lock().unwrap().clear();

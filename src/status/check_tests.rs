@@ -209,10 +209,15 @@ fn log_that_waits_for_the_archive_is_a_problem_by_its_age_and_gaps_are_said() {
         judged(&all(with(leader(), "/archive", archive), changes), &limits())
     };
     assert_eq!(at(&[]).0, Severity::Ok);
-    let waits = |s: i64| [("/archive/waiting", json!(2)), ("/archive/waiting_since", json!((1000 - s) * SECOND))];
+    let waits =
+        |s: i64| [("/archive/waiting", json!(2)), ("/archive/waiting_since", json!((1000 - s) * SECOND))];
     assert_eq!(at(&waits(200)).1, "");
     assert_eq!((at(&waits(400)).0, at(&waits(400)).1.as_str()), (Severity::Warning, "archive"));
-    let old = [("/now", json!(9000 * SECOND)), ("/archive/failing_since", json!(7000 * SECOND)), ("/archive/error", json!("no room"))];
+    let old = [
+        ("/now", json!(9000 * SECOND)),
+        ("/archive/failing_since", json!(7000 * SECOND)),
+        ("/archive/error", json!("no room")),
+    ];
     let (severity, words, line) = at(&old);
     assert_eq!((severity, words.as_str()), (Severity::Critical, "archive archive-failing"));
     assert!(line.contains("ARCHIVING FAILS for 33m") && line.contains("no room"), "{line}");

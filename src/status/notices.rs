@@ -16,7 +16,15 @@ pub struct Notice {
 pub const WORDS: [&str; 10] = [
     "archive-failing",
     "archive-gap",
-    "gap", "skipped", "unreadable", "hidden", "unwatched", "edits", "inexact", "certificate"];
+    "gap",
+    "skipped",
+    "unreadable",
+    "hidden",
+    "unwatched",
+    "edits",
+    "inexact",
+    "certificate",
+];
 
 /// What there is to say of a node.
 #[must_use]
@@ -91,7 +99,8 @@ fn archive(v: View<'_>, say: &mut impl FnMut(&'static str, String)) {
     let gaps = v.count("/archive/gaps");
     if gaps > 0 {
         let newest = v.list("/archive/gap").last();
-        let range = newest.map_or_else(String::new, |g| format!(", the newest {} to {}", g.text("/from"), g.text("/to")));
+        let range = newest
+            .map_or_else(String::new, |g| format!(", the newest {} to {}", g.text("/from"), g.text("/to")));
         let text = format!(
             "the archive has {gaps} gaps{range}: take a new base backup; `towline archive list` shows what can be restored"
         );

@@ -52,7 +52,8 @@ fn while_the_archive_is_away_log_is_kept_and_said_to_be_and_then_it_catches_up()
     let first = oldest(&leader);
     fs::rename(&store, &away).expect("rename");
     segments(&leader, 6);
-    let failing = archive_until(&leader, "fails", |a| a["state"] == "failing" && a["waiting"].as_u64() >= Some(5));
+    let failing =
+        archive_until(&leader, "fails", |a| a["state"] == "failing" && a["waiting"].as_u64() >= Some(5));
     assert!(failing["error"].as_str().unwrap().contains("does not exist"), "{failing}");
     assert_eq!(failing["needs_help"], false, "{failing}");
     let pending = u64::from_str_radix(failing["oldest_waiting"].as_str().unwrap(), 16).unwrap();
