@@ -215,7 +215,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__check)
-            opts="-h --state --socket --config --json --timeout --max-lag --max-lag-bytes --max-exact-age --min-followers --sync-state --max-slot-bytes --max-backup-age --min-free-disk --min-certificate-days --accept --log-level --log-json --help"
+            opts="-h --state --socket --config --json --timeout --max-lag --max-lag-bytes --max-exact-age --min-followers --sync-state --max-slot-bytes --max-backup-age --max-archive-age --min-free-disk --min-certificate-days --accept --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -261,6 +261,10 @@ _towline() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --max-archive-age)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --min-free-disk)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -270,7 +274,7 @@ _towline() {
                     return 0
                     ;;
                 --accept)
-                    COMPREPLY=($(compgen -W "gap skipped unreadable hidden unwatched edits inexact certificate paused starting sync released slot-lost lost-logs" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "archive-failing archive-gap gap skipped unreadable hidden unwatched edits inexact certificate paused starting sync released slot-lost lost-logs" -- "${cur}"))
                     return 0
                     ;;
                 --log-level)
@@ -395,7 +399,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__follower)
-            opts="-h --config --data --state --listen --http --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --tls --tls-cert --tls-key --tls-ca --tls-crl --leader --upstream-role --apply-cuts --apply-delay --stop-at --stop-action --scrub-interval --local-edits --resync --adopt --paused --log-level --log-json --help"
+            opts="-h --config --data --state --listen --http --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --archive --max-archive-keep --tls --tls-cert --tls-key --tls-ca --tls-crl --leader --upstream-role --apply-cuts --apply-delay --stop-at --stop-action --scrub-interval --local-edits --resync --adopt --paused --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -490,6 +494,14 @@ _towline() {
                     return 0
                     ;;
                 --slot-idle-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --archive)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --max-archive-keep)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -587,7 +599,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__leader)
-            opts="-h --config --data --state --listen --http --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --tls --tls-cert --tls-key --tls-ca --tls-crl --log-level --log-json --help"
+            opts="-h --config --data --state --listen --http --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --archive --max-archive-keep --tls --tls-cert --tls-key --tls-ca --tls-crl --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -682,6 +694,14 @@ _towline() {
                     return 0
                     ;;
                 --slot-idle-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --archive)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --max-archive-keep)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

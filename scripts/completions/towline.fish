@@ -74,6 +74,8 @@ complete -c towline -n "__fish_towline_using_subcommand leader" -l max-slot-disk
 complete -c towline -n "__fish_towline_using_subcommand leader" -l keep-segments -d 'Newest segments of log that are always kept' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l min-free-disk -d 'Free disk below which log that only slots hold is given up: a size, or a share like 5%; 0: never' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l slot-idle-timeout -d 'The slot of a follower that is away for this long is lost; 0s: never by time' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l archive -d 'Put sealed segments into this archive: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://, az://' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l max-archive-keep -d 'Most room for log that waits for the archive only, like 10G or 25%' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l tls -d 'When connections between nodes are encrypted' -r -f -a "auto\t'Whenever there is a network, or somebody to know'
 on\t'Always'
 off\t'Never, over any network'"
@@ -110,6 +112,8 @@ complete -c towline -n "__fish_towline_using_subcommand follower" -l max-slot-di
 complete -c towline -n "__fish_towline_using_subcommand follower" -l keep-segments -d 'Newest segments of log that are always kept' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l min-free-disk -d 'Free disk below which log that only slots hold is given up: a size, or a share like 5%; 0: never' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l slot-idle-timeout -d 'The slot of a follower that is away for this long is lost; 0s: never by time' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l archive -d 'Put sealed segments into this archive: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://, az://' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l max-archive-keep -d 'Most room for log that waits for the archive only, like 10G or 25%' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l tls -d 'When connections between nodes are encrypted' -r -f -a "auto\t'Whenever there is a network, or somebody to know'
 on\t'Always'
 off\t'Never, over any network'"
@@ -161,9 +165,12 @@ complete -c towline -n "__fish_towline_using_subcommand check" -l max-exact-age 
 complete -c towline -n "__fish_towline_using_subcommand check" -l min-followers -d 'Fewer attached followers than this are a problem' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l max-slot-bytes -d 'Bytes of log that one slot may hold' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l max-backup-age -d 'Age of the newest base backup; none at all is critical' -r
+complete -c towline -n "__fish_towline_using_subcommand check" -l max-archive-age -d 'How long sealed log may wait for the archive' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l min-free-disk -d 'Room that has to be left on the file systems of the state and the data directory: a size, or a share like 5%' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l min-certificate-days -d 'Days that the node\'s certificate has to be good for, if it ends' -r
-complete -c towline -n "__fish_towline_using_subcommand check" -l accept -d 'A problem that is known and is none here, by its word; may be repeated' -r -f -a "gap\t''
+complete -c towline -n "__fish_towline_using_subcommand check" -l accept -d 'A problem that is known and is none here, by its word; may be repeated' -r -f -a "archive-failing\t''
+archive-gap\t''
+gap\t''
 skipped\t''
 unreadable\t''
 hidden\t''
