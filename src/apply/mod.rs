@@ -33,6 +33,7 @@ mod engine;
 mod guard;
 mod handle;
 mod intake;
+mod labels;
 mod notes;
 mod patience;
 mod patrol;

@@ -25,6 +25,7 @@ use super::ApplyState;
 use super::attrs::timestamps;
 use super::engine::Running;
 use super::intake::{Batch, Span};
+use super::labels::LABELS_CHANGED;
 use super::notes::{Notes, is_unknown};
 use super::plan::{STAGE, Slot};
 use super::scan::{Difference, Found, scan};
@@ -252,6 +253,8 @@ fn difference(work: &mut Work<'_>, catalog: &Catalog, d: &Difference) -> Result<
             work.site.edited(&path, "its size or modification time changed")?;
         } else if d.attrs {
             work.site.edited(&path, "its mode or owner changed")?;
+        } else if d.labels {
+            work.site.edited(&path, LABELS_CHANGED)?;
         }
     }
     work.restore.insert(d.id);

@@ -57,7 +57,7 @@ pub(crate) fn refused(path: &str, what: &str) -> Error {
         format!(
             "'{path}' was changed on this follower: {what}. A follower's directory is written by \
              towline alone. Undo the change; or set local_edits = \"overwrite\", which takes back what was made, \
-             moved, or given another mode or owner here, and by a resync everything else; or let `towline resync` \
+             moved, or given another mode, owner or attribute here, and by a resync everything else; or let `towline resync` \
              write the leader's state over it"
         ),
     )

@@ -33,6 +33,8 @@ pub(crate) struct Difference {
     pub(crate) data: bool,
     /// Mode, owner or group.
     pub(crate) attrs: bool,
+    /// Extended attributes or ACLs.
+    pub(crate) labels: bool,
     /// Nobody changed it since: an earlier start lacked the privilege that this one has.
     pub(crate) heals: bool,
 }
@@ -108,7 +110,7 @@ pub(crate) fn scan(site: &Site, catalog: &Catalog) -> Result<Found> {
         mount: stat.mount,
     };
     let mut first = scanner();
-    first.compare(FileId::ROOT, &stat);
+    first.compare(FileId::ROOT, &stat, &top, b"");
     first.list(FileId::ROOT, &Arc::new(top))?;
     let stage = site.root.open_dir(STAGE_DIR).map_err(|e| site.error("open", STAGE_DIR, e))?;
     first.list(STAGE, &Arc::new(stage))?;
@@ -209,12 +211,12 @@ impl Scanner<'_> {
             let id = match self.known(&stat) {
                 Some(id) if self.catalog.lookup(dir, bytes) == Some(id) => {
                     matched += 1;
-                    self.compare(id, &stat);
+                    self.compare(id, &stat, fd, bytes);
                     id
                 }
                 Some(id) => {
                     self.found.displaced.insert(Slot::new(dir, bytes), id);
-                    self.compare(id, &stat);
+                    self.compare(id, &stat, fd, bytes);
                     id
                 }
                 None => self.strange(dir, bytes, &stat),
@@ -262,7 +264,7 @@ impl Scanner<'_> {
         id
     }
 
-    fn compare(&mut self, id: FileId, stat: &Stat) {
+    fn compare(&mut self, id: FileId, stat: &Stat, dir: &OwnedFd, name: &[u8]) {
         let Some(inode) = self.catalog.get(id) else { return };
         let Some(seen) = inode.seen else { return };
         let data =
@@ -284,9 +286,10 @@ impl Scanner<'_> {
         }
         let attrs = !link && have.mode != mode || privileged && !owner;
         if seen.ctime != stat.ctime || data {
-            self.found.differences.push(Difference { id, data, attrs, heals: false });
+            let labels = self.site.labels.changed(dir, name, &inode);
+            self.found.differences.push(Difference { id, data, attrs, labels, heals: false });
         } else if privileged && !owner {
-            self.found.differences.push(Difference { id, data, attrs, heals: true });
+            self.found.differences.push(Difference { id, data, attrs, labels: false, heals: true });
         }
     }
 }

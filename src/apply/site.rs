@@ -16,6 +16,7 @@ use crate::record::{Kind, Time};
 use crate::sys::{self, Root, STAGE_DIR, Stat};
 
 use super::doubts::Doubts;
+use super::labels::Labels;
 use super::plan::STAGE;
 use super::refusal::{Refusal, refused};
 use super::{ApplyStats, LocalEdit, LocalEdits};
@@ -83,6 +84,8 @@ pub(crate) struct Site {
     pub(crate) made: u64,
     /// Owner and group that a file gets when this process creates it.
     pub(crate) me: (u32, u32),
+    /// Which extended attributes can be given here.
+    pub(crate) labels: Labels,
     /// Classes of things that were skipped for want of privilege and have been logged.
     pub(crate) said: HashSet<Skip>,
     /// Both of the following, on disk.
@@ -160,6 +163,7 @@ impl Site {
             epoch: String::new(),
             made: 0,
             me: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+            labels: Labels::default(),
             said: HashSet::new(),
             suspects,
             later,
@@ -206,6 +210,7 @@ impl Site {
         })
         .map_err(|e| self.error("list", STAGE_DIR, e))?;
         self.epoch = format!("{:x}.", newest.wrapping_add(1));
+        self.labels = Labels::of(&fd);
         self.dirs.put(STAGE, fd);
         Ok(())
     }

@@ -13,6 +13,7 @@ use crate::position::FileId;
 use crate::record::Kind;
 use crate::sys::{self, STAGE_DIR, Stat};
 
+use super::labels::LABELS_CHANGED;
 use super::notes::{Before, Notes, is_unknown};
 use super::patrol::mode_or_owner;
 use super::plan::{Change, Op, STAGE, Slot, plan};
@@ -243,6 +244,9 @@ impl<'s> Work<'s> {
         } else if mode_or_owner(self.site, stat, &before.attrs) {
             let path = self.path(catalog, slot);
             self.site.repaired(&path, "its mode or owner changed");
+        } else if self.labels_changed(catalog, id, slot)? {
+            let path = self.path(catalog, slot);
+            self.site.repaired(&path, LABELS_CHANGED);
         }
         // Times alone don't clear it: the content is compared once the batch has written its part.
         self.restore.insert(id);
@@ -250,6 +254,14 @@ impl<'s> Work<'s> {
             self.site.suspects.push(id);
         }
         Ok(())
+    }
+
+    /// Whether somebody changed what this batch does not set, and the catalog therefore tells.
+    fn labels_changed(&mut self, catalog: &Catalog, id: FileId, slot: &Slot) -> Result<bool> {
+        let set = self.notes.touched.get(&id).is_some_and(|t| t.xattrs);
+        let Some(inode) = catalog.get(id).filter(|_| !set) else { return Ok(false) };
+        let dir = self.dir(catalog, slot.dir)?;
+        Ok(self.site.labels.changed(&*dir, &slot.name, &inode))
     }
 
     /// Something unknown occupies a name that the leader gave to something else.

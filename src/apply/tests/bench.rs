@@ -176,6 +176,11 @@ impl Bench {
         self.record(Record::Attr { id, attrs: Attrs { mtime: attrs(0, tick).mtime, ..old } });
     }
 
+    /// An extended attribute.
+    pub(super) fn label(&mut self, id: FileId, name: &str, value: &str) {
+        self.record(Record::Xattr { id, name: name.as_bytes(), value: Some(value.as_bytes()) });
+    }
+
     /// The whole content of a file.
     pub(super) fn content(&mut self, id: FileId, data: &[u8]) {
         if self.fold.read().get(id).unwrap().size > 0 {

@@ -6,6 +6,7 @@ use crate::apply::LocalEdits;
 use crate::error::ErrorKind;
 use crate::position::{Cut, FileId};
 use crate::record::BLOCK;
+use crate::sys;
 
 use super::bench::Bench;
 
@@ -19,6 +20,19 @@ fn failure(handle: &crate::apply::ApplyHandle) -> crate::error::Error {
         std::thread::sleep(Duration::from_millis(1));
     }
     panic!("apply did not fail: {:?}", handle.stats());
+}
+
+/// Sets an extended attribute, or takes it away, as somebody does who uses `setfattr`.
+fn label(path: &std::path::Path, name: &str, value: Option<&str>) {
+    let dir = std::fs::File::open(path).unwrap();
+    sys::set_xattr_at(&dir, b"", name.as_bytes(), value.map(str::as_bytes)).unwrap();
+}
+
+/// Gives user 1234 access to what will be made in a directory, which shows in its ACL alone.
+fn allow(path: &std::path::Path) {
+    let done =
+        std::process::Command::new("setfacl").args(["-d", "-m", "u:1234:rwx"]).arg(path).status().unwrap();
+    assert!(done.success());
 }
 
 fn setup() -> (Bench, FileId) {
@@ -70,7 +84,7 @@ fn an_edit_is_overwritten_when_the_log_holds_the_whole_file() {
 #[test]
 fn edits_are_found_at_the_start() {
     type Edit = fn(&std::path::Path);
-    let cases: [(&str, Edit, ErrorKind); 5] = [
+    let cases: [(&str, Edit, ErrorKind); 7] = [
         ("f", |p| std::fs::write(p.join("f"), b"x").unwrap(), ErrorKind::Refused),
         ("new", |p| std::fs::write(p.join("new"), b"x").unwrap(), ErrorKind::Refused),
         ("d/g", |p| std::fs::remove_file(p.join("d/g")).unwrap(), ErrorKind::Diverged),
@@ -83,6 +97,8 @@ fn edits_are_found_at_the_start() {
             },
             ErrorKind::Refused,
         ),
+        ("f", |p| label(&p.join("f"), "user.mine", Some("1")), ErrorKind::Refused),
+        ("d", |p| label(&p.join("d"), "user.mine", Some("1")), ErrorKind::Refused),
     ];
     for (path, edit, kind) in cases {
         let (b, _) = setup();
@@ -173,6 +189,10 @@ fn edits_of_what_the_log_does_not_touch_are_noticed_while_following() {
     for n in 0..300 {
         b.file(ROOT, &format!("many{n}"), b"m");
     }
+    for name in ["labelled", "unlabelled"] {
+        let id = b.file(ROOT, name, b"l");
+        b.label(id, "user.ours", "1");
+    }
     b.commit(Cut::Exact);
     let handle = b.start().unwrap();
     b.wait(&handle, b.last);
@@ -183,15 +203,23 @@ fn edits_of_what_the_log_does_not_touch_are_noticed_while_following() {
     std::fs::write(p.join("f"), b"x").unwrap();
     std::fs::remove_file(p.join("many7")).unwrap();
     chmod(&p.join("many8"), 0o600);
+    label(&p.join("many10"), "user.mine", Some("1"));
+    label(&p.join("labelled"), "user.ours", Some("2"));
+    label(&p.join("unlabelled"), "user.ours", None);
+    allow(&p.join("d"));
     std::fs::rename(p.join("d/g"), p.join("d/h")).unwrap();
     std::fs::hard_link(p.join("many9"), b.tmp.path().join("snapshot")).unwrap();
-    until(&handle, "all are noticed", |s| s.local_edits_standing == 6);
+    until(&handle, "all are noticed", |s| s.local_edits_standing == 10);
     let rounds = handle.stats().patrols;
     until(&handle, "more rounds", |s| s.patrols > rounds + 3);
     let stats = handle.stats();
     let mut paths: Vec<&str> = stats.local_edits.iter().map(|e| &*e.path).collect();
     paths.sort_unstable();
-    assert_eq!(paths, ["d/g", "d/h", "d/new", "f", "many7", "many8"], "each is told once");
+    assert_eq!(
+        paths,
+        ["d", "d/g", "d/h", "d/new", "f", "labelled", "many10", "many7", "many8", "unlabelled"],
+        "each is told once"
+    );
     // What is not concerned goes on.
     b.file(ROOT, "other", b"o");
     let end = b.commit(Cut::Exact);
@@ -200,8 +228,9 @@ fn edits_of_what_the_log_does_not_touch_are_noticed_while_following() {
     std::fs::remove_file(p.join("d/new")).unwrap();
     std::fs::rename(p.join("d/h"), p.join("d/g")).unwrap();
     chmod(&p.join("many8"), 0o644);
-    until(&handle, "three are left", |s| s.local_edits_standing == 2);
-    assert_eq!(handle.stats().local_edits_total, 6);
+    label(&p.join("unlabelled"), "user.ours", Some("1"));
+    until(&handle, "five are left", |s| s.local_edits_standing == 5);
+    assert_eq!(handle.stats().local_edits_total, 10);
     handle.stop().unwrap();
 }
 
@@ -215,6 +244,8 @@ fn edits_of_what_the_log_does_not_touch_are_undone_on_request() {
     std::fs::write(p.join("d/new"), b"x").unwrap();
     std::fs::rename(p.join("d/g"), p.join("d/h")).unwrap();
     chmod(&p.join("f"), 0o600);
+    allow(&p.join("d"));
+    label(&p.join("d/h"), "user.mine", Some("1"));
     until(&handle, "they are seen", |s| s.local_edits_total >= 1);
     until(&handle, "they are undone", |_| {
         p.join("d/g").exists() && !p.join("d/h").exists() && !p.join("d/new").exists()
@@ -230,25 +261,48 @@ fn edits_of_what_the_log_does_not_touch_are_undone_on_request() {
 }
 
 #[test]
-fn a_mode_that_is_set_right_on_the_way_is_counted() {
+fn attributes_that_are_set_right_on_the_way_are_counted() {
+    type Edit = fn(&std::path::Path);
+    let edits: [Edit; 2] = [|p| chmod(p, 0o600), |p| label(p, "user.mine", Some("1"))];
+    for edit in edits {
+        let (mut b, f) = setup();
+        let handle = b.start().unwrap();
+        b.wait(&handle, b.last);
+        // At rest on request nobody is on patrol.
+        handle.pause().unwrap();
+        edit(&b.data().join("f"));
+        b.block(f, 1, 7);
+        let end = b.commit(Cut::Exact);
+        handle.resume();
+        b.wait(&handle, end);
+        b.compare();
+        let stats = handle.stats();
+        assert_eq!(stats.local_edits_repaired, 1, "{stats:?}");
+        assert!(
+            (1..=2).contains(&stats.local_edits_total),
+            "a patrol on its way may have told it too: {stats:?}"
+        );
+        assert_eq!(stats.local_edits[0].path, "f");
+        handle.stop().unwrap();
+    }
+}
+
+#[test]
+fn attributes_that_the_leader_sets_are_no_edit() {
     let (mut b, f) = setup();
     let handle = b.start().unwrap();
     b.wait(&handle, b.last);
-    // At rest on request nobody is on patrol.
-    handle.pause().unwrap();
-    chmod(&b.data().join("f"), 0o600);
-    b.block(f, 1, 7);
-    let end = b.commit(Cut::Exact);
-    handle.resume();
-    b.wait(&handle, end);
+    for value in ["1", "2", "3"] {
+        std::fs::hard_link(b.data().join("f"), b.tmp.path().join(value)).unwrap();
+        b.label(f, "user.ours", value);
+        b.touch(f);
+        let end = b.commit(Cut::Exact);
+        b.wait(&handle, end);
+        std::fs::remove_file(b.tmp.path().join(value)).unwrap();
+    }
+    until(&handle, "a round", |s| s.patrols >= 2);
+    assert_eq!(handle.stats().local_edits_total, 0, "{:?}", handle.stats());
     b.compare();
-    let stats = handle.stats();
-    assert_eq!(stats.local_edits_repaired, 1, "{stats:?}");
-    assert!(
-        (1..=2).contains(&stats.local_edits_total),
-        "a patrol on its way may have told it too: {stats:?}"
-    );
-    assert_eq!(stats.local_edits[0].path, "f");
     handle.stop().unwrap();
 }
 
