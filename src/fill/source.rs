@@ -48,7 +48,8 @@ pub(super) type Alive<'a> = dyn Fn() -> Message + Sync + 'a;
 /// Is told of files and bytes sent.
 pub(super) type Sent<'a> = dyn Fn(u64, u64) + Sync + 'a;
 
-/// Serves a first copy to its end.
+/// Serves a first copy to its end. `asked` is called once the follower holds the snapshot for good, and goes on from it
+/// whatever happens.
 ///
 /// # Errors
 /// The connection's, the peer's against the protocol, or this node's own while reading.
@@ -57,6 +58,7 @@ pub async fn serve<R, W>(
     writer: &mut MessageWriter<W>,
     serving: Serving,
     alive: &Alive<'_>,
+    asked: &(dyn Fn() + Sync),
     sent: &Sent<'_>,
 ) -> Result<()>
 where
@@ -68,7 +70,8 @@ where
         send_snapshot(&mut out, &serving).await?;
     }
     let (lanes, packets) = start_lanes(&serving.source);
-    let ((), (files, bytes)) = tokio::try_join!(hear(reader, lanes), send_contents(&mut out, packets, sent))?;
+    let ((), (files, bytes)) =
+        tokio::try_join!(hear(reader, lanes, asked), send_contents(&mut out, packets, sent))?;
     let source = Arc::clone(&serving.source);
     let end = out.while_waiting(blocking(move || source.barrier())).await?;
     out.send(&Message::FillEnd { end }.encode()).await?;
@@ -220,9 +223,17 @@ fn pass_on(lanes: &[mpsc::Sender<Request>], request: Request) -> Result<()> {
 async fn hear<R: AsyncRead + Unpin>(
     reader: &mut MessageReader<R>,
     lanes: Vec<mpsc::Sender<Request>>,
+    asked: &(dyn Fn() + Sync),
 ) -> Result<()> {
     loop {
-        match reader.next().await? {
+        let message = reader.next().await?;
+        if matches!(
+            message,
+            Some(Message::FillRequest { .. } | Message::RangeRequest { .. } | Message::FillDone)
+        ) {
+            asked();
+        }
+        match message {
             Some(Message::FillRequest { batch, starved, ids }) => {
                 pass_on(&lanes, Request { batch, starved, what: Wanted::Files(ids) })?;
             }

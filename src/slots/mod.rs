@@ -75,6 +75,8 @@ struct Slot {
     /// Its follower is connected to the upstream.
     active_above: bool,
     warned: Option<SegmentNo>,
+    /// Made for a copy that its follower has not begun: it goes with the connection.
+    tentative: bool,
 }
 
 impl Slot {
@@ -88,6 +90,7 @@ impl Slot {
             connection: None,
             active_above: false,
             warned: None,
+            tentative: false,
         }
     }
 
@@ -233,13 +236,15 @@ impl Slots {
         }
         inner.connections += 1;
         let connection = inner.connections;
-        let fresh = Slot::new(kind, Origin::Own, Lsn::ZERO, wall_clock());
+        let mut fresh = Slot::new(kind, Origin::Own, Lsn::ZERO, wall_clock());
+        fresh.tentative = kind == Kind::Copy;
         let slot = inner.slots.entry(name.to_owned()).or_insert(fresh);
         // What the file claims must not be later than what the follower needs.
         let back = slot.position == Lsn::ZERO || position < slot.position;
         (slot.kind, slot.origin, slot.position) = (kind, Origin::Own, position);
         (slot.given_up, slot.warned, slot.connection) = (None, None, Some(connection));
         slot.active_above = false;
+        slot.tentative &= kind == Kind::Copy;
         inner.touch();
         drop(inner);
         if back && let Err(e) = self.save() {
@@ -597,7 +602,8 @@ impl Slot {
     }
 }
 
-/// A connected follower's hold on its slot. Dropped, the follower is away.
+/// A connected follower's hold on its slot. Dropped, the follower is away, and a slot that was made for a copy that it
+/// never began is gone.
 #[derive(Debug)]
 pub struct Hold {
     slots: Arc<Slots>,
@@ -609,6 +615,15 @@ impl Hold {
     /// These nodes follow the follower, directly or through others.
     pub fn below(&self, nodes: &[Below]) {
         self.slots.below(nodes);
+    }
+
+    /// The follower has begun what it came for: the slot, if it was made for it, outlives the connection.
+    pub fn stays(&self) {
+        let mut inner = lock(&self.slots.inner);
+        if let Some(slot) = inner.slots.get_mut(&self.name).filter(|s| s.connection == Some(self.connection))
+        {
+            slot.tentative = false;
+        }
     }
 
     /// The follower has everything before `flush` durably.
@@ -638,7 +653,18 @@ impl Drop for Hold {
         {
             slot.connection = None;
             slot.inactive_since = wall_clock();
+            // One who was refused by his own directory has nothing that he could go on with.
+            let gone = slot.tentative;
+            if gone {
+                inner.slots.remove(&self.name);
+                // The next look writes that, however short a time ago it wrote.
+                inner.saved = None;
+            }
             inner.touch();
+            drop(inner);
+            if gone {
+                self.slots.moved.notify_one();
+            }
         }
     }
 }

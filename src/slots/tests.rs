@@ -301,3 +301,26 @@ fn a_follower_that_follows_another_node_below_is_not_away() {
     assert_eq!(bed.show("f").position, Some(at(4)), "what it says itself counts");
     drop(here);
 }
+
+#[test]
+fn a_copy_that_is_not_begun_leaves_nothing() {
+    let bed = Bed::new();
+    let there = |name: &str| bed.slots.told().1.iter().any(|s| s.name == name);
+    let hold = bed.slots.attach("f", at(2), Kind::Copy).unwrap();
+    assert!(there("f"), "it holds log while it lasts");
+    // Another connection of the same node takes it over as it is.
+    let again = bed.slots.attach("f", at(3), Kind::Copy).unwrap();
+    drop(hold);
+    assert!(there("f"));
+    drop(again);
+    assert!(!there("f"));
+    let hold = bed.slots.attach("f", at(2), Kind::Copy).unwrap();
+    hold.stays();
+    drop(hold);
+    assert!(there("f"), "what was begun can go on");
+    // A slot that was there before is not this copy's.
+    drop(bed.slots.attach("f", at(2), Kind::Copy).unwrap());
+    bed.slots.create("made", None).unwrap();
+    drop(bed.slots.attach("made", at(2), Kind::Copy).unwrap());
+    assert!(there("f") && there("made"));
+}

@@ -337,3 +337,26 @@ fn a_full_disk_takes_what_only_slots_hold_before_it_stops_the_leader() {
     drop(leader);
     drop(disk);
 }
+
+#[test]
+fn a_first_start_that_is_refused_leaves_no_slot() {
+    let bed = Bed::new("slot-refused");
+    let leader = bed.leader("leader").start();
+    fs::write(leader.data().join("a"), "1").expect("write");
+    let spec = bed.follower("follower", leader.spec.listen);
+    fs::write(spec.data.join("foreign"), "f").expect("write");
+    let (status, log) = spec.refused(within(20));
+    assert!(!status.success() && log.contains("foreign"), "{status}: {log}");
+    until(within(10), "the leader keeps nothing for it", || match slot_of(&leader, "follower") {
+        Ok(slot) => Err(slot.to_string()),
+        Err(_) => Ok(()),
+    });
+    until(within(10), "nor is it in the file that the next start reads", || {
+        let file = fs::read(leader.spec.state.join("slots")).map_err(|e| e.to_string())?;
+        if file.windows(8).any(|w| w == b"follower") { Err("it is".into()) } else { Ok(()) }
+    });
+    fs::remove_file(spec.data.join("foreign")).expect("remove");
+    let follower = spec.start();
+    assert_equal_within(within(20), leader.data(), follower.data());
+    slot_until(&leader, "follower", "is made when it begins", |s| s["active"] == true);
+}
