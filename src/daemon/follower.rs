@@ -203,9 +203,7 @@ fn start_apply(node: &Arc<Node>, root: Arc<Root>, clock: Ancestry) -> Result<(Ap
     let mut options = options(&config);
     options.paused = node.paused.load(Ordering::SeqCst);
     options.clock = clock;
-    if !node.past_target.load(Ordering::SeqCst) {
-        options.stop_at = config.stop_target()?;
-    }
+    options.stop_at = node.passed.ahead(config.stop_target()?)?;
     let apply = Apply::start(root, paths, log.clone(), filled, options)?;
     let start = filled.map_or_else(|| apply.applied().borrow().lsn, |(start, _)| start);
     Ok((apply, log, start))
@@ -389,6 +387,11 @@ async fn note_usable(node: &Arc<Node>, apply: &ApplyHandle, log: &Log, control: 
 impl Follower {
     pub(super) fn log(&self) -> Option<Log> {
         self.log.clone()
+    }
+
+    /// What apply has counted, if it was there.
+    pub(super) fn counts(&self) -> Option<Value> {
+        self.apply.as_ref().and_then(|a| serde_json::to_value(a.stats()).ok())
     }
 
     /// Signs of life of apply and of the log's writer, as far as they are there.

@@ -260,6 +260,11 @@ impl Leader {
         self.capture.reload(options(config, freezer));
     }
 
+    /// What capture has counted.
+    pub(super) fn counts(&self) -> Value {
+        serde_json::to_value(self.capture.stats()).unwrap_or_default()
+    }
+
     pub(crate) fn fill_status(&self, port: &Port, status: &mut Status) {
         let stats = self.capture.stats();
         let value = serde_json::to_value(&stats).unwrap_or_default();

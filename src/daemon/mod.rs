@@ -37,6 +37,8 @@ mod source;
 mod strict;
 mod supervisor;
 mod sync;
+mod tally;
+mod target;
 mod trouble;
 mod wait;
 
@@ -102,13 +104,14 @@ pub(crate) struct Node {
     /// When the process began, ns since 1970.
     started: i64,
     /// A target was reached, and the node told to go on.
-    pub(crate) past_target: std::sync::atomic::AtomicBool,
+    pub(crate) passed: target::Passed,
     file: Option<PathBuf>,
     flags: Flags,
     /// The state directory was made by this process.
     fresh: bool,
     phase: Mutex<Phase>,
-    engine: Mutex<Option<Engine>>,
+    /// The engines, and what those before them have counted.
+    engine: Mutex<(Option<Engine>, tally::Tally)>,
     /// Ends the present generation; the next one begins at once.
     turn: Mutex<CancellationToken>,
     /// Ends a pause between two generations.
@@ -166,7 +169,12 @@ impl Node {
     }
 
     pub(crate) fn set_engine(&self, engine: Option<Engine>) {
-        *lock(&self.engine) = engine;
+        let (now, tally) = &mut *lock(&self.engine);
+        match std::mem::replace(now, engine) {
+            Some(Engine::Leader(old)) => tally.add(Some(&old.counts()), None),
+            Some(Engine::Follower(old)) => tally.add(None, old.counts().as_ref()),
+            None => {}
+        }
     }
 
     /// The name in force. Without a usable one in the configuration it is what the control file says.
@@ -176,6 +184,11 @@ impl Node {
     }
 
     fn engine(&self) -> Option<Engine> {
+        lock(&self.engine).0.clone()
+    }
+
+    /// The engines, and what those before them have counted, as of one moment.
+    fn engine_and_tally(&self) -> (Option<Engine>, tally::Tally) {
         lock(&self.engine).clone()
     }
 }
@@ -238,6 +251,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
     config::check_apart(&data, state.path())?;
     let id = state.node()?;
     let slots = Arc::new(Slots::open(state.path())?);
+    let passed = target::Passed::new(state.path());
     let freezer = Arc::new(crate::quiesce::Freezer::new(state.path()));
     Ok(Node {
         config: Mutex::new(config),
@@ -252,12 +266,12 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),
         started: net::wall_clock(),
-        past_target: std::sync::atomic::AtomicBool::new(false),
+        passed,
         file: start.file,
         flags: start.flags,
         fresh,
         phase: Mutex::new(Phase::new()),
-        engine: Mutex::new(None),
+        engine: Mutex::default(),
         turn: Mutex::new(CancellationToken::new()),
         retry: tokio::sync::Notify::new(),
         stop: CancellationToken::new(),
@@ -484,10 +498,15 @@ async fn follower_request(node: &Arc<Node>, request: Request) -> Result<Value> {
     match node.engine() {
         Some(Engine::Follower(f)) => {
             node.paused.store(pause, std::sync::atomic::Ordering::SeqCst);
-            if !pause && f.is_stopped() {
-                node.past_target.store(true, std::sync::atomic::Ordering::SeqCst);
-            }
-            blocking(move || f.pause(pause)).await
+            let (keeper, target) = (Arc::clone(node), node.config().stop_target()?);
+            blocking(move || {
+                if !pause && f.is_stopped() {
+                    // Before it goes on: a start finds it past the target, and is to know why.
+                    target.map_or(Ok(()), |t| keeper.passed.note(t))?;
+                }
+                f.pause(pause)
+            })
+            .await
         }
         Some(Engine::Leader(_)) => {
             let text = "this node is the leader: its directory belongs to the application; pause a follower";
@@ -552,9 +571,6 @@ async fn read_again(node: &Arc<Node>) -> Result<Value> {
             l.reload(&config, &node.freezer);
         }
         Some(Engine::Follower(_)) if change.needs_turn() => {
-            if change.has("stop_at") {
-                node.past_target.store(false, std::sync::atomic::Ordering::SeqCst);
-            }
             lock(&node.turn).cancel();
         }
         Some(Engine::Follower(f)) => f.reload(&config),

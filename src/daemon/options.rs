@@ -178,11 +178,6 @@ impl Change {
         config
     }
 
-    /// Whether this key is another, and in force.
-    pub(super) fn has(&self, key: &str) -> bool {
-        self.in_force.iter().any(|k| k == key)
-    }
-
     pub(super) fn needs_turn(&self) -> bool {
         self.in_force.iter().any(|k| FOLLOWER.contains(&k.as_str()))
     }

@@ -51,11 +51,13 @@ fn status(node: &Arc<Node>) -> Result<Status> {
         disk: DiskPart { state: room(node.state.path()), data: room(&node.data) },
         ..Status::default()
     };
-    match node.engine() {
+    let (engine, tally) = node.engine_and_tally();
+    match engine {
         Some(Engine::Leader(l)) => l.fill_status(&node.port, &mut status),
         Some(Engine::Follower(f)) => f.fill_status(&node.port, &mut status),
         None => "nothing is replicated until the node is running".clone_into(&mut status.guarantee),
     }
+    tally.put(&mut status);
     if control.role == Role::Leader {
         let mut part = sync::part(node.port.peers(), &node.config());
         node.waits.fill(&mut part);

@@ -35,7 +35,7 @@
 //! | `cuts.exact_time` | when the newest exact cut was, by the leader's clock |
 //! | `cuts.exact_age` | seconds since the oldest commit that waits for an exact cut; 0 when none does, however long ago the newest was |
 //! | `cuts.waiting_bytes` | bytes of log that wait for one |
-//! | `capture` | leader only: what capture did since the start, and sees |
+//! | `capture` | leader only: what capture did since the process began, and sees |
 //! | `capture.cuts_exact`, `capture.cuts_file` | change sets by cut |
 //! | `capture.last_exact`, `capture.last_exact_time` | position and time of the last exact one |
 //! | `capture.gaps` | times that changes were missed and had to be looked for |
@@ -77,7 +77,7 @@
 //! | `apply.skipped_privilege` | what is in the catalog only for want of privilege: how many by class |
 //! | `apply.local_edits_total`, `apply.local_edits_repaired` | changes by others seen and put right since the start |
 //! | `apply.local_edits_standing` | those that the last round of the patrol met |
-//! | `apply.scrub` | the comparison of contents with their hashes, since the start |
+//! | `apply.scrub` | the comparison of contents with their hashes, since the process began |
 //! | `apply.scrub.files`, `apply.scrub.bytes`, `apply.scrub.passes` | files compared, bytes read, whole passes |
 //! | `apply.scrub.began` | when the pass under way began |
 //! | `apply.scrub.last_full` | when the last whole pass ended |

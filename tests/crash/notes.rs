@@ -15,8 +15,9 @@ const SUSPECT: [&str; 3] = ["blocks::suspect", "blocks::after_suspect", "blocks:
 const REFUSAL: [&str; 3] = ["apply::refuse", "apply::after_refuse", "apply::forgive"];
 const DOUBT: [&str; 3] = ["apply::doubt", "apply::after_doubt", "apply::acquit"];
 const REACH: [&str; 3] = ["apply::bind", "apply::after_bind", "apply::unbind"];
+const TARGET: [&str; 3] = ["target::pass", "target::after_pass", "target::forget"];
 /// All places that the tests of this file kill at.
-pub(crate) const POINTS: [[&str; 3]; 5] = [HOLD, SUSPECT, REFUSAL, DOUBT, REACH];
+pub(crate) const POINTS: [[&str; 3]; 6] = [HOLD, SUSPECT, REFUSAL, DOUBT, REACH, TARGET];
 
 fn note(node: &Node, name: &str) -> PathBuf {
     node.spec.state.join(name)
@@ -394,6 +395,52 @@ fn what_a_delay_holds_back_stays_hidden_over_a_death_at_each_step() {
     pair.follower.wait_end(within(30));
     pair.follower.arm("");
     pair.follower.restart();
+    pair.equal(30);
+    pair.finish();
+}
+
+#[test]
+fn a_target_is_passed_or_it_is_not_whenever_the_word_for_it_was_cut_short() {
+    let mut pair = Pair::with(Bed::new("kill-target"), |s| s, Spec::armed);
+    let stopped = |node: &Node| {
+        until(within(30), "it rests on the target", || {
+            let status = node.status()?;
+            let there = status.0.pointer("/apply/stopped").is_some_and(|s| !s.is_null());
+            if there { Ok(()) } else { Err(status.0.to_string()) }
+        });
+    };
+    fs::write(pair.data().join("a"), "seen").expect("write");
+    pair.equal(30);
+    let target = pair.leader.status().expect("status").exact();
+    pair.follower.stop();
+    pair.follower.spec = pair.follower.spec.clone().set("stop_at", &format!("\"{target}\""));
+    pair.follower.restart();
+    stopped(&pair.follower);
+    fs::write(pair.data().join("b"), "past it").expect("write");
+    pair.follower.arm("target::pass=kill");
+    let _ = pair.follower.ask(&["resume"]);
+    pair.follower.wait_end(within(30));
+    pair.follower.arm("");
+    pair.follower.restart();
+    stopped(&pair.follower);
+    assert!(!pair.follower.data().join("b").exists(), "the word was not heard");
+    pair.follower.arm("target::after_pass=kill");
+    let _ = pair.follower.ask(&["resume"]);
+    pair.follower.wait_end(within(30));
+    pair.follower.arm("");
+    pair.follower.restart();
+    pair.equal(30);
+    // Another target takes the place of the one that was passed.
+    pair.follower.stop();
+    pair.follower.spec = pair.follower.spec.clone().set("stop_at", "\"FFFF/0\"");
+    pair.follower.arm("target::forget=kill");
+    pair.follower = pair.follower.spec.spawn();
+    dies(&mut pair.follower, "target::forget");
+    pair.follower.restart();
+    until(within(30), "what was passed is forgotten", || {
+        if note(&pair.follower, "passed-target").exists() { Err("it is noted".into()) } else { Ok(()) }
+    });
+    fs::write(pair.data().join("c"), "on").expect("write");
     pair.equal(30);
     pair.finish();
 }

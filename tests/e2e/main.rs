@@ -30,6 +30,7 @@ mod points;
 mod privilege;
 mod reload;
 mod resync;
+mod rot;
 mod scripts;
 mod scrub;
 mod service;

@@ -1,6 +1,7 @@
 //! Which node is followed, when what comes from there becomes visible, and where that ends.
 
 use std::fs::{self, File};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::bed::{Bed, c_program, free_port};
@@ -249,6 +250,48 @@ fn replay_stops_at_a_target_and_goes_on_or_ends_there() {
 }
 
 #[test]
+fn a_target_that_was_passed_on_purpose_is_passed_over_restarts_too() {
+    let bed = Bed::new("target-passed");
+    let leader = bed.leader("leader").start();
+    let mut follower = bed.follower("follower", leader.spec.listen).start();
+    fs::write(leader.data().join("a"), "one").expect("write");
+    assert_equal_within(within(20), leader.data(), follower.data());
+    follower.pause();
+    settled(&leader, "a", "two");
+    let now = Command::new("date").args(["-u", "+%FT%T.%NZ"]).output().expect("date");
+    let target = String::from_utf8(now.stdout).expect("text").trim().to_owned();
+    settled(&leader, "a", "three");
+    received(&leader, &follower);
+    follower.stop();
+    follower.spec = follower.spec.clone().set("stop_at", &format!("\"{target}\""));
+    follower.restart();
+    until(within(20), "it rests on the target", || {
+        let status = follower.status()?;
+        let stopped = status.0.pointer("/apply/stopped").is_some_and(|s| !s.is_null());
+        if stopped { Ok(()) } else { Err(status.0.to_string()) }
+    });
+    assert_eq!(holds(&follower, "a"), "two");
+    follower.resume();
+    assert_equal_within(within(20), leader.data(), follower.data());
+    for (n, end) in [Node::stop as fn(&mut Node), Node::kill].into_iter().enumerate() {
+        end(&mut follower);
+        fs::write(leader.data().join("a"), n.to_string()).expect("write");
+        follower.restart();
+        assert_equal_within(within(20), leader.data(), follower.data());
+        assert_eq!(follower.status().expect("status").error_kind(), None);
+    }
+    // Once it was taken away it is what it says when it comes again.
+    follower.reload("stop_at", "\"FFFF/0\"").expect("reload");
+    fs::write(leader.data().join("a"), "four").expect("write");
+    assert_equal_within(within(20), leader.data(), follower.data());
+    follower.reload("stop_at", &format!("\"{target}\"")).expect("reload");
+    until(within(20), "it is refused", || {
+        let status = follower.status()?;
+        if status.state() == "refused" { Ok(()) } else { Err(status.0.to_string()) }
+    });
+}
+
+#[test]
 fn a_copy_of_a_follower_is_good_while_the_leader_is_down_and_the_follower_may_go_too() {
     let bed = Bed::new("copy-of-copy");
     let mut leader = bed.leader("leader").start();
@@ -352,8 +395,7 @@ fn a_stop_does_not_wait_for_a_hook_that_hangs() {
     // One that never rests: no pass can be exact without the hook.
     let app = leader.data().join("app");
     fs::create_dir(&app).expect("mkdir");
-    let mut writer =
-        std::process::Command::new(c_program("order", &[])).arg(&app).arg("0").spawn().expect("start");
+    let mut writer = Command::new(c_program("order", &[])).arg(&app).arg("0").spawn().expect("start");
     until(within(30), "the hook runs", || if seen.exists() { Ok(()) } else { Err("not yet".into()) });
     let begun = Instant::now();
     leader.stop();

@@ -1,6 +1,7 @@
 //! Strict mode: the application stands still while the followers are missing that have to confirm what it writes.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::support::bed::is_root;
-use crate::support::{Bed, Node, holds_for, until, within};
+use crate::support::{Bed, Node, Spec, holds_for, until, within};
 
 /// An application that writes the time into a file, over and over.
 struct App {
@@ -75,7 +76,11 @@ fn frozen(node: &Node, want: bool) {
 }
 
 fn strict(bed: &Bed, freeze: &str) -> Node {
-    let leader = bed.leader("leader").armed();
+    strict_with(bed, freeze, |s| s)
+}
+
+fn strict_with(bed: &Bed, freeze: &str, more: impl FnOnce(Spec) -> Spec) -> Node {
+    let leader = more(bed.leader("leader").armed());
     let leader = leader.set("synchronous_followers", "\"ANY 1 (a, b)\"").set("sync_loss", "\"freeze\"");
     leader.set("freeze", &format!("\"{freeze}\"")).set("max_cut_delay", "\"100ms\"").start()
 }
@@ -162,10 +167,10 @@ fn say(node: &Node, words: &[&str]) {
     assert_eq!(run_sync(node, words), 0, "{words:?}");
 }
 
-#[test]
-fn a_cgroup_is_frozen_without_followers_and_thawed_when_the_daemon_is_killed() {
-    let Some(group) = Group::new() else {
-        println!("skipped: no cgroup with a freezer can be made here");
+/// A cgroup with an application in it: without followers it stands, and runs when the daemon is killed.
+fn freezes(group: Option<Group>, by_unit: bool) {
+    let Some(group) = group else {
+        println!("skipped: no such cgroup with a freezer can be made here");
         return;
     };
     let bed = Bed::new("strict-cgroup");
@@ -173,7 +178,19 @@ fn a_cgroup_is_frozen_without_followers_and_thawed_when_the_daemon_is_killed() {
     let app = App::start(&data);
     fs::write(group.0.join("cgroup.procs"), app.child.id().to_string()).expect("enter");
     app.runs();
-    let mut leader = strict(&bed, &format!("cgroup:{}", group.0.display()));
+    let mut leader = if by_unit {
+        // It answers what systemd answers of a running unit.
+        let bin = bed.path("bin");
+        fs::create_dir(&bin).expect("mkdir");
+        let name = group.0.file_name().and_then(|n| n.to_str()).expect("name");
+        let script = format!("#!/bin/sh\ncase $* in *' -- app.service') echo /{name};; esac\n");
+        fs::write(bin.join("systemctl"), script).expect("write");
+        fs::set_permissions(bin.join("systemctl"), PermissionsExt::from_mode(0o755)).expect("chmod");
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+        strict_with(&bed, "unit:app.service", |s| s.env("PATH", &path))
+    } else {
+        strict(&bed, &format!("cgroup:{}", group.0.display()))
+    };
     frozen(&leader, true);
     app.stands();
     let _follower = bed.follower("b", leader.spec.listen).start();
@@ -188,20 +205,36 @@ fn a_cgroup_is_frozen_without_followers_and_thawed_when_the_daemon_is_killed() {
     assert!(app.clock().abs_diff(now) < 60_000_000_000);
 }
 
+#[test]
+fn a_cgroup_is_frozen_without_followers_and_thawed_when_the_daemon_is_killed() {
+    freezes(Group::first(&[V1]), false);
+}
+
+#[test]
+fn a_cgroup_of_the_second_version_is_frozen_likewise() {
+    freezes(Group::first(&V2), false);
+}
+
+#[test]
+fn a_unit_is_frozen_by_its_cgroup() {
+    freezes(Group::first(&V2).or_else(|| Group::first(&[V1])), true);
+}
+
+/// Where cgroups are, and the knob of those that can be frozen.
+type Place = (&'static str, &'static str);
+const V1: Place = ("/sys/fs/cgroup/freezer", "freezer.state");
+const V2: [Place; 2] = [("/sys/fs/cgroup", "cgroup.freeze"), ("/sys/fs/cgroup/unified", "cgroup.freeze")];
+
 /// A cgroup of this test.
 struct Group(PathBuf);
 
 impl Group {
-    fn new() -> Option<Self> {
+    fn first(places: &[Place]) -> Option<Self> {
         if !is_root() {
             return None;
         }
         let name = format!("towline-test-{}-{}", std::process::id(), fastrand::u32(..));
-        for (root, knob) in [
-            ("/sys/fs/cgroup/freezer", "freezer.state"),
-            ("/sys/fs/cgroup", "cgroup.freeze"),
-            ("/sys/fs/cgroup/unified", "cgroup.freeze"),
-        ] {
+        for (root, knob) in places {
             let path = Path::new(root).join(&name);
             if Path::new(root).exists() && fs::create_dir(&path).is_ok() {
                 if path.join(knob).exists() {
