@@ -72,7 +72,6 @@ mod tests {
         let fd = std::fs::File::open(dir.path()).unwrap();
         let labels = Labels::of(&fd);
         let root = rustix::process::geteuid().is_root();
-        println!("{labels:?}");
         assert!(labels.can(b"user.a"), "the file systems of the tests have them");
         assert!(!labels.can(b"security.selinux") && (root || !labels.can(b"trusted.a")));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
