@@ -6,6 +6,7 @@ use super::backups::{BackupState, Visit};
 use super::peers::{PeerState, Peers, Session};
 use crate::catalog::Catalog;
 use crate::position::Lsn;
+use crate::slots::Hold;
 use crate::wire::{Ack, Below};
 
 /// A connection's entry among followers or backups.
@@ -41,6 +42,13 @@ impl Caller {
         match self {
             Self::Follower(s) => s.state(PeerState::Filling),
             Self::Backup(v) => catalog(&|c| v.copying(c)),
+        }
+    }
+
+    /// It has the tree, and asks for contents.
+    pub(super) fn begun(&self) {
+        if let Self::Follower(s) = self {
+            s.hold.iter().for_each(Hold::stays);
         }
     }
 

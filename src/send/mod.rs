@@ -23,7 +23,7 @@ use crate::net::{
 };
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::session::{self, Here, Proof};
-use crate::slots::{Hold, Slots};
+use crate::slots::Slots;
 use crate::tls::Trust;
 use crate::trust::{Refusal, Role};
 use crate::wire::{
@@ -308,7 +308,7 @@ where
                 keepalive: context.peer_timeout / 2,
                 resume: *decision == Decision::ResumeFill,
             };
-            let asked = || session.hold.iter().for_each(Hold::stays);
+            let asked = || caller.begun();
             let alive = || Message::Keepalive(keepalive(context, &context.log.tail(), version, 0));
             return tokio::select! {
                 reason = context.halt.halted() => Err(Leave::Said(Code::NotReady, waits(&reason))),
