@@ -29,8 +29,12 @@ use crate::position::{SegmentNo, SystemId, TimelineId};
 use crate::segment::FILE_MAX;
 
 mod address;
+pub mod check;
+pub mod coverage;
+pub mod inventory;
 mod local;
 pub mod names;
+pub mod prune;
 mod remote;
 mod store;
 
@@ -449,5 +453,7 @@ impl Read for ObjectReader {
     }
 }
 
+#[cfg(test)]
+mod prune_tests;
 #[cfg(test)]
 mod tests;

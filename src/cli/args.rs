@@ -11,10 +11,12 @@ use crate::session::UpstreamRole;
 use crate::tls::Mode;
 use crate::trust::Role;
 
+mod archive;
 mod backup;
 mod health;
 mod slot;
 
+pub use archive::{Archive, Labelled, Prune, Which};
 pub use backup::BaseBackup;
 pub use health::{Check, Show};
 pub use slot::Slot;
@@ -77,6 +79,9 @@ pub enum Command {
     /// usage.
     #[command(name = "basebackup")]
     BaseBackup(Box<BaseBackup>),
+    /// What an archive holds: list it, check it, remove what is not to be kept.
+    #[command(subcommand)]
+    Archive(Archive),
     /// Read log segments offline.
     #[command(subcommand)]
     Log(LogCommand),

@@ -1,5 +1,6 @@
 //! The command line: one function per command, output as text or JSON, errors to exit codes.
 
+mod archive;
 pub mod args;
 mod basebackup;
 mod check;
@@ -134,6 +135,7 @@ fn run(command: Command) -> Result<ExitCode> {
             show(&ask, &Request::Confirm, words)
         }
         Command::Slot(command) => slot::run(command),
+        Command::Archive(command) => archive::run(&command),
         Command::Sync(SyncCommand::Release { ask, span }) => {
             show(&ask, &Request::SyncRelease { span }, |v| {
                 format!(

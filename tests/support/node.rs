@@ -106,7 +106,7 @@ impl Spec {
             "--listen".into(),
             format!("127.0.0.1:{}", self.listen),
             "--config".into(),
-            path(&self.home.join("towline.toml")),
+            path(&self.config_path()),
         ];
         if let Some(port) = self.upstream {
             if !self.leader_in_config {
@@ -120,6 +120,11 @@ impl Spec {
             }
         }
         out
+    }
+
+    /// Its configuration file.
+    pub(crate) fn config_path(&self) -> PathBuf {
+        self.home.join("towline.toml")
     }
 
     /// The path of everything the process prints.
@@ -142,7 +147,7 @@ impl Spec {
 
     fn write_config(&self) {
         let config: String = self.config.iter().map(|(k, v)| format!("{k} = {v}\n")).collect();
-        fs::write(self.home.join("towline.toml"), config).expect("write the configuration");
+        fs::write(self.config_path(), config).expect("write the configuration");
     }
 
     /// [`Self::spawn`] for a caller that holds the host lock alone.

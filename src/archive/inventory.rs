@@ -1,0 +1,161 @@
+//! What an archive holds: log by range, backups with what their manifests say, pins.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::coverage::Coverage;
+use super::{Archive, SegmentName, names};
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::{Manifest, Sha, seal};
+
+/// Most bytes of a manifest that is read: one of packs lists parts only.
+const MANIFEST_MAX: u64 = 256 << 20;
+/// Most backups.
+const BACKUPS_MAX: usize = 100_000;
+/// Most names of objects that nothing is known of.
+const STRAYS_MAX: usize = 100;
+
+/// A backup set, or what is there of one.
+#[derive(Clone, Debug)]
+pub struct Backup {
+    /// Its label.
+    pub label: String,
+    /// Objects, and their bytes.
+    pub objects: u64,
+    /// See `objects`.
+    pub bytes: u64,
+    /// When the newest of them was made, seconds since 1970.
+    pub modified: i64,
+    /// Whether it is pinned.
+    pub pinned: bool,
+    /// What it is.
+    pub what: What,
+}
+
+/// What a backup is.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// A whole one.
+    Whole(Box<Manifest>, Sha),
+    /// One without a manifest: it is being made, or never was finished.
+    Unfinished,
+    /// One whose manifest can't be used, and why.
+    Damaged(String),
+}
+
+impl Backup {
+    /// Its manifest, if it is whole.
+    #[must_use]
+    pub fn manifest(&self) -> Option<&Manifest> {
+        match &self.what {
+            What::Whole(m, _) => Some(m),
+            _ => None,
+        }
+    }
+}
+
+/// All of it.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory {
+    /// The log.
+    pub coverage: Coverage,
+    /// The backups, by label.
+    pub backups: Vec<Backup>,
+    /// Objects that are none of an archive's, the first of them.
+    pub strays: Vec<String>,
+}
+
+impl Inventory {
+    /// Looks at everything, by names and sizes; of backups the manifests are read.
+    ///
+    /// # Errors
+    /// Why the archive can't be asked.
+    pub fn take(archive: &Archive) -> Result<Self> {
+        let mut found = Self::default();
+        let pinned = pins(archive)?;
+        archive.list(names::LOG, "", &mut |entry| {
+            match SegmentName::parse(&entry.name) {
+                Some(name) => found.coverage.add(name, entry.size),
+                None if found.strays.len() < STRAYS_MAX => found.strays.push(entry.name),
+                None => {}
+            }
+            Ok(true)
+        })?;
+        found.coverage = std::mem::take(&mut found.coverage).finish();
+        found.backups = backups(archive, &pinned, &mut found.strays)?;
+        Ok(found)
+    }
+
+    /// The backup of this label.
+    #[must_use]
+    pub fn backup(&self, label: &str) -> Option<&Backup> {
+        self.backups.iter().find(|b| b.label == label)
+    }
+}
+
+fn pins(archive: &Archive) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    archive.list(names::PIN, "", &mut |entry| {
+        if let Some(label) = entry.name.strip_prefix(names::PIN).and_then(|n| n.strip_prefix('/')) {
+            found.insert(label.to_owned());
+        }
+        Ok(found.len() < BACKUPS_MAX)
+    })?;
+    Ok(found)
+}
+
+fn backups(archive: &Archive, pinned: &BTreeSet<String>, strays: &mut Vec<String>) -> Result<Vec<Backup>> {
+    let mut found: BTreeMap<String, (Backup, bool)> = BTreeMap::new();
+    archive.list(names::BACKUP, "", &mut |entry| {
+        let rest = entry.name.strip_prefix(names::BACKUP).and_then(|n| n.strip_prefix('/'));
+        let Some((label, part)) = rest.and_then(|r| r.split_once('/')) else {
+            if strays.len() < STRAYS_MAX {
+                strays.push(entry.name);
+            }
+            return Ok(true);
+        };
+        let fresh = || {
+            let (what, pinned) = (What::Unfinished, pinned.contains(label));
+            (Backup { label: label.to_owned(), objects: 0, bytes: 0, modified: 0, pinned, what }, false)
+        };
+        let (backup, has_manifest) = found.entry(label.to_owned()).or_insert_with(fresh);
+        backup.objects += 1;
+        backup.bytes = backup.bytes.saturating_add(entry.size);
+        backup.modified = backup.modified.max(entry.modified);
+        *has_manifest |= part == names::MANIFEST;
+        if found.len() > BACKUPS_MAX {
+            let text = format!("the archive '{}' holds more than {BACKUPS_MAX} backups", archive.address());
+            return Err(Error::new(ErrorKind::Refused, text));
+        }
+        Ok(true)
+    })?;
+    let mut out = Vec::with_capacity(found.len());
+    for (label, (mut backup, has_manifest)) in found {
+        if has_manifest {
+            backup.what = what(archive, &label)?;
+        }
+        out.push(backup);
+    }
+    Ok(out)
+}
+
+fn what(archive: &Archive, label: &str) -> Result<What> {
+    let name = format!("{}/{}", names::backup_dir(label), names::MANIFEST);
+    let bytes = match archive.get(&name, MANIFEST_MAX) {
+        Ok(Some(bytes)) => bytes,
+        // It was removed since it was listed.
+        Ok(None) => return Ok(What::Unfinished),
+        Err(e) if e.kind() == ErrorKind::Corrupt => return Ok(What::Damaged(e.to_string())),
+        Err(e) => return Err(e),
+    };
+    let read = seal(&bytes).and_then(|sha| Manifest::parse(&bytes).map(|m| (m, sha)));
+    Ok(match read {
+        Ok((m, _)) if m.label != label => {
+            What::Damaged(format!("its manifest is of the backup '{}'", m.label))
+        }
+        Ok((m, _)) if m.system != archive.system() => {
+            What::Damaged(format!("it is a backup of system {}", m.system))
+        }
+        Ok((m, sha)) => What::Whole(Box::new(m), sha),
+        Err(e) => What::Damaged(format!("its manifest can't be used: {e}")),
+    })
+}

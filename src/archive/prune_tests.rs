@@ -1,0 +1,254 @@
+//! Inventory, check and prune over an archive with backups in it.
+
+use sha2::{Digest, Sha256};
+
+use super::check::verify;
+use super::coverage::Fault;
+use super::inventory::Inventory;
+use super::prune::{Rule, carry_out, log_to_remove, plan};
+use super::*;
+use crate::manifest::{Base, Form, Manifest, Part, Range, Sha, seal};
+use crate::position::{Lsn, SEGMENT_SIZE};
+
+const T: TimelineId = TimelineId::FIRST;
+const SYSTEM: SystemId = SystemId(7);
+const DAY: i64 = 86_400_000_000_000;
+
+struct Bed {
+    dir: tempfile::TempDir,
+    archive: Archive,
+}
+
+fn sha(bytes: &[u8]) -> Sha {
+    Sha(Sha256::digest(bytes).into())
+}
+
+impl Bed {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = Archive::open_or_create(&Address::Dir(dir.path().to_owned()), SYSTEM).unwrap();
+        Self { dir, archive }
+    }
+
+    /// Segments that are none but for their names.
+    fn log(&self, segments: std::ops::RangeInclusive<u64>) {
+        for n in segments {
+            self.archive.put_segment(T, SegmentNo(n), format!("segment {n}").as_bytes()).unwrap();
+        }
+    }
+
+    /// A backup of day `day`, whose log is in segment `segment`, which it carries.
+    fn backup(&self, label: &str, day: i64, segment: u64, on: Option<&str>) {
+        self.backup_that(label, day, segment, on, true);
+    }
+
+    fn backup_that(&self, label: &str, day: i64, segment: u64, on: Option<&str>, carries: bool) {
+        let at = |offset| Lsn(segment * SEGMENT_SIZE + offset);
+        let base = on.map(|on| {
+            let bytes = self.archive.get(&format!("backup/{on}/manifest.json"), 1 << 20).unwrap().unwrap();
+            let m = Manifest::parse(&bytes).unwrap();
+            Base { label: on.to_owned(), end: m.end, manifest_sha256: seal(&bytes).unwrap() }
+        });
+        let mut parts = Vec::new();
+        let mut names = vec!["catalog".to_owned(), "blocks".to_owned()];
+        if carries {
+            names.push(format!("log/{}.partial", crate::segment::file_name(T, SegmentNo(segment), false)));
+        }
+        names.push("pack-00001".to_owned());
+        for name in names {
+            let bytes = format!("{label} {name}").into_bytes();
+            self.archive.put(&format!("backup/{label}/{name}"), &bytes).unwrap();
+            parts.push(Part { name, size: bytes.len() as u64, sha256: sha(&bytes) });
+        }
+        let m = Manifest {
+            form: Form::Packs,
+            label: label.to_owned(),
+            system: SYSTEM,
+            timeline: T,
+            start: at(10),
+            end: at(20),
+            start_time: day * DAY,
+            end_time: day * DAY + 1,
+            exact: true,
+            created: day * DAY + 2,
+            program: "0".to_owned(),
+            base,
+            log: vec![Range { timeline: T, start: at(10), end: at(20) }],
+            parts,
+            files: Vec::new(),
+        };
+        let mut text = Vec::new();
+        m.write(&mut text).unwrap();
+        self.archive.put(&format!("backup/{label}/manifest.json"), &text).unwrap();
+    }
+
+    fn labels(&self) -> Vec<String> {
+        Inventory::take(&self.archive).unwrap().backups.into_iter().map(|b| b.label).collect()
+    }
+
+    fn segments(&self) -> Vec<u64> {
+        let mut all = Vec::new();
+        self.archive
+            .segments(T, SegmentNo(0), &mut |n, _| {
+                all.push(n.segment.0);
+                Ok(true)
+            })
+            .unwrap();
+        all
+    }
+
+    /// What the plan says goes, and what is gone after it.
+    fn prune(&self, rule: Rule, today: i64) -> Vec<String> {
+        let inventory = Inventory::take(&self.archive).unwrap();
+        let planned = plan(&inventory, rule, today * DAY);
+        let plan = &planned;
+        let (before, log) = (self.segments().len() as u64, log_to_remove(&self.archive, plan).unwrap());
+        let said: Vec<String> = plan.backups.iter().filter(|f| !f.keep).map(|f| f.label.clone()).collect();
+        carry_out(&self.archive, plan).unwrap();
+        assert_eq!(before - self.segments().len() as u64, log.0, "as many segments as were said");
+        for label in &said {
+            assert!(!self.labels().contains(label) && !self.dir.path().join("backup").join(label).exists());
+        }
+        let again = prune::plan(&Inventory::take(&self.archive).unwrap(), rule, today * DAY);
+        assert!(again.backups.iter().all(|f| f.keep) && log_to_remove(&self.archive, &again).unwrap().0 == 0);
+        said
+    }
+}
+
+fn fulls(n: u64) -> Rule {
+    Rule { keep_full: Some(n), keep_days: None }
+}
+
+fn days(n: u64) -> Rule {
+    Rule { keep_full: None, keep_days: Some(n) }
+}
+
+/// Three full backups, each with two that stand on each other.
+fn three() -> Bed {
+    let bed = Bed::new();
+    bed.log(1..=40);
+    for (i, f) in ["a", "b", "c"].into_iter().enumerate() {
+        let (day, segment) = (10 + 10 * i as i64, 5 + 10 * i as u64);
+        bed.backup(f, day, segment, None);
+        bed.backup(&format!("{f}1"), day + 1, segment + 1, Some(f));
+        bed.backup(&format!("{f}2"), day + 2, segment + 2, Some(&format!("{f}1")));
+    }
+    bed
+}
+
+#[test]
+fn full_backups_are_kept_by_number_with_what_stands_on_them_and_log_from_the_oldest_on() {
+    let bed = three();
+    assert_eq!(bed.prune(fulls(2), 40), ["a2", "a1", "a"], "what stands on another goes first");
+    assert_eq!(bed.labels(), ["b", "b1", "b2", "c", "c1", "c2"]);
+    assert_eq!(bed.segments(), (15..=40).collect::<Vec<_>>());
+    assert_eq!(bed.prune(fulls(1), 40), ["b2", "b1", "b"]);
+    assert_eq!(bed.segments(), (25..=40).collect::<Vec<_>>());
+    assert!(bed.prune(fulls(1), 40).is_empty());
+}
+
+#[test]
+fn days_keep_the_backup_before_them_too() {
+    for (n, today, kept) in [
+        (14, 35, "b"),
+        (15, 35, "a"),
+        (24, 35, "a"),
+        (4, 35, "c"),
+        (5, 35, "b"),
+        (1, 32, "c"),
+        (999, 35, "a"),
+    ] {
+        let bed = three();
+        bed.prune(days(n), today);
+        assert_eq!(bed.labels()[0], kept, "{n} days on day {today}");
+        // Both: whatever one of them keeps.
+        let bed = three();
+        bed.prune(Rule { keep_full: Some(3), keep_days: Some(n) }, today);
+        assert_eq!(bed.labels().len(), 9);
+    }
+}
+
+#[test]
+fn pinned_ones_survive_with_what_they_stand_on_and_hold_no_log_that_they_carry() {
+    let bed = three();
+    bed.archive.put(&names::pin("a1"), b"pinned\n").unwrap();
+    assert_eq!(bed.prune(fulls(1), 40), ["b2", "b1", "b", "a2"]);
+    assert_eq!(bed.labels(), ["a", "a1", "c", "c1", "c2"]);
+    assert_eq!(bed.segments(), (25..=40).collect::<Vec<_>>());
+    bed.archive.delete(&names::pin("a1")).unwrap();
+    assert_eq!(bed.prune(fulls(1), 40), ["a1", "a"]);
+}
+
+#[test]
+fn log_that_a_kept_backup_does_not_carry_stays() {
+    let bed = three();
+    bed.backup_that("old", 5, 3, None, false);
+    bed.archive.put(&names::pin("old"), b"pinned\n").unwrap();
+    bed.prune(fulls(1), 40);
+    let mut want = vec![3];
+    want.extend(25..=40);
+    assert_eq!(bed.segments(), want);
+}
+
+#[test]
+fn what_is_not_understood_stays_and_so_does_all_log() {
+    let bed = three();
+    bed.archive.put("backup/odd/manifest.json", b"{}").unwrap();
+    bed.archive.put("backup/new/pack-00001", b"half").unwrap();
+    let gone = bed.prune(fulls(1), 40);
+    assert!(!gone.contains(&"odd".to_owned()), "{gone:?}");
+    assert_eq!(bed.segments().len(), 40);
+    let plan = plan(&Inventory::take(&bed.archive).unwrap(), fulls(1), 40 * DAY);
+    assert!(plan.log_stays.unwrap().contains("'odd' is not understood"));
+    let none = Bed::new();
+    none.log(1..=3);
+    assert!(none.prune(fulls(1), 40).is_empty());
+    assert_eq!(none.segments().len(), 3, "without a backup no log goes");
+}
+
+#[test]
+fn one_that_was_never_finished_goes_after_two_days() {
+    let bed = three();
+    bed.archive.put("backup/half/pack-00001", b"half").unwrap();
+    let now = crate::net::wall_clock() / DAY;
+    assert_eq!(bed.prune(fulls(3), now), [""; 0]);
+    assert_eq!(bed.prune(fulls(3), now + 4), ["half"]);
+}
+
+#[test]
+fn the_last_full_backup_is_kept_whatever_is_asked() {
+    let bed = Bed::new();
+    bed.backup("only", 1, 3, None);
+    assert!(bed.prune(days(1), 999).is_empty());
+}
+
+#[test]
+fn every_kind_of_damage_is_found_and_named() {
+    let bed = three();
+    let path = |name: &str| bed.dir.path().join(name);
+    // The segments of this bed are none.
+    assert_eq!(verify(&bed.archive).unwrap().inventory.coverage.problems[0].fault, Fault::Damaged);
+    let bad = |label: &str, words: &str| {
+        let found = verify(&bed.archive).unwrap();
+        assert!(!found.is_good());
+        let said = found.backups.iter().any(|(l, what)| l == label && what.contains(words));
+        assert!(said, "{label} {words}: {:?}", found.backups);
+    };
+    assert!(verify(&bed.archive).unwrap().backups.is_empty());
+    std::fs::remove_file(path("backup/a/pack-00001")).unwrap();
+    bad("a", "'pack-00001' is missing");
+    std::fs::write(path("backup/a1/catalog"), b"a1 catalo").unwrap();
+    bad("a1", "'catalog' has 9 bytes");
+    std::fs::write(path("backup/a2/blocks"), b"a2 blockS").unwrap();
+    bad("a2", "SHA-256 of 'blocks'");
+    std::fs::write(path("backup/b/more"), b"x").unwrap();
+    bad("b", "'more' is not in its manifest");
+    std::fs::rename(path("backup/c"), path("backup/d")).unwrap();
+    bad("d", "its manifest is of the backup 'c'");
+    bad("c1", "'c', on which it stands, is missing");
+    bed.backup("c", 30, 26, None);
+    bad("c1", "is another one than it was made on");
+    std::fs::write(path("backup/b1/manifest.json"), b"x").unwrap();
+    bad("b1", "can't be used");
+    bad("b2", "is no whole backup");
+}
