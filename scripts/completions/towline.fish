@@ -45,6 +45,7 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "slot" -d 'What foll
 complete -c towline -n "__fish_towline_needs_command" -f -a "restore-point" -d 'Name the state the leader\'s directory has now, as an exact cut; `restore` and `stop_at` find it by that name'
 complete -c towline -n "__fish_towline_needs_command" -f -a "resync" -d 'Make the follower\'s directory equal to its upstream\'s now; only what differs is moved'
 complete -c towline -n "__fish_towline_needs_command" -f -a "basebackup" -d 'Take a base backup from a running node. Exit code: 0 complete, 3 complete but no exact cut, 1 failed, 64 wrong usage'
+complete -c towline -n "__fish_towline_needs_command" -f -a "archive" -d 'What an archive holds: list it, check it, remove what is not to be kept'
 complete -c towline -n "__fish_towline_needs_command" -f -a "log" -d 'Read log segments offline'
 complete -c towline -n "__fish_towline_needs_command" -f -a "config" -d 'Check or show the configuration'
 complete -c towline -n "__fish_towline_needs_command" -f -a "demo" -d 'A leader, two followers and a workload in a temporary directory; compares everything at the end'
@@ -366,6 +367,48 @@ complete -c towline -n "__fish_towline_using_subcommand basebackup" -l resume -d
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_seen_subcommand_from list verify prune pin unpin" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_seen_subcommand_from list verify prune pin unpin" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_seen_subcommand_from list verify prune pin unpin" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_seen_subcommand_from list verify prune pin unpin" -f -a "list" -d 'Print what it holds: backups, ranges of log, gaps between them'
+complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_seen_subcommand_from list verify prune pin unpin" -f -a "verify" -d 'Read every object and print what is wrong. Exit code: 0 good, 1 something is wrong'
+complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_seen_subcommand_from list verify prune pin unpin" -f -a "prune" -d 'Remove backups that are not to be kept, and log that no kept one needs. The plan is printed first'
+complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_seen_subcommand_from list verify prune pin unpin" -f -a "pin" -d 'Keep a backup, and what it stands on, whatever `prune` is told'
+complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_seen_subcommand_from list verify prune pin unpin" -f -a "unpin" -d 'Take the pin away'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from list" -l archive -d 'Address: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from list" -l config -d 'Configuration file of a node, whose key `archive` names it' -r -F
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from list" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from list" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from list" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from verify" -l archive -d 'Address: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from verify" -l config -d 'Configuration file of a node, whose key `archive` names it' -r -F
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from verify" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from verify" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from verify" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from verify" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l archive -d 'Address: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l config -d 'Configuration file of a node, whose key `archive` names it' -r -F
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l keep-full -d 'Keep the newest N full backups, and what stands on them' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l keep-days -d 'Keep what is needed to restore any moment of the last D days' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l dry-run -d 'Print the plan and remove nothing'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l yes -d 'Do not ask'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from pin" -l archive -d 'Address: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from pin" -l config -d 'Configuration file of a node, whose key `archive` names it' -r -F
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from pin" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from pin" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from pin" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from pin" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -l archive -d 'Address: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -l config -d 'Configuration file of a node, whose key `archive` names it' -r -F
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -s h -l help -d 'Print help'
