@@ -263,12 +263,20 @@ impl Control {
             created: r.i64("created")?,
             excludes: r.u64("version of patterns")?,
             node: if version < VERSION_NODE { NodeId::NONE } else { NodeId(r.u64("node id")?) },
-            name: String::from_utf8_lossy(r.blob(NAME_MAX, "name")?).into_owned(),
+            name: text(r.blob(NAME_MAX, "name")?)?.to_owned(),
             data_path: PathBuf::from(std::ffi::OsString::from_vec(r.blob(PATH_MAX, "data path")?.to_vec())),
         };
         r.finish()?;
         Ok(control)
     }
+}
+
+/// A name is text: nothing else was ever written.
+fn text(name: &[u8]) -> std::result::Result<&str, DecodeError> {
+    std::str::from_utf8(name).map_err(|e| {
+        let byte = name.get(e.valid_up_to()).copied().unwrap_or_default();
+        DecodeError::Invalid { what: "a byte of the name", value: u64::from(byte) }
+    })
 }
 
 /// An open state directory. While it lives, no other process can open it.
@@ -533,6 +541,18 @@ mod tests {
             assert!(Control::decode(&bad).is_err(), "byte {i}");
             assert!(Control::decode(&bytes[..i]).is_err(), "cut at {i}");
         }
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_is_refused_for_it_would_grow_when_it_is_written_again() {
+        let mut bytes = sample().encode();
+        let at = bytes.windows(2).position(|w| w == b"f1").unwrap();
+        bytes[at] = 0x94;
+        let body = bytes.len() - 4;
+        let crc = crc32c::crc32c(&bytes[..body]).to_le_bytes();
+        bytes[body..].copy_from_slice(&crc);
+        let refused = DecodeError::Invalid { what: "a byte of the name", value: 0x94 };
+        assert_eq!(Control::decode(&bytes), Err(refused));
     }
 
     #[test]

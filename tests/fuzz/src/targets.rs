@@ -213,7 +213,6 @@ fn controls(data: &[u8]) {
 
 fn control(bytes: &[u8]) {
     let Ok(control) = Control::decode(bytes) else { return };
-    // Names that are no text were replaced; from then on it is stable.
     let again = Control::decode(&control.encode());
     assert!(again.is_ok_and(|a| a == control), "a control file changes when it is written again");
 }
