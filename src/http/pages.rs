@@ -6,7 +6,7 @@
 //! | `/follower` | the node is a follower whose directory is usable, paused or cut off as it may be | it is the leader; no usable directory; it needs help, or something failed |
 //! | `/follower?lag=L` | and it shows everything older than the span L, or all but L bytes | it is further behind, or how far is not known |
 //! | `/sync` | the node is a follower whose confirmations count now | any other |
-//! | `/healthy` | nothing is wrong; on its way or paused counts as right | `help`, `retrying`, `cut-off` |
+//! | `/healthy` | nothing is wrong; on its way or paused counts as right | `help`, `retrying`, `cut-off`, `frozen`, `degraded` |
 //! | `/ready` | as `/leader` on a leader and `/follower` on a follower | |
 //!
 //! So that a load balancer does not see a node come and go while it hovers about a limit, one that was too far behind
@@ -103,6 +103,9 @@ fn leader(v: View<'_>) -> Answer {
         return no("this node is a follower");
     }
     match v.text("/state") {
+        "running" if v.text("/health") == "frozen" => {
+            yes(format!("this node is the leader; {}", unconfirmed(v)))
+        }
         "running" => yes("this node is the leader"),
         // A mass delete waits for a word; whatever else is held means that the directory itself is not there.
         "held" if v.flag("/capture/hold_deletes") => {
@@ -162,10 +165,23 @@ fn sync(v: View<'_>) -> Answer {
     }
 }
 
+/// What a leader that waits for followers wants.
+fn unconfirmed(v: View<'_>) -> String {
+    let count = format!("{} of {} followers count", v.count("/sync/present"), v.count("/sync/required"));
+    match v.text("/sync/freeze_error") {
+        _ if v.has("/sync/frozen_since") => {
+            format!("the application is frozen: {count}; start the others, or let it run with `towline sync release`")
+        }
+        "" => format!("{count}; start the others"),
+        error => format!("the application can't be frozen: {error}; {count}"),
+    }
+}
+
 fn healthy(v: View<'_>) -> Answer {
     match v.text("/health") {
         "help" | "retrying" => no(trouble(v)),
         "cut-off" => no("cut off from the leader"),
+        "frozen" | "degraded" => no(unconfirmed(v)),
         "" => no("the node says nothing of its health"),
         health => yes(health),
     }
@@ -209,6 +225,8 @@ mod tests {
             ("running", "behind", "", "/follower /sync /healthy /ready"),
             ("running", "paused", "", "/follower /sync /healthy /ready"),
             ("running", "cut-off", "", "/follower /ready"),
+            ("running", "frozen", "/leader /ready", ""),
+            ("running", "degraded", "/leader /ready", ""),
             ("starting", "starting", "/healthy", "/healthy"),
             ("filling", "starting", "/healthy", "/healthy"),
             ("stalled", "retrying", "", ""),
@@ -218,12 +236,25 @@ mod tests {
         ];
         for (state, health, leader, follower) in table {
             for (role, want) in [("leader", leader), ("follower", follower)] {
-                if want.is_empty() && role == "leader" && matches!(health, "behind" | "paused" | "cut-off") {
+                let other = if role == "leader" { "behind paused cut-off" } else { "frozen degraded" };
+                if want.is_empty() && other.split(' ').any(|h| h == health) {
                     continue;
                 }
                 let v = node(role, state, health);
                 let said: Vec<&str> = PAGES[1..].iter().copied().filter(|p| says(p, &v)).collect();
                 assert_eq!(said.join(" "), want, "{role} {state} {health}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_frozen_application_is_said_with_what_lets_it_run() {
+        let mut v = node("leader", "running", "frozen");
+        v["sync"] = json!({"present": 0, "required": 1, "frozen_since": 5});
+        for page in ["/healthy", "/leader"] {
+            let reason = answer(page, None, View(&v), &Steps::default()).expect("a page").reason;
+            for words in ["the application is frozen: 0 of 1 followers count", "`towline sync release`"] {
+                assert!(reason.contains(words), "{page}: {reason}");
             }
         }
     }

@@ -144,7 +144,7 @@ pub struct Verdict {
     /// Bytes on disk that would go without slots, from its position on.
     pub held: u64,
     /// Bytes of log that can be written before `max_slot_keep` is reached; below zero, it is exceeded. `None`: no
-    /// number of segments ends it, as long as it stays as it is.
+    /// number of segments ends it, as long as it stays as it is, or the node itself holds what is past the limit.
     pub left: Option<i64>,
 }
 
@@ -330,7 +330,7 @@ impl<'a> Ground<'a> {
             state: Some(state),
             reason: past,
             held: self.bytes(need, self.kept_anyway),
-            left: (!slot.attached).then(|| self.left(need)),
+            left: (!slot.attached).then(|| self.left(need)).filter(|left| *left >= 0 || self.holds(slot)),
         }
     }
 

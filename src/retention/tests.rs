@@ -217,6 +217,11 @@ fn bytes_left_count_down_to_below_zero() {
     assert_eq!(left(away(5), 9), Some(size - 500));
     assert_eq!(left(away(5), 10), Some(-500));
     assert_eq!(left(here(5), 10), None, "no number of segments ends one that is connected");
+    // What the node itself needs is no matter of the slot's limit.
+    let own = Picture { own: away(5).position, ..log(1, 20, vec![away(5), away(18)]) };
+    let own = plan(&limits(), &own).verdicts;
+    assert_eq!((own[0].state, own[0].held, own[0].left), (Some(State::Reserved), 0, None));
+    assert!(own[1].state == Some(State::Reserved) && own[1].left > Some(0), "{own:?}");
     let held = plan(&limits(), &log(1, 9, vec![away(5), here(9)])).verdicts;
     assert_eq!((held[0].held, held[1].held), (3 * MIB, 0));
 }

@@ -377,11 +377,15 @@ impl Judge<'_> {
         if !v.flag("/sync/satisfied") {
             let since =
                 self.since("/sync/missing_since").map(|s| format!(" for {}", span(s))).unwrap_or_default();
-            let text = format!("QUORUM MISSING{since}: {present} of {required} of {policy} count");
+            let text = format!("QUORUM MISSING{since}: {present} of {required} of {policy} count; start the others");
             self.problem(wanted, "sync", text);
         }
         if let Some(since) = self.since("/sync/frozen_since") {
-            let text = format!("the application is FROZEN for {} until the quorum is back", span(since));
+            let text = format!(
+                "the application is FROZEN for {} until the quorum is back: start the followers, or let it run with \
+                 `towline sync release`",
+                span(since)
+            );
             self.problem(Severity::Critical, "frozen", text);
         }
         let error = v.text("/sync/freeze_error");

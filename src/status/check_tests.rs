@@ -166,7 +166,8 @@ fn what_is_asked_for_and_not_known_is_critical_and_said_plainly() {
     assert_eq!((judged(&missing, &sync).0, judged(&missing, &limits()).0), (Critical, Warning));
     assert!(judged(&missing, &sync).2.contains("QUORUM MISSING for 10.0 s: 0 of 1"));
     let frozen = with(missing, "/sync/frozen_since", json!(995 * SECOND));
-    assert!(judged(&frozen, &limits()).1.starts_with("frozen"));
+    let (_, words, line) = judged(&frozen, &limits());
+    assert!(words.starts_with("frozen") && line.contains("or let it run with `towline sync release`"), "{line}");
     let two = ask(|l| l.followers = Bounds { warning: Some(2), critical: Some(1) });
     let (s, w, line) = judged(&leader(), &two);
     assert!(s == Warning && w == "followers" && line.contains("not there: c"), "{line}");

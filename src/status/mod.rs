@@ -14,7 +14,7 @@
 //! | `started` | when the process began |
 //! | `now` | the node's clock |
 //! | `state` | `starting`, `filling`, `resyncing`, `recovering`, `running`, `stopping`; `healing`: damaged log is fetched again; `stalled`: failed, tried again by itself; `corrupt`, `missing`, `diverged`, `refused`, `config`: failed, and needs help; `held`: a guard waits for `towline confirm` |
-//! | `health` | `ok`; `starting`; `behind`; `delayed`: shows what `apply_delay` allows; `paused`: stands still until `towline resume`; `cut-off`: a follower without its upstream, or whose upstream has had no news of the leader for too long; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator |
+//! | `health` | `ok`; `starting`; `behind`; `delayed`: shows what `apply_delay` allows; `paused`: stands still until `towline resume`; `degraded`: a leader with fewer followers than have to confirm, or that can't freeze the application as it should; `frozen`: the application stands still until they are back, see `sync`; `cut-off`: a follower without its upstream, or whose upstream has had no news of the leader for too long; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator |
 //! | `error` | what keeps the node from `running` |
 //! | `error.kind` | its class, as in the exit codes |
 //! | `error.message` | what it is |
@@ -155,7 +155,7 @@
 //! | `slots[].reason` | why it is unreserved or lost: `slot_keep`, `disk`, `idle`, `removed` |
 //! | `slots[].position` | log from here on is needed |
 //! | `slots[].retained_bytes` | what it holds on disk that would be removed otherwise |
-//! | `slots[].bytes_left` | log that can be written before `max_slot_keep` is reached, as PostgreSQL's `safe_wal_size`; below zero: it is exceeded; `null`: that is no matter, because its follower is connected, or nothing is held |
+//! | `slots[].bytes_left` | log that can be written before `max_slot_keep` is reached, as PostgreSQL's `safe_wal_size`; below zero: it is exceeded; `null`: that is no matter, because its follower is connected, nothing is held, or the node itself needs the log from there on and keeps it whatever the limit says |
 //! | `slots[].active`, `slots[].inactive_since` | whether its follower is connected, and since when it is not |
 //! | `archive` | leader with an archive only: sealed log on its way there |
 //! | `archive.address` | where it is |

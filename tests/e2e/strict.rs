@@ -96,6 +96,16 @@ fn writes_wait_for_followers_and_every_way_out_thaws() {
     let mut leader = strict(&bed, &format!("pid:{}", pid.display()));
     frozen(&leader, true);
     app.stands();
+    let well = |node: &Node, want: &str| {
+        until(within(20), &format!("it is {want}"), || {
+            let status = node.status()?;
+            if status.health() == want { Ok(()) } else { Err(status.0.to_string()) }
+        });
+    };
+    well(&leader, "frozen");
+    let check = leader.ask(&["check", "--min-free-disk", "off"]);
+    let line = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(check.status.code() == Some(2) && line.contains("`towline sync release`"), "{line}");
     assert_eq!(sync(&leader, "satisfied"), json!(false));
     // Passes over the directory, made by others' changes too, thaw nothing.
     fs::write(data.join("other"), "x").expect("write");
@@ -104,6 +114,7 @@ fn writes_wait_for_followers_and_every_way_out_thaws() {
     let mut follower = bed.follower("a", leader.spec.listen).start();
     frozen(&leader, false);
     app.runs();
+    well(&leader, "ok");
     leader.replicated(&["--timeout", "30s"]);
     // The follower dies: the application's last write is not long after that was noticed.
     follower.kill();
@@ -118,6 +129,7 @@ fn writes_wait_for_followers_and_every_way_out_thaws() {
     frozen(&leader, false);
     app.runs();
     assert!(sync(&leader, "override_until").as_i64() > Some(0));
+    well(&leader, "degraded");
     say(&leader, &["resume"]);
     frozen(&leader, true);
     app.stands();
