@@ -412,7 +412,7 @@ pub struct Segments {
 /// Commands on the configuration.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Check a file: prints nothing and exits 0, or names the line, the rule and the remedy.
+    /// Check a file: prints nothing and exits 0, or names what a start on this host would refuse, and the remedy.
     Check {
         /// Configuration file.
         file: PathBuf,

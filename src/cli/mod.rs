@@ -157,7 +157,11 @@ fn run(command: Command) -> Result<ExitCode> {
         }),
         Command::BaseBackup(args) => basebackup::run(&args),
         Command::Log(log) => inspect_log(&log),
-        Command::Config(ConfigCommand::Check { file }) => Config::load(&file).map(|_| ExitCode::SUCCESS),
+        Command::Config(ConfigCommand::Check { file }) => {
+            let refused = |e: Error| e.wrap(&format!("configuration '{}'", file.display()));
+            Config::load(&file).and_then(|config| daemon::vet(&config).map_err(refused))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Config(ConfigCommand::Show { file, json }) => show_config(file.as_deref(), json),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Generate(what) => generate::run(&what).map(|()| ExitCode::SUCCESS),

@@ -17,11 +17,12 @@ use crate::session::UpstreamRole;
 use crate::tls::{self, Mode};
 use crate::trust::{Book, Peer};
 
+mod mistakes;
 mod rules;
 mod units;
 
 pub use rules::{address, check_address, check_apart, check_name, log_filter};
-use rules::{check_exclude, check_upstreams, nearest, one_or_more, upstreams};
+use rules::{check_exclude, check_upstreams, one_or_more, upstreams};
 pub use units::{Room, Size, Span};
 
 /// Most bytes of a configuration file.
@@ -307,16 +308,8 @@ impl Config {
 
     /// Parses and validates the text of a file.
     pub fn parse(text: &str) -> Result<Self> {
-        let config: Self = toml::from_str(text).map_err(|e| {
-            let message = e.message();
-            let hint = nearest(message).map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
-            let line = e.span().map_or(0, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
-            // The keys are many, the values that one of them may have are few.
-            let keys =
-                message.starts_with("unknown field").then(|| message.split(", expected one of").next());
-            let message = keys.flatten().unwrap_or(message);
-            Error::new(ErrorKind::Config, format!("line {line}: {message}{hint}"))
-        })?;
+        let config: Self =
+            toml::from_str(text).map_err(|e| Error::new(ErrorKind::Config, mistakes::explain(text, e)))?;
         config.check()?;
         Ok(config)
     }
@@ -531,7 +524,7 @@ mod tests {
             ("synchronous_followers = \"ANY a\"", "character 5"),
             ("synchronous_level = \"on\"", "write"),
             ("sync_loss = \"freeze\"", "set freeze to"),
-            ("max_slot_keep = -1", "u32"),
+            ("max_slot_keep = -1", "whole number"),
             ("max_slot_disk = \"101%\"", "0% to 100%"),
             ("min_free_disk = \"few\"", "a share of the disk, like 5%"),
             ("slot_idle_timeout = \"1d\"", "duration"),

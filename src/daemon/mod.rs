@@ -40,9 +40,10 @@ mod sync;
 mod tally;
 mod target;
 mod trouble;
+mod vet;
 mod wait;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -64,6 +65,7 @@ use crate::tls::Trust;
 pub use options::{Flags, Reach, reach};
 use supervisor::Supervisor;
 use trouble::Phase;
+pub use vet::vet;
 
 /// How long a stop may take before the process ends without the final checkpoint.
 const STOP_MAX: Duration = Duration::from_secs(60);
@@ -224,7 +226,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
     };
     let (data, state) = (need(&config.data, "data")?, need(&config.state, "state")?);
     let name = config.node_name()?;
-    check_start(&config, start.wanted, &data, &state)?;
+    vet::start(&config, start.wanted, &data, &state)?;
     let state = Arc::new(StateDir::open_or_create(&state)?);
     let trust = Trust::load(config.tls_settings(state.path(), &name))?;
     let fresh = state.control().is_none();
@@ -280,32 +282,6 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
         freezer,
         strict: strict::Strict::default(),
     })
-}
-
-/// What makes a start impossible is said before anything is made on disk.
-fn check_start(config: &Config, wanted: Role, data: &Path, state: &Path) -> Result<()> {
-    config::check_apart(data, state)?;
-    if let Some(listen) = &config.listen {
-        config::address(listen)?;
-    }
-    if config.leader.is_some() {
-        follower::upstreams(config)?;
-    }
-    if StateDir::is_set_up(state) {
-        // A directory that is not there may yet be mounted: it is waited for, and nothing is made in its place.
-        return Ok(());
-    }
-    match wanted {
-        Role::Leader if !data.is_dir() => {
-            let text = format!(
-                "data directory '{}' is not a directory; a leader replicates one that exists",
-                data.display()
-            );
-            Err(Error::new(ErrorKind::Config, text))
-        }
-        Role::Follower if config.leader.is_none() => Err(follower::no_leader()),
-        _ => Ok(()),
-    }
 }
 
 async fn live(node: Arc<Node>) -> Result<()> {

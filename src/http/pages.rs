@@ -170,7 +170,9 @@ fn unconfirmed(v: View<'_>) -> String {
     let count = format!("{} of {} followers count", v.count("/sync/present"), v.count("/sync/required"));
     match v.text("/sync/freeze_error") {
         _ if v.has("/sync/frozen_since") => {
-            format!("the application is frozen: {count}; start the others, or let it run with `towline sync release`")
+            format!(
+                "the application is frozen: {count}; start the others, or let it run with `towline sync release`"
+            )
         }
         "" => format!("{count}; start the others"),
         error => format!("the application can't be frozen: {error}; {count}"),

@@ -36,6 +36,14 @@ const COMMAND_MAX: Duration = Duration::from_secs(30);
 /// The same once a stop was asked for.
 const COMMAND_STOPPING: Duration = Duration::from_secs(2);
 
+/// Whether `freeze` names something that can be frozen on this host now.
+///
+/// # Errors
+/// [`ErrorKind::Config`] when the target does not exist or towline itself is in it.
+pub fn vet(freeze: &str) -> Result<()> {
+    target::Target::parse(freeze).map(|_| ())
+}
+
 /// The configured way to hold the application still for a cut.
 #[derive(Debug)]
 pub struct Quiesce {

@@ -377,7 +377,8 @@ impl Judge<'_> {
         if !v.flag("/sync/satisfied") {
             let since =
                 self.since("/sync/missing_since").map(|s| format!(" for {}", span(s))).unwrap_or_default();
-            let text = format!("QUORUM MISSING{since}: {present} of {required} of {policy} count; start the others");
+            let text =
+                format!("QUORUM MISSING{since}: {present} of {required} of {policy} count; start the others");
             self.problem(wanted, "sync", text);
         }
         if let Some(since) = self.since("/sync/frozen_since") {

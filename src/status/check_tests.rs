@@ -167,7 +167,10 @@ fn what_is_asked_for_and_not_known_is_critical_and_said_plainly() {
     assert!(judged(&missing, &sync).2.contains("QUORUM MISSING for 10.0 s: 0 of 1"));
     let frozen = with(missing, "/sync/frozen_since", json!(995 * SECOND));
     let (_, words, line) = judged(&frozen, &limits());
-    assert!(words.starts_with("frozen") && line.contains("or let it run with `towline sync release`"), "{line}");
+    assert!(
+        words.starts_with("frozen") && line.contains("or let it run with `towline sync release`"),
+        "{line}"
+    );
     let two = ask(|l| l.followers = Bounds { warning: Some(2), critical: Some(1) });
     let (s, w, line) = judged(&leader(), &two);
     assert!(s == Warning && w == "followers" && line.contains("not there: c"), "{line}");

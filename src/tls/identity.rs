@@ -80,18 +80,34 @@ pub fn ensure(dir: &Path, name: &str) -> Result<Identity> {
                 make_certificate(dir, name)?;
             }
             (true, false) => make_certificate(dir, name)?,
-            (false, true) => {
-                let text = format!(
-                    "the key '{}' is gone, and its certificate is there; put the key back, or run `towline id --renew \
-                     --new-key` and have the peers trust the new fingerprint",
-                    key.display()
-                );
-                return Err(Error::new(ErrorKind::Missing, text));
-            }
+            (false, true) => return Err(gone(&key)),
             (true, true) => {}
         }
     }
     load(&certificate, &key)
+}
+
+/// The same, when all of it is there; what is missing of it can be made.
+///
+/// # Errors
+/// As [`ensure`].
+pub(super) fn look(dir: &Path) -> Result<Option<Identity>> {
+    let (key, certificate) = (dir.join(KEY), dir.join(CERTIFICATE));
+    match (key.exists(), certificate.exists()) {
+        (true, true) => load(&certificate, &key).map(Some),
+        (true, false) => read_key(&key).map(|_| None),
+        (false, true) => Err(gone(&key)),
+        (false, false) => Ok(None),
+    }
+}
+
+fn gone(key: &Path) -> Error {
+    let text = format!(
+        "the key '{}' is gone, and its certificate is there; put the key back, or run `towline id --renew --new-key` and \
+         have the peers trust the new fingerprint",
+        key.display()
+    );
+    Error::new(ErrorKind::Missing, text)
 }
 
 /// A new certificate in the state directory `dir`: of the key that is there, so that peers go on trusting it, or of a new

@@ -68,6 +68,55 @@ pub struct Settings {
     pub name: String,
 }
 
+impl Settings {
+    /// Whether connections are surely encrypted, so that trouble with the own key counts.
+    fn needs_key(&self, named: bool, ca: bool) -> bool {
+        self.mode != Mode::Off && (self.own.is_some() || named || ca || self.mode == Mode::On)
+    }
+}
+
+/// Whether everything that is there can be used. Nothing is made: a key that is missing is no mistake.
+///
+/// # Errors
+/// What can't be used, by name.
+pub fn vet(settings: &Settings) -> Result<()> {
+    let Read { named, authority, .. } = Read::of(settings)?;
+    let own = match (&settings.own, &settings.state) {
+        (Some((certificate, key)), _) => read_identity(certificate, key).map(Some),
+        (None, Some(state)) => identity::look(state),
+        (None, None) => Ok(None),
+    };
+    match own.and_then(|own| own.as_ref().map(verify::configs).transpose()) {
+        Err(e) if settings.needs_key(named, authority.is_some()) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Who is trusted, as it was read.
+struct Read {
+    book: Book,
+    /// Somebody was named as a peer once.
+    named: bool,
+    authority: Option<Authority>,
+}
+
+impl Read {
+    fn of(settings: &Settings) -> Result<Self> {
+        let by_command = settings.state.as_deref().map(peers::load).transpose()?.flatten();
+        let named = by_command.is_some() || !settings.peers.is_empty();
+        let mut all = settings.peers.clone();
+        for peer in by_command.into_iter().flatten() {
+            if !all.contains(&peer) {
+                all.push(peer);
+            }
+        }
+        let book = Book::new(&settings.name, all).map_err(|text| Error::new(ErrorKind::Config, text))?;
+        let ca = settings.ca.as_deref();
+        let authority = ca.map(|ca| Authority::load(ca, settings.crl.as_deref())).transpose()?;
+        Ok(Self { book, named, authority })
+    }
+}
+
 struct Own {
     identity: Identity,
     server: Arc<ServerConfig>,
@@ -129,21 +178,9 @@ impl Terms {
     /// # Errors
     /// What can't be used, by name. Trouble with the own key counts only where connections are surely encrypted.
     fn load(settings: Settings) -> Result<Self> {
-        let by_command = settings.state.as_deref().map(peers::load).transpose()?.flatten();
-        let named = by_command.is_some() || !settings.peers.is_empty();
-        let mut all = settings.peers.clone();
-        for peer in by_command.into_iter().flatten() {
-            if !all.contains(&peer) {
-                all.push(peer);
-            }
-        }
-        let book = Book::new(&settings.name, all).map_err(|text| Error::new(ErrorKind::Config, text))?;
-        let authority =
-            settings.ca.as_deref().map(|ca| Authority::load(ca, settings.crl.as_deref())).transpose()?;
-        let own = Own::load(&settings);
-        let sure = settings.own.is_some() || named || authority.is_some() || settings.mode == Mode::On;
-        match own {
-            Err(e) if settings.mode != Mode::Off && sure => Err(e),
+        let Read { book, named, authority } = Read::of(&settings)?;
+        match Own::load(&settings) {
+            Err(e) if settings.needs_key(named, authority.is_some()) => Err(e),
             own => Ok(Self { settings, book, named, authority, own }),
         }
     }
