@@ -114,7 +114,7 @@ pub struct Node {
     /// State directory, towline's own.
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
-    /// Serve followers on this address.
+    /// Serve followers on this address. A port of 0 takes any, which the log and `towline status` name.
     #[arg(long, value_name = "HOST:PORT")]
     pub listen: Option<String>,
     /// Serve /metrics and the pages for load balancers on this address.

@@ -101,7 +101,7 @@ pub struct Config {
     pub data: Option<PathBuf>,
     /// towline's own directory; never inside the data directory.
     pub state: Option<PathBuf>,
-    /// Address to serve followers on.
+    /// Address to serve followers on. A port of 0 takes any, which the log and `towline status` name.
     pub listen: Option<String>,
     /// Address of the node to follow, or several that are tried in turn, as a list or with commas between them. Its
     /// presence makes a new node a follower.

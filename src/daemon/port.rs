@@ -1,6 +1,7 @@
 //! What answers at the port of this node, over all generations: followers take the log that is durable even
 //! while the engines stand still, and where nothing can be served they are told why.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
@@ -105,9 +106,17 @@ impl Port {
             let bound = TcpListener::bind(addr).await.map_err(|e| {
                 Error::from(e).with_kind(ErrorKind::Config).wrap(&format!("cannot listen on {addr}"))
             })?;
+            if let Ok(at) = bound.local_addr() {
+                tracing::info!("followers are served on {at}");
+            }
             *lock(&self.open) = Some(Arc::new(bound));
         }
         Ok(())
+    }
+
+    /// The address that was opened, with the port that was taken.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        lock(&self.open).as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// Whether log is sent.

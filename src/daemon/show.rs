@@ -35,6 +35,7 @@ fn status(node: &Arc<Node>) -> Result<Status> {
         name: node.name(),
         version: env!("CARGO_PKG_VERSION"),
         data: node.data.display().to_string(),
+        listen: node.port.address().map(|at| at.to_string()),
         system: control.system.to_string(),
         timeline: control.timeline.0,
         node: node.id.to_string(),

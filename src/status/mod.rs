@@ -8,6 +8,7 @@
 //! | `name` | the node's name among its peers |
 //! | `version` | of the program |
 //! | `data` | the data directory |
+//! | `listen` | where followers are served, with the port that was taken; `null`: nowhere, or not yet |
 //! | `system` | what it replicates |
 //! | `timeline` | the epoch of its log |
 //! | `node` | its id, made once |

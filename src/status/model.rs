@@ -13,6 +13,7 @@ pub struct Status {
     pub name: String,
     pub version: &'static str,
     pub data: String,
+    pub listen: Option<String>,
     pub system: String,
     pub timeline: u32,
     pub node: String,

@@ -109,6 +109,9 @@ fn who(v: View<'_>, page: &mut Page) {
         format!("{} ({}), towline {}{up}", v.text("/name"), v.text("/role"), v.text("/version")),
     );
     page.row("data", v.text("/data"));
+    if v.has("/listen") {
+        page.row("listen", v.text("/listen"));
+    }
     page.row("system", format!("{} timeline {}", v.text("/system"), v.count("/timeline")));
     page.row("state", v.text("/state"));
     page.row("health", v.text("/health"));

@@ -243,3 +243,23 @@ fn excluded_paths_never_travel() {
     assert!(!pair.follower.data().join("cache").exists());
     assert!(!pair.follower.data().join("a.tmp").exists());
 }
+
+#[test]
+fn a_port_that_was_taken_is_named() {
+    let bed = Bed::new("any-port");
+    let mut spec = bed.leader("leader");
+    spec.listen = 0;
+    let leader = spec.start();
+    let mut port = 0;
+    until(within(20), "status names the port", || {
+        let status = leader.status()?.0;
+        let address = status["listen"].as_str().unwrap_or_default();
+        port = address.strip_prefix("127.0.0.1:").and_then(|p| p.parse().ok()).unwrap_or(0);
+        if port == 0 { Err(status.to_string()) } else { Ok(()) }
+    });
+    let line = format!("followers are served on 127.0.0.1:{port}");
+    assert!(leader.log().contains(&line), "{line}");
+    fs::write(leader.data().join("a"), "1").expect("write");
+    let follower = bed.follower("follower", port).start();
+    assert_equal_within(within(20), leader.data(), follower.data());
+}
