@@ -6,6 +6,7 @@
 //! | action | effect at the N-th time the place is passed (every time without `@N`) |
 //! | --- | --- |
 //! | `kill` | the process ends at once, as by SIGKILL |
+//! | `panic` | the thread panics |
 //! | `enospc`, `eio` | the operation fails with that error |
 //! | `sleep:MS` | the thread sleeps |
 //!
@@ -118,6 +119,7 @@ mod armed {
     #[derive(Clone, Debug)]
     enum Action {
         Kill,
+        Panic,
         Errno(i32),
         Sleep(u64),
     }
@@ -145,6 +147,7 @@ mod armed {
                 Some(("sleep", ms)) => Action::Sleep(ms.parse().expect("failpoint: sleep:MS")),
                 _ => match action {
                     "kill" => Action::Kill,
+                    "panic" => Action::Panic,
                     "enospc" => Action::Errno(28),
                     "eio" => Action::Errno(5),
                     other => panic!("failpoint: unknown action {other}"),
@@ -184,6 +187,7 @@ mod armed {
                 Ok(())
             }
             Some(Action::Errno(n)) => Err(io::Error::from_raw_os_error(n)),
+            Some(Action::Panic) => panic!("failpoint {name}"),
             Some(Action::Kill) => {
                 let me = nix::unistd::Pid::this();
                 let _ = nix::sys::signal::kill(me, nix::sys::signal::Signal::SIGKILL);

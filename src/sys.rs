@@ -15,6 +15,7 @@ use crate::record::{Attrs, Kind, Time};
 
 pub mod pulse;
 pub mod raw;
+pub mod vital;
 
 /// A directory of this name at the root of a data directory is a follower's own: new content is
 /// staged there (mode 0700, same file system). It is never captured and never shipped.

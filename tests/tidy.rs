@@ -318,6 +318,26 @@ fn sources_are_ascii_and_nothing_is_left_undone() {
     report("left behind", &bad);
 }
 
+/// A thread or a task that panics is vital, so that the process ends, or a comment says who notices.
+#[test]
+fn nothing_that_runs_by_itself_is_lost_unseen() {
+    let mut bad = String::new();
+    for s in sources("src") {
+        let (text, code): (Vec<_>, Vec<_>) = (s.text.lines().collect(), s.code.lines().collect());
+        let tests = s.path.iter().any(|part| part == "tests");
+        for (i, line) in code.iter().enumerate().take(if tests { 0 } else { s.production }) {
+            let spawns = line.split("spawn(").skip(1).any(|rest| !rest.starts_with(')'));
+            let around = i.saturating_sub(1)..(i + 3).min(code.len());
+            let vital = code[around].iter().any(|l| l.contains("vital::"));
+            let said = text[i.saturating_sub(3)..i].iter().any(|l| l.contains("// A panic: "));
+            if spawns && !vital && !said {
+                let _ = writeln!(bad, "{}:{}: what becomes of a panic there?", s.path.display(), i + 1);
+            }
+        }
+    }
+    report("threads and tasks", &bad);
+}
+
 #[test]
 fn the_parser_sees_what_it_should() {
     let code = blank(

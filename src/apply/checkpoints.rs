@@ -117,6 +117,7 @@ impl Checkpoints {
             sys::raw::give_back_memory();
             let _ = tell.send(result);
         };
+        // A panic: nobody tells any more, which is an error for who asks.
         std::thread::Builder::new()
             .name("checkpoint".to_owned())
             .spawn(work)

@@ -10,8 +10,8 @@ use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::Log;
 use crate::position::{FileId, Lsn};
-use crate::sys::Root;
 use crate::sys::pulse::Pulse;
+use crate::sys::{Root, vital};
 use crate::{checkpoint, fold};
 
 use super::engine::Engine;
@@ -173,7 +173,7 @@ impl Apply {
         let engine = Engine::new(root, paths, log, fold, filled, options, Arc::clone(&shared));
         let thread = std::thread::Builder::new()
             .name("apply".to_owned())
-            .spawn(move || engine.run())
+            .spawn(vital::thread("apply", move || engine.run()))
             .map_err(|e| Error::from(e).wrap("cannot start the thread that applies the log"))?;
         Ok(ApplyHandle { shared, thread: Arc::new(Mutex::new(Some(thread))) })
     }

@@ -125,6 +125,7 @@ pub(crate) fn scan(site: &Site, catalog: &Catalog) -> Result<Found> {
             scanner.work(&todo, &more);
             scanner.found
         };
+        // A panic: it is passed on below.
         let others: Vec<_> = (1..THREADS).map(|_| scope.spawn(work)).collect();
         found.add(work());
         for other in others {

@@ -39,7 +39,7 @@ use crate::error::{Error, Result};
 use crate::net::wall_clock;
 use crate::position::{FileId, SystemId};
 use crate::record::{BLOCK, Kind};
-use crate::sys::{self, Stat};
+use crate::sys::{self, Stat, vital};
 
 use super::handle::Shared;
 use super::site::same_inode;
@@ -173,7 +173,7 @@ impl Scrub {
         };
         let thread = std::thread::Builder::new()
             .name("scrub".to_owned())
-            .spawn(move || worker.run())
+            .spawn(vital::thread("the scrub", move || worker.run()))
             .map_err(|e| Error::from(e).wrap("cannot start the thread that compares contents"))?;
         Ok(Self { desk, thread: Some(thread) })
     }

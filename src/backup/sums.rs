@@ -51,6 +51,7 @@ pub(super) fn files(
         Ok(())
     };
     std::thread::scope(|scope| {
+        // A panic: an error, below.
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
         let panicked = |_| Err(Error::new(ErrorKind::Io, "a thread that sums files has panicked"));
         threads.into_iter().map(|t| t.join().unwrap_or_else(panicked)).collect::<Result<Vec<()>>>()

@@ -17,7 +17,7 @@ use crate::catalog::{Seen, block_hashes, blocks_of};
 use crate::error::{Error, Result};
 use crate::position::{FileId, SystemId};
 use crate::record::{BLOCK, Kind};
-use crate::sys::{self, Stat};
+use crate::sys::{self, Stat, vital};
 
 /// Read at one time.
 const PIECE: usize = 1 << 20;
@@ -87,7 +87,7 @@ impl Background {
         };
         let thread = std::thread::Builder::new()
             .name("capture-reader".to_owned())
-            .spawn(move || worker.run())
+            .spawn(vital::thread("the thread that reads contents", move || worker.run()))
             .map_err(|e| Error::from(e).wrap("cannot start the thread that reads contents"))?;
         Ok(Self { found, orders: Some(orders), thread: Some(thread) })
     }

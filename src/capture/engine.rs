@@ -27,7 +27,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Cut, FileId, Lsn, SystemId};
 use crate::quiesce::{Freezer, Quiesce};
 use crate::record::{GapReason, Time};
-use crate::sys::{self, Root, Stat, pulse};
+use crate::sys::{self, Root, Stat, pulse, vital};
 
 /// A guard that holds looks again at this pace.
 const HOLD_LOOK: Duration = Duration::from_millis(500);
@@ -545,10 +545,9 @@ impl Engine {
         if now >= self.next_rescan && self.rescan.is_none() && !stopping {
             self.next_rescan = now + jittered(self.options.rescan_interval);
             let scanner = self.scanner();
-            let thread = std::thread::Builder::new()
-                .name("capture-scan".to_owned())
-                .spawn(move || scanner.slowly(vec![(Vec::new(), FileId::ROOT)], true));
-            self.rescan = thread.ok();
+            let scan = move || scanner.slowly(vec![(Vec::new(), FileId::ROOT)], true);
+            let thread = std::thread::Builder::new().name("capture-scan".to_owned());
+            self.rescan = thread.spawn(vital::thread("a scan", scan)).ok();
         }
         self.finish_checkpoint(false)?;
         let (at, when, size) = self.checkpoint;

@@ -251,6 +251,7 @@ impl Hot {
             self.take_over(found, &look.catalog, hints);
         } else if self.looking.is_none() && self.next_proc.is_none_or(|t| Instant::now() >= t) {
             let look = look.clone();
+            // A panic: it is looked again.
             let thread = std::thread::Builder::new().name("capture-proc".to_owned());
             self.looking = thread.spawn(move || look.look()).ok();
         }
@@ -297,6 +298,7 @@ impl Prober {
                 }
             }
         };
+        // A panic: who waits for it looks himself.
         std::thread::Builder::new().name("capture-proc".to_owned()).spawn(probe).ok()?;
         Some(Self { orders, found, under_way: 0 })
     }

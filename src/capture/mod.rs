@@ -64,7 +64,7 @@ use crate::position::{FileId, Lsn};
 use crate::quiesce::Freezer;
 use crate::record::{PointName, Time};
 use crate::sys::pulse::Pulse;
-use crate::sys::{Root, Stat};
+use crate::sys::{Root, Stat, vital};
 use hints::Hints;
 
 /// How much longer than was asked for a restore point may take to be answered.
@@ -240,12 +240,12 @@ impl Capture {
         let running = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("capture".to_owned())
-            .spawn(move || {
+            .spawn(vital::thread("capture", move || {
                 running.pulse.adopt();
                 if let Err(e) = engine.run() {
                     *lock(&running.failure) = Some(e);
                 }
-            })
+            }))
             .map_err(|e| Error::from(e).wrap("cannot start the thread of capture"))?;
         *lock(&shared.thread) = Some(thread);
         Ok(CaptureHandle { shared })

@@ -54,6 +54,7 @@ impl Scanner {
         let pulse = pulse::mine();
         std::thread::scope(|scope| {
             for _ in 0..THREADS {
+                // A panic: the scope passes it on.
                 scope.spawn(|| {
                     pulse.iter().for_each(Pulse::adopt);
                     self.work(&todo, &more);

@@ -113,6 +113,7 @@ impl Engine {
             sys::raw::give_back_memory();
             result
         };
+        // A panic: whoever joins it says so.
         let thread = std::thread::Builder::new().name("checkpoint".to_owned()).spawn(work);
         self.finishing =
             Some(thread.map_err(|e| Error::from(e).wrap("cannot start the thread that writes checkpoints"))?);

@@ -25,7 +25,7 @@ use super::hints::Hints;
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{GapReason, Time};
-use crate::sys::{self, Root};
+use crate::sys::{self, Root, vital};
 
 /// Longest wait for a mark to come through; then the watcher counts as broken.
 const MARK_WAIT: Duration = Duration::from_secs(5);
@@ -104,7 +104,7 @@ impl Watch {
     pub(super) fn new(root: Arc<Root>, hints: Arc<Hints>) -> Result<Self> {
         let handler = {
             let hints = Arc::clone(&hints);
-            move |event: notify::Result<notify::Event>| hints.handle(event)
+            move |event: notify::Result<notify::Event>| vital::thread("the watcher", || hints.handle(event))()
         };
         let config = Config::default().with_follow_symlinks(false);
         let watcher = RecommendedWatcher::new(handler, config).map_err(|e| {

@@ -136,6 +136,7 @@ fn take(order: Order, shown: bool) -> Result<Made> {
         let cancel = CancellationToken::new();
         let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let stopping = cancel.clone();
+        // A panic: a second signal is not heard.
         tokio::spawn(async move {
             loop {
                 tokio::select! {
@@ -182,6 +183,7 @@ struct Show {
 impl Show {
     fn start(progress: Progress) -> Self {
         let (end, ended) = channel::<()>();
+        // A panic: no more progress is shown.
         let thread = std::thread::spawn(move || {
             let bar = std::io::stderr().is_terminal();
             let mut said = Said::default();

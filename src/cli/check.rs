@@ -64,6 +64,7 @@ fn shown(verdict: &Verdict, status: &Value, json: bool) -> String {
 fn ask(args: &Check) -> std::result::Result<Value, String> {
     let (at, timeout) = (args.at.clone(), args.timeout.0);
     let (tx, rx) = mpsc::channel();
+    // A panic: the command ends all the same.
     std::thread::spawn(move || {
         let answer = super::socket(&at).map_err(|e| e.to_string()).and_then(|socket| {
             // A socket that was named may be anywhere; else it tells the state directory.

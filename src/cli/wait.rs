@@ -108,6 +108,7 @@ fn call(socket: &Path, ask: control::Wait, limit: Duration) -> Result<Value> {
     let gone = |e: std::io::Error| unavailable(format!("{lost}: {e}"));
     stream.set_read_timeout(Some(limit)).map_err(gone)?;
     let mut canceller = stream.try_clone().map_err(gone)?;
+    // A panic: the command ends all the same.
     std::thread::spawn(move || {
         if interrupts.wait().is_ok() {
             let _ = canceller.write_all(b"{\"command\":\"cancel\"}\n");

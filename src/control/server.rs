@@ -135,6 +135,7 @@ pub async fn serve(path: &Path, handler: Handler, cancel: CancellationToken) -> 
         let Some(place) = hall.callers.enter().await else { break };
         let (handler, cancel, hall) = (Arc::clone(&handler), cancel.child_token(), Arc::clone(&hall));
         let visit = Visit::new(number, cancel, hall, place);
+        // A panic: this connection ends.
         tokio::spawn(visit.run(stream, handler));
     }
     Ok(())
@@ -239,6 +240,11 @@ impl Silent {
 }
 
 type Pending = JoinHandle<Result<Value>>;
+
+fn begin(answer: impl Future<Output = Result<Value>> + Send + 'static) -> Pending {
+    // A panic: the answer says so.
+    tokio::spawn(answer)
+}
 
 /// One connection.
 struct Visit {
@@ -351,7 +357,7 @@ impl Visit {
 
     /// Begins to answer one request.
     async fn answer(&self, line: &[u8], handler: &Handler) -> Pending {
-        let told = |result| tokio::spawn(std::future::ready(result));
+        let told = |result| begin(std::future::ready(result));
         match serde_json::from_slice::<Request>(line) {
             Ok(Request::Cancel) => {
                 let next = self.cancel.child_token();
@@ -366,9 +372,9 @@ impl Visit {
                     return told(Err(Error::new(ErrorKind::Unavailable, text)));
                 };
                 let token = lock(&self.waits).clone();
-                tokio::spawn(handler(request, token))
+                begin(handler(request, token))
             }
-            Ok(request) => tokio::spawn(handler(request, self.cancel.clone())),
+            Ok(request) => begin(handler(request, self.cancel.clone())),
             Err(e) => told(Err(Error::new(
                 ErrorKind::Usage,
                 format!("request not understood: {e}; ask with the towline that runs"),

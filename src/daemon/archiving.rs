@@ -10,6 +10,7 @@ use super::Node;
 use crate::archive::{self, Address};
 use crate::archiver::{self, Board, Context};
 use crate::log::Log;
+use crate::sys::vital;
 
 /// What outlives a generation.
 #[derive(Default)]
@@ -38,7 +39,6 @@ impl Running {
     pub(super) async fn stop(mut self) {
         self.cancel.cancel();
         if let Some(task) = self.task.take() {
-            // A panic there was logged; nothing depends on it.
             let _ = task.await;
         }
     }
@@ -57,7 +57,7 @@ pub(super) fn start(node: &Arc<Node>, log: &Log) -> Running {
         None => node.archiving.board.clear(),
     }
     let cancel = CancellationToken::new();
-    let task = tokio::spawn(run(Arc::clone(node), log.clone(), cancel.clone()));
+    let task = tokio::spawn(vital::task("the archiver", run(Arc::clone(node), log.clone(), cancel.clone())));
     Running { cancel, task: Some(task) }
 }
 

@@ -15,6 +15,7 @@ use crate::net::Quiet;
 use crate::position::Lsn;
 use crate::retention::{Limits, State};
 use crate::slots::{Cleaned, Ground};
+use crate::sys::vital;
 use crate::{checkpoint, sys};
 
 /// Longest time between two clean-ups: limits of time and of the disk move without any event.
@@ -33,7 +34,6 @@ impl Cleaning {
     pub(super) async fn stop(mut self) {
         self.cancel.cancel();
         if let Some(task) = self.task.take() {
-            // A panic there was logged; nothing depends on it.
             let _ = task.await;
         }
     }
@@ -48,7 +48,10 @@ impl Drop for Cleaning {
 /// Cleans up behind `log` from now on.
 pub(super) fn start(node: &Arc<Node>, log: &Log) -> Cleaning {
     let cancel = CancellationToken::new();
-    let task = tokio::spawn(run(Arc::clone(node), log.clone(), cancel.clone()));
+    let task = tokio::spawn(vital::task(
+        "the clean-up of old log",
+        run(Arc::clone(node), log.clone(), cancel.clone()),
+    ));
     Cleaning { cancel, task: Some(task) }
 }
 

@@ -60,6 +60,7 @@ use crate::net;
 use crate::position::{NodeId, SystemId};
 use crate::slots::Slots;
 use crate::state::{Control, FillState, Role, StateDir};
+use crate::sys::vital;
 use crate::tls::Trust;
 
 pub use options::{Flags, Reach, reach};
@@ -207,7 +208,8 @@ pub fn run(start: Start) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context(|| "cannot start the runtime")?;
-    let result = runtime.block_on(live(Arc::clone(&node)));
+    vital::end_process_on_panic();
+    let result = runtime.block_on(vital::task("the node", live(Arc::clone(&node))));
     runtime.shutdown_timeout(Duration::from_secs(5));
     result.map(|()| ExitCode::SUCCESS)
 }
@@ -285,17 +287,21 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
 }
 
 async fn live(node: Arc<Node>) -> Result<()> {
-    let signals = tokio::spawn(watch_signals(Arc::clone(&node)));
-    let telling = tokio::spawn(supervisor::run(Arc::clone(&node)));
+    let signals = tokio::spawn(vital::task("the task that hears signals", watch_signals(Arc::clone(&node))));
+    let telling =
+        tokio::spawn(vital::task("the task that answers the supervisor", supervisor::run(Arc::clone(&node))));
     let socket_cancel = CancellationToken::new();
     let socket = {
         let (path, cancel, node) = (node.state.socket(), socket_cancel.clone(), Arc::clone(&node));
         let handler: control::Handler =
             Arc::new(move |request, cancel| answer(Arc::clone(&node), request, cancel));
-        tokio::spawn(async move { control::serve(&path, handler, cancel).await })
+        tokio::spawn(vital::task("the control socket", async move {
+            control::serve(&path, handler, cancel).await
+        }))
     };
     let unattended = CancellationToken::new();
-    let strict = tokio::spawn(strict::watch(Arc::clone(&node), unattended.clone()));
+    let strict =
+        tokio::spawn(vital::task("strict mode", strict::watch(Arc::clone(&node), unattended.clone())));
     let result = match node.pages.set(&node, node.config().http.as_deref()).await {
         Ok(()) => generations(&node).await,
         Err(e) => Err(e),

@@ -9,6 +9,7 @@ use super::{Node, lock, show};
 use crate::config;
 use crate::error::Result;
 use crate::http;
+use crate::sys::vital;
 
 /// What serves pages now.
 #[derive(Default)]
@@ -41,14 +42,16 @@ impl Pages {
                 }
                 let (cancel, node) = (CancellationToken::new(), Arc::clone(node));
                 let source: http::Source = Arc::new(move || Box::pin(show::shown(Arc::clone(&node))));
-                let task = tokio::spawn(http::serve(listener, source, cancel.clone()));
+                let task = tokio::spawn(vital::task(
+                    "the pages over HTTP",
+                    http::serve(listener, source, cancel.clone()),
+                ));
                 Some(Opened { address: address.to_owned(), cancel, task })
             }
         };
         let old = std::mem::replace(&mut *lock(&self.open), opened);
         if let Some(old) = old {
             old.cancel.cancel();
-            // A panic there was logged.
             let _ = old.task.await;
         }
         Ok(())

@@ -17,6 +17,7 @@ use crate::log::Log;
 use crate::net::{Ancestry, Upstream};
 use crate::position::{SystemId, TimelineId};
 use crate::send::{self, BackupStatus, Backups, Card, Halt, Peers, ServeContext};
+use crate::sys::vital;
 use crate::wire::Below;
 
 /// The port of a node; it is opened once.
@@ -132,7 +133,6 @@ impl Port {
                 desk.halt.set(Some("another log takes its place".to_owned()));
             }
             clerk.cancel.cancel();
-            // A panic there was logged; what follows takes its place.
             let _ = clerk.task.await;
         }
     }
@@ -167,7 +167,7 @@ impl Port {
             trust: node.trust.clone(),
         };
         let cancel = CancellationToken::new();
-        let task = tokio::spawn(send::serve(listener, context, cancel.clone()));
+        let task = tokio::spawn(vital::task("the port", send::serve(listener, context, cancel.clone())));
         *lock(&self.clerk) = Some(Clerk { task, cancel, desk: Some(desk.clone()) });
         Some(desk)
     }
@@ -205,7 +205,10 @@ impl Port {
             trust: node.trust.clone(),
         };
         let cancel = CancellationToken::new();
-        let task = tokio::spawn(send::decline(listener, card, reason.to_owned(), cancel.clone()));
+        let task = tokio::spawn(vital::task(
+            "the port",
+            send::decline(listener, card, reason.to_owned(), cancel.clone()),
+        ));
         *lock(&self.clerk) = Some(Clerk { task, cancel, desk: None });
     }
 

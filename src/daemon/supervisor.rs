@@ -257,6 +257,7 @@ impl Task<'_> {
     /// The status line; `None` if the node doesn't say how it is, because something hangs.
     async fn answers(&mut self) -> Option<String> {
         let node = Arc::clone(self.node);
+        // A panic: that is no answer.
         let ask = || tokio::spawn(super::show::shown(node));
         let asked = self.asked.get_or_insert_with(ask);
         let answer = tokio::time::timeout(STATUS_MAX, asked).await.ok()?;

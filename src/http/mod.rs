@@ -108,6 +108,7 @@ pub async fn serve(listener: TcpListener, source: Source, cancel: CancellationTo
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
         let (desk, open, cancel) = (Arc::clone(&desk), Arc::clone(&open), cancel.child_token());
         open.add(number, &cancel);
+        // A panic: this connection ends.
         tokio::spawn(async move {
             let _place = place;
             tokio::select! {
@@ -213,6 +214,7 @@ async fn respond(request: &Request<Incoming>, desk: &Desk) -> Reply {
 async fn look(desk: &Desk) -> Result<Value> {
     let slow = || Error::new(ErrorKind::Unavailable, "the node takes too long to say how it is");
     let (looks, source) = (Arc::clone(&desk.looks), Arc::clone(&desk.source));
+    // A panic: an error for who asked.
     let look = tokio::spawn(async move {
         let _turn = looks.acquire_owned().await.map_err(|_| slow())?;
         source().await

@@ -23,8 +23,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Cut, Lsn, SegmentNo, SystemId, TimelineId};
 use crate::record::{Record, Records};
 use crate::segment::{FRAME_LEN, FrameHeader, HEADER_LEN, RAW_MAX, flags, stored_bound};
-use crate::sys;
 use crate::sys::pulse::Pulse;
+use crate::sys::{self, vital};
 
 pub mod dump;
 mod extent;
@@ -256,7 +256,7 @@ impl Log {
         let writer = writer::Writer::new(Arc::clone(&shared), found)?;
         let thread = std::thread::Builder::new()
             .name("log-writer".to_owned())
-            .spawn(move || writer.run())
+            .spawn(vital::thread("the thread that writes the log", move || writer.run()))
             .map_err(|e| Error::from(e).wrap("cannot start the thread that writes the log"))?;
         let writer = WriterHandle { shared: Arc::clone(&shared), thread: Mutex::new(Some(thread)) };
         Ok(Self { shared, writer: Arc::new(writer) })

@@ -300,6 +300,7 @@ pub(super) async fn reception<F>(
             }
         };
         let seat = lobby.sit(address.ip().to_canonical());
+        // A panic: this connection ends.
         tasks.spawn(attend(stream, address, seat));
     }
     // Those that listen to the same token say goodbye; the others are dropped with the set.

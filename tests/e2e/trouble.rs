@@ -453,3 +453,30 @@ fn a_follower_whose_file_system_is_numbered_anew_goes_on() {
     follower.stop();
     drop(follower);
 }
+
+/// A node that has lost an engine does not say that it runs: it ends, for its supervisor to start it anew.
+#[test]
+fn an_engine_that_panics_ends_the_process_and_the_next_start_goes_on() {
+    let mut pair = Pair::with(Bed::new("panics"), Spec::armed, Spec::armed);
+    fs::write(pair.data().join("first"), "1").expect("write");
+    pair.equal(20);
+    for (leads, place, what) in [
+        (true, "capture::before_commit", "capture"),
+        (true, "log::append", "the thread that writes the log"),
+        (false, "apply::before_batch", "apply"),
+    ] {
+        let data = pair.data().to_owned();
+        let node = if leads { &mut pair.leader } else { &mut pair.follower };
+        node.arm(&format!("{place}=panic"));
+        fs::write(data.join(place), what).expect("write");
+        let status = node.wait_end(within(30));
+        let log = node.log();
+        assert_eq!(status.code(), Some(4), "{place}: {status}\n{log}");
+        assert!(log.contains(&format!("{what} has panicked")), "{place}:\n{log}");
+        node.arm("");
+        node.restart();
+        pair.equal(30);
+    }
+    pair.follower.stop();
+    pair.leader.stop();
+}
