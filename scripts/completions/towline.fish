@@ -52,7 +52,7 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "demo" -d 'A leader,
 complete -c towline -n "__fish_towline_using_subcommand leader" -l config -d 'Configuration file' -r -F
 complete -c towline -n "__fish_towline_using_subcommand leader" -l data -d 'Data directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand leader" -l state -d 'State directory, towline\'s own' -r -F
-complete -c towline -n "__fish_towline_using_subcommand leader" -l listen -d 'Serve followers on this address' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l listen -d 'Serve followers on this address. A port of 0 takes any, which the log and `towline status` name' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l http -d 'Serve /metrics and the pages for load balancers on this address' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l name -d 'Name of this node among its peers' -r
 complete -c towline -n "__fish_towline_using_subcommand leader" -l exclude -d 'Glob pattern of paths not to replicate; may be repeated' -r
@@ -90,7 +90,7 @@ complete -c towline -n "__fish_towline_using_subcommand leader" -s h -l help -d 
 complete -c towline -n "__fish_towline_using_subcommand follower" -l config -d 'Configuration file' -r -F
 complete -c towline -n "__fish_towline_using_subcommand follower" -l data -d 'Data directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand follower" -l state -d 'State directory, towline\'s own' -r -F
-complete -c towline -n "__fish_towline_using_subcommand follower" -l listen -d 'Serve followers on this address' -r
+complete -c towline -n "__fish_towline_using_subcommand follower" -l listen -d 'Serve followers on this address. A port of 0 takes any, which the log and `towline status` name' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l http -d 'Serve /metrics and the pages for load balancers on this address' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l name -d 'Name of this node among its peers' -r
 complete -c towline -n "__fish_towline_using_subcommand follower" -l exclude -d 'Glob pattern of paths not to replicate; may be repeated' -r
@@ -430,7 +430,7 @@ complete -c towline -n "__fish_towline_using_subcommand log; and __fish_seen_sub
 complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -s h -l help -d 'Print help'
-complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -f -a "check" -d 'Check a file: prints nothing and exits 0, or names the line, the rule and the remedy'
+complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -f -a "check" -d 'Check a file: prints nothing and exits 0, or names what a start on this host would refuse, and the remedy'
 complete -c towline -n "__fish_towline_using_subcommand config; and not __fish_seen_subcommand_from check show" -f -a "show" -d 'Print the configuration in force, defaults included'
 complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from check" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand config; and __fish_seen_subcommand_from check" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
