@@ -43,6 +43,7 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "sync" -d 'Let a fro
 complete -c towline -n "__fish_towline_needs_command" -f -a "confirm" -d 'Let a mass delete through that the guard holds'
 complete -c towline -n "__fish_towline_needs_command" -f -a "slot" -d 'What followers still need of the log: show it, or change it by hand'
 complete -c towline -n "__fish_towline_needs_command" -f -a "restore-point" -d 'Name the state the leader\'s directory has now, as an exact cut; `restore` and `stop_at` find it by that name'
+complete -c towline -n "__fish_towline_needs_command" -f -a "restore" -d 'Make a directory of a backup, as it was at a target: a time, a position, a restore point, or the latest. Exit code: 0 done, 1 failed, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "resync" -d 'Make the follower\'s directory equal to its upstream\'s now; only what differs is moved'
 complete -c towline -n "__fish_towline_needs_command" -f -a "basebackup" -d 'Take a base backup from a running node. Exit code: 0 complete, 3 complete but no exact cut, 1 failed, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "archive" -d 'What an archive holds: list it, check it, remove what is not to be kept'
@@ -335,6 +336,18 @@ complete -c towline -n "__fish_towline_using_subcommand restore-point" -l log-le
 complete -c towline -n "__fish_towline_using_subcommand restore-point" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand restore-point" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand restore-point" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand restore" -l from -d 'The backup: the directory that holds its manifest.json' -r -F
+complete -c towline -n "__fish_towline_using_subcommand restore" -l target -d 'To which state: `latest`, a time with its zone like 2026-11-25T14:05:00+01:00, a position like 0/16B3748, the name of a restore point, or `exact`, the first exact cut' -r
+complete -c towline -n "__fish_towline_using_subcommand restore" -l out -d 'The directory that is made: new or empty' -r -F
+complete -c towline -n "__fish_towline_using_subcommand restore" -l log -d 'Log after the backup: an archive (file:///DIR, s3://BUCKET/PREFIX, ...), a state directory, or a directory of segments; may be repeated' -r
+complete -c towline -n "__fish_towline_using_subcommand restore" -l state -d 'The state directory of that follower: new or empty' -r -F
+complete -c towline -n "__fish_towline_using_subcommand restore" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand restore" -l as-follower -d 'Keep what a follower needs: `towline follower` on --out and --state goes on from there'
+complete -c towline -n "__fish_towline_using_subcommand restore" -l allow-gap -d 'Where the history around the target is approximate, the last exact cut before it will do'
+complete -c towline -n "__fish_towline_using_subcommand restore" -l dry-run -d 'Only show what would be done'
+complete -c towline -n "__fish_towline_using_subcommand restore" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand restore" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand restore" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand resync" -l state -d 'State directory of the daemon' -r -F
 complete -c towline -n "__fish_towline_using_subcommand resync" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand resync" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F

@@ -64,6 +64,7 @@ pub use doubts::{acquit, damaged, doubtful};
 pub(crate) use guard::gone;
 pub use handle::{Apply, ApplyHandle};
 pub use patience::Inexact;
+pub use reach::holds_until;
 pub use scrub::{Damage, ScrubStats};
 pub(crate) use site::{remove_tree, same_inode};
 pub use until::StopAt;

@@ -13,6 +13,9 @@
 //! | 8 | 8 | LSN; the directory holds nothing of what comes after |
 //! | 16 | 4 | CRC32C of everything before |
 
+use std::path::Path;
+
+use super::ApplyPaths;
 use crate::codec::{Put, Seal};
 use crate::disk::{self, Note};
 use crate::error::{ErrorKind, Result};
@@ -92,10 +95,17 @@ impl Reach {
     }
 }
 
+/// Notes, before apply is started for the first time, that the directory holds nothing past `lsn`.
+///
+/// # Errors
+/// Why it can't be noted.
+pub fn holds_until(state: &Path, lsn: Lsn) -> Result<()> {
+    Reach { note: ApplyPaths::reach_in(state), known: None }.bind(lsn)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apply::ApplyPaths;
 
     #[test]
     fn a_bound_holds_until_it_is_taken_away() {

@@ -14,11 +14,13 @@ use crate::trust::Role;
 mod archive;
 mod backup;
 mod health;
+mod restore;
 mod slot;
 
 pub use archive::{Archive, Labelled, Prune, Which};
 pub use backup::BaseBackup;
 pub use health::{Check, Show};
+pub use restore::Restore;
 pub use slot::Slot;
 
 /// Physical log shipping for any data directory.
@@ -73,6 +75,9 @@ pub enum Command {
     Slot(Slot),
     /// Name the state the leader's directory has now, as an exact cut; `restore` and `stop_at` find it by that name.
     RestorePoint(RestorePoint),
+    /// Make a directory of a backup, as it was at a target: a time, a position, a restore point, or the latest. Exit code: 0
+    /// done, 1 failed, 64 wrong usage.
+    Restore(Restore),
     /// Make the follower's directory equal to its upstream's now; only what differs is moved.
     Resync(Ask),
     /// Take a base backup from a running node. Exit code: 0 complete, 3 complete but no exact cut, 1 failed, 64 wrong

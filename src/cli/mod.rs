@@ -7,6 +7,7 @@ mod check;
 mod demo;
 mod generate;
 mod logging;
+mod restore;
 mod slot;
 mod trust;
 mod wait;
@@ -37,7 +38,7 @@ pub fn main() -> ExitCode {
         Err(e) => return mistyped(&e),
     };
     // A command that works for a while says how it went; its log is for those who ask.
-    let quiet = matches!(cli.command, Command::BaseBackup(_)).then_some("warn");
+    let quiet = matches!(cli.command, Command::BaseBackup(_) | Command::Restore(_)).then_some("warn");
     if let Err(e) = logging::start(cli.log_level.as_deref().or(quiet), cli.log_json) {
         return unusable(&cli.command, &e);
     }
@@ -55,7 +56,7 @@ fn failed(e: &Error) -> ExitCode {
 fn unusable(command: &Command, e: &Error) -> ExitCode {
     match command {
         Command::Check(args) => check::fail(&e.to_string(), args.json),
-        Command::Wait(_) => {
+        Command::Wait(_) | Command::Restore(_) => {
             failed(e);
             ExitCode::from(wait::USAGE)
         }
@@ -76,7 +77,7 @@ fn mistyped(e: &clap::Error) -> ExitCode {
     }
     let _ = e.print();
     match command.as_deref() {
-        Some("wait") if e.use_stderr() => return ExitCode::from(wait::USAGE),
+        Some("wait" | "restore") if e.use_stderr() => return ExitCode::from(wait::USAGE),
         Some("basebackup") if e.use_stderr() => return ExitCode::from(basebackup::USAGE),
         _ => {}
     }
@@ -151,6 +152,7 @@ fn run(command: Command) -> Result<ExitCode> {
             })
         }
         Command::RestorePoint(args) => restore_point(args),
+        Command::Restore(args) => restore::run(&args),
         Command::Resync(ask) => show(&ask, &Request::Resync, |v| {
             let word = v.get("resync").and_then(Value::as_str).unwrap_or("-");
             format!("resync {word}; `towline status` shows how far it is\n")

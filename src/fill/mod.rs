@@ -29,6 +29,7 @@ mod adaptive;
 mod base;
 mod compare;
 mod journal;
+mod lay;
 mod local;
 mod plan;
 mod ranges;
@@ -40,6 +41,7 @@ mod target;
 mod tree;
 mod write;
 
+pub use lay::{Kept, Layout, Shelf, lay};
 pub use resync::{Order, Report, is_due as resyncs};
 pub use source::{Serving, serve};
 pub use target::{FillContext, run};

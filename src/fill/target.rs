@@ -32,7 +32,7 @@ use crate::net::{
     self, End, Ended, FillProgress, MessageReader, MessageWriter, Met, Retry, Sources, Target, Traffic,
     Upstream, UpstreamState,
 };
-use crate::position::{FileId, Lsn, SegmentNo, SystemId};
+use crate::position::{FileId, Lsn, SegmentNo, SystemId, TimelineId};
 use crate::record::Kind;
 use crate::state::{Control, FillState, StateDir};
 use crate::sys::{self, Root};
@@ -104,7 +104,7 @@ pub async fn run(context: impl Into<Arc<FillContext>>, cancel: CancellationToken
 }
 
 /// An unfinished copy as it lies on disk.
-struct Begun {
+pub(super) struct Begun {
     catalog: Catalog,
     done: HashMap<FileId, Finished>,
     journal: Journal,
@@ -200,20 +200,25 @@ fn stand(context: &FillContext) -> Result<(Hello, Option<Begun>)> {
             Ok((hello, None))
         }
         FillState::Copying { start } => {
-            let path = context.state.fill().join(SNAPSHOT);
-            let file = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
-            let mut catalog = checkpoint::decode(BufReader::new(file))?;
-            catalog.forget_locals();
-            let (journal, mut done) = Journal::open(&context.state.fill(), control.system, start)?;
-            Tree { root: &context.root, catalog: &catalog }.take_over(&mut done)?;
             (hello.system, hello.want) = (control.system, Want::ResumeFill(start));
-            Ok((hello, Some(Begun { catalog, done, journal })))
+            Ok((hello, Some(take_up(context, control.system, start)?)))
         }
         FillState::Resyncing { .. } | FillState::Filled { .. } | FillState::Done => {
             hello.want = Want::Stream;
             Ok((hello, None))
         }
     }
+}
+
+/// A copy that was begun, as it lies there.
+pub(super) fn take_up(context: &FillContext, system: SystemId, start: Lsn) -> Result<Begun> {
+    let path = context.state.fill().join(SNAPSHOT);
+    let file = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
+    let mut catalog = checkpoint::decode(BufReader::new(file))?;
+    catalog.forget_locals();
+    let (journal, mut done) = Journal::open(&context.state.fill(), system, start)?;
+    Tree { root: &context.root, catalog: &catalog }.take_over(&mut done)?;
+    Ok(Begun { catalog, done, journal })
 }
 
 /// A directory that holds anything but what the leader excludes belongs to somebody else.
@@ -251,6 +256,11 @@ pub(super) struct Received {
 }
 
 impl Received {
+    /// What was written to `file` is a snapshot at `start`.
+    pub(super) fn new(file: AtomicFile, start: Lsn) -> Self {
+        Self { file, start }
+    }
+
     /// Reads it.
     ///
     /// # Errors
@@ -281,23 +291,30 @@ async fn receive_snapshot<R: AsyncRead + Unpin>(
     welcome: &Welcome,
     token: &Token,
 ) -> Ended<Begun> {
-    let mut received = receive(reader, context).await?;
+    let received = receive(reader, context).await?;
     let (context, system, timeline) = (Arc::clone(context), welcome.system, welcome.timeline);
-    let begun = local(token, move || {
-        let catalog = received.decode(system)?;
-        let start = received.start;
-        refuse_foreign(&context.root, &catalog)?;
-        received.commit()?;
-        let dir = context.state.fill();
-        Journal::create(&dir, system, start)?;
-        failpoint::pass("fill::manifest").map_err(|e| Error::io("write", &dir, e))?;
-        context.state.change(|c| {
-            (c.system, c.timeline, c.fill) = (system, timeline, FillState::Copying { start });
-        })?;
-        let (journal, done) = Journal::open(&dir, system, start)?;
-        Ok(Begun { catalog, done, journal })
-    });
-    begun.await
+    local(token, move || begin(&context, received, system, timeline)).await
+}
+
+/// Makes a snapshot durable, and the beginning of the copy.
+pub(super) fn begin(
+    context: &FillContext,
+    mut received: Received,
+    system: SystemId,
+    timeline: TimelineId,
+) -> Result<Begun> {
+    let catalog = received.decode(system)?;
+    let start = received.start;
+    refuse_foreign(&context.root, &catalog)?;
+    received.commit()?;
+    let dir = context.state.fill();
+    Journal::create(&dir, system, start)?;
+    failpoint::pass("fill::manifest").map_err(|e| Error::io("write", &dir, e))?;
+    context.state.change(|c| {
+        (c.system, c.timeline, c.fill) = (system, timeline, FillState::Copying { start });
+    })?;
+    let (journal, done) = Journal::open(&dir, system, start)?;
+    Ok(Begun { catalog, done, journal })
 }
 
 /// Takes a snapshot.
@@ -382,7 +399,7 @@ pub(super) struct Running {
 }
 
 /// Makes the directories and lists the files to ask for.
-fn prepare(context: &FillContext, begun: Begun) -> Result<(Job, VecDeque<FileId>)> {
+pub(super) fn prepare(context: &FillContext, begun: Begun) -> Result<(Job, VecDeque<FileId>)> {
     let Begun { catalog, done, journal } = begun;
     let tree = Tree { root: &context.root, catalog: &catalog };
     let dirs = tree.dirs();
@@ -558,7 +575,7 @@ impl Hunger {
 }
 
 /// The next files to ask for together, `limit` bytes of content unless a single file is larger.
-fn batch(catalog: &Catalog, wanted: &mut VecDeque<FileId>, limit: u64) -> Vec<FileId> {
+pub(super) fn batch(catalog: &Catalog, wanted: &mut VecDeque<FileId>, limit: u64) -> Vec<FileId> {
     let (mut ids, mut bytes) = (Vec::new(), 0_u64);
     while ids.len() < BATCH_IDS && bytes < limit {
         let Some(id) = wanted.pop_front() else { break };
@@ -640,7 +657,7 @@ pub(super) async fn finish(job: Running) -> Ended<Catalog> {
 }
 
 /// Makes the copy count.
-fn close(context: &FillContext, catalog: &Catalog, end: Lsn) -> Result<()> {
+pub(super) fn close(context: &FillContext, catalog: &Catalog, end: Lsn) -> Result<()> {
     let start = catalog.lsn();
     checkpoint::prepare_catalog(&context.state.catalog(), catalog)?.finish()?;
     let dir = context.state.fill();

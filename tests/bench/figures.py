@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import backup
 import bed
 import peers
 import resync
@@ -379,6 +380,11 @@ def resyncs():
     return resync.measure(scaled, rounds(), Row)
 
 
+def backed_up(measure):
+    """A figure of backups or restores."""
+    return lambda: measure(scaled, rounds(), Row)
+
+
 ALL = {
     "lag": lag,
     "wait": wait,
@@ -393,4 +399,9 @@ ALL = {
     "tls": encrypted,
     "fanout": fanout,
     "resync": resyncs,
+    "backup-pg": backed_up(backup.of_postgres),
+    "backup-small": backed_up(backup.of_small),
+    "incremental": backed_up(backup.incremental),
+    "restore": backed_up(backup.restored),
+    "verify": backed_up(backup.verified),
 }

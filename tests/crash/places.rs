@@ -19,6 +19,8 @@ pub(crate) enum Place {
     Note,
     /// Who makes a base backup.
     Backup,
+    /// Who makes a directory of one; the end-to-end suite kills it there.
+    Restore,
     /// A command, or the daemon, that changes keys or peers.
     Trust,
     /// The leader while it holds the application still; the end-to-end suite kills it there.
@@ -38,6 +40,7 @@ pub(crate) fn place(point: &str) -> Option<Place> {
         _ if towline::failpoint::OF_A_HOLD.contains(&point) => Some(Place::Frozen),
         "tls" => trust::POINTS.contains(&point).then_some(Place::Trust),
         "archive" => Some(Place::Archive),
+        "restore" => Some(Place::Restore),
         "backup" => backup::POINTS.contains(&point).then_some(Place::Backup),
         "fill" => Some(Place::Fill),
         "resync" => Some(Place::Resync),

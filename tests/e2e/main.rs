@@ -29,6 +29,7 @@ mod pages;
 mod points;
 mod privilege;
 mod reload;
+mod restore;
 mod resync;
 mod rot;
 mod scripts;

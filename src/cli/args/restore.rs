@@ -1,0 +1,41 @@
+//! What can be typed for `restore`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::restore::{Source, Target};
+
+/// Flags of `restore`.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The backup: the directory that holds its manifest.json.
+    #[arg(long, value_name = "BACKUP")]
+    pub from: PathBuf,
+    /// To which state: `latest`, a time with its zone like 2026-11-25T14:05:00+01:00, a position like 0/16B3748, the name of
+    /// a restore point, or `exact`, the first exact cut.
+    #[arg(long, value_name = "latest|TIME|LSN|NAME|exact")]
+    pub target: Target,
+    /// The directory that is made: new or empty.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Log after the backup: an archive (file:///DIR, s3://BUCKET/PREFIX, ...), a state directory, or a directory of
+    /// segments; may be repeated.
+    #[arg(long, value_name = "ARCHIVE|DIR")]
+    pub log: Vec<Source>,
+    /// Keep what a follower needs: `towline follower` on --out and --state goes on from there.
+    #[arg(long, requires = "state")]
+    pub as_follower: bool,
+    /// The state directory of that follower: new or empty.
+    #[arg(long, value_name = "DIR", requires = "as_follower")]
+    pub state: Option<PathBuf>,
+    /// Where the history around the target is approximate, the last exact cut before it will do.
+    #[arg(long)]
+    pub allow_gap: bool,
+    /// Only show what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}

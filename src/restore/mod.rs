@@ -1,0 +1,331 @@
+//! Restore: a backup and the log after it become the directory as it was at a target.
+//!
+//! A restore is a follower without a leader. The base is laid out as a first copy is ([`crate::fill::lay`]), log is put into a
+//! follower's state directory, and [`crate::apply`] replays it up to the cut that [`target`] finds; so the digest of every
+//! commit on the way is compared, and whatever breaks off goes on where it was.
+//!
+//! | where | what |
+//! | --- | --- |
+//! | `OUT.restoring` | the directory while it is being made; it becomes `OUT` when it is whole |
+//! | `OUT.restoring.state`, or `STATE.restoring` | its state directory; it goes, or becomes `STATE` of a follower |
+//!
+//! In the state directory the note `restore.json` says which restore it is: the same command goes on with it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::StopAt;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fill::{self, Layout};
+use crate::log::FrameReader;
+use crate::net::FillProgress;
+use crate::position::{Cut as Quality, Lsn, SegmentNo, SystemId, TimelineId};
+use crate::record::{PointName, Record, Records};
+use crate::segment::flags;
+use crate::sys::Root;
+use crate::{checkpoint, disk};
+
+mod logs;
+mod place;
+mod replay;
+mod set;
+pub mod target;
+
+pub use logs::Source;
+use logs::Sources;
+use place::Place;
+pub use set::{Set, is_set};
+use target::{Commit, Search};
+pub use target::{Cut, Goal, Target};
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The directory of the backup.
+    pub from: PathBuf,
+    /// Where there is log.
+    pub logs: Vec<Source>,
+    /// To which state.
+    pub target: Target,
+    /// The directory that is made.
+    pub out: PathBuf,
+    /// The state directory of a follower that goes on from there.
+    pub follower: Option<PathBuf>,
+    /// A target within a gap of the history will do.
+    pub allow_gap: bool,
+}
+
+/// What a restore is about to do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[allow(missing_docs, reason = "the names say it; the manual page lists them")]
+pub struct Plan {
+    pub label: String,
+    pub form: &'static str,
+    pub system: String,
+    pub timeline: u32,
+    /// Where the base is whole.
+    pub base: String,
+    pub base_time: String,
+    pub target: String,
+    /// The cut on which the restore ends.
+    pub lsn: String,
+    pub time: String,
+    /// The history around the target is approximate.
+    pub gap: bool,
+    /// First and last segment of the log that is replayed.
+    pub log: Option<(String, String)>,
+    pub log_bytes: u64,
+    pub files: u64,
+    /// Bytes of the files of the base.
+    pub bytes: u64,
+    pub free_bytes: u64,
+    pub out: PathBuf,
+}
+
+/// What is told of its progress.
+pub type Tell = Arc<dyn Fn(FillProgress) + Send + Sync>;
+
+struct Restore {
+    order: Order,
+    set: Arc<Set>,
+}
+
+/// Finds out what a restore would do. The log is read into a temporary directory.
+///
+/// # Errors
+/// Whatever would refuse the restore.
+pub fn plan(order: &Order) -> Result<Plan> {
+    let restore = Restore::new(order)?;
+    Place::look(order)?;
+    let dir = tempfile::tempdir().map_err(|e| Error::from(e).wrap("cannot make a temporary directory"))?;
+    let sources = Sources::open(&restore.set, &order.logs)?;
+    let (goal, segments) = restore.find(&sources, dir.path())?;
+    restore.plan(&sources, goal, &segments)
+}
+
+/// Restores.
+///
+/// # Errors
+/// The backup, the log or the target is not what it has to be; disk errors. What was made stays, and the same
+/// command goes on with it.
+pub fn run(order: &Order, tell: &Tell, cancel: &CancellationToken) -> Result<Plan> {
+    let restore = Restore::new(order)?;
+    let place = Place::open(order, restore.set.manifest())?;
+    let sources = Sources::open(&restore.set, &order.logs)?;
+    let found = restore
+        .find(&sources, &place.state().log())
+        .and_then(|(goal, segments)| Ok((goal, restore.plan(&sources, goal, &segments)?)));
+    let (goal, plan) = match found {
+        // Another order would help, so nothing of this one is kept.
+        Err(e) if matches!(e.kind(), ErrorKind::Missing | ErrorKind::Refused | ErrorKind::Corrupt) => {
+            place.discard();
+            return Err(e);
+        }
+        found => found?,
+    };
+    if place.is_whole() {
+        place.finish()?;
+        return Ok(plan);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::from(e).wrap("cannot start"))?;
+    let root = Arc::new(Root::open(place.work()).map_err(|e| Error::io("open", place.work(), e))?);
+    runtime.block_on(restore.lay(&place, &root, tell, cancel))?;
+    runtime.block_on(replay::run(&root, place.state(), goal.cut.lsn, cancel))?;
+    drop(root);
+    place.finish()?;
+    Ok(plan)
+}
+
+impl Restore {
+    fn new(order: &Order) -> Result<Self> {
+        let set = Arc::new(Set::open(&order.from)?);
+        Ok(Self { order: order.clone(), set })
+    }
+
+    /// Fetches log until the target is found in it. The goal, and the segments that lead there.
+    fn find(&self, sources: &Sources<'_>, dir: &Path) -> Result<(Goal, Vec<SegmentNo>)> {
+        let manifest = self.set.manifest();
+        let base = Cut { lsn: manifest.end, time: manifest.end_time };
+        let mut search = Search::new(self.order.target, base, manifest.exact)?;
+        let segments = sources.run(self.set.start().segment());
+        let at = (manifest.system, manifest.timeline);
+        let mut reading = Reading { dir, at, from: self.set.start(), point: point(self.order.target) };
+        let mut used = Vec::new();
+        for some in segments.chunks(logs::AT_ONCE) {
+            // The log of the backup itself is needed in any case.
+            let have = used.last().map_or(self.set.start(), |s: &SegmentNo| s.end());
+            if search.is_over() && have >= manifest.end {
+                break;
+            }
+            sources.fetch(some, dir)?;
+            used.extend_from_slice(some);
+            reading.read(&mut search)?;
+        }
+        if self.set.start() < manifest.end {
+            let end = logs::end(dir, manifest.system, manifest.timeline)?;
+            if end < manifest.end {
+                let text = format!(
+                    "log ends at {end}, before the backup itself is whole at {}: give the log behind it with --log",
+                    manifest.end
+                );
+                return Err(Error::new(ErrorKind::Missing, text));
+            }
+        }
+        let hole = used.last().map_or(self.set.start().segment(), |s| s.next());
+        let beyond = sources.beyond(hole).filter(|_| !search.is_over() && used.len() == segments.len());
+        let goal = search.finish().map_err(|e| match beyond {
+            Some(next) => {
+                let text = format!(
+                    "{e}; segments {:X} to {:X} are missing between the log that was given",
+                    hole.0,
+                    next.0.saturating_sub(1)
+                );
+                Error::new(e.kind(), text)
+            }
+            None => e,
+        })?;
+        match goal.refusal(self.order.target) {
+            Some(e) if !self.order.allow_gap => Err(e),
+            Some(_) => {
+                tracing::warn!("the target is within a gap of the history: the restore ends on {}", goal.cut);
+                Ok((goal, used))
+            }
+            None => Ok((goal, used)),
+        }
+    }
+
+    fn plan(&self, sources: &Sources<'_>, goal: Goal, segments: &[SegmentNo]) -> Result<Plan> {
+        let manifest = self.set.manifest();
+        let catalog = checkpoint::decode(std::io::BufReader::new(self.set.part(crate::manifest::CATALOG)?))?;
+        if catalog.system() != manifest.system || catalog.lsn() != self.set.start() {
+            let text = format!(
+                "the backup is damaged: its catalog is of system {} at {}, its manifest of system {} at {}",
+                catalog.system(),
+                catalog.lsn(),
+                manifest.system,
+                self.set.start()
+            );
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        }
+        let files = catalog.inodes().filter(|i| i.kind == crate::record::Kind::File);
+        let (files, bytes) = files.fold((0, 0_u64), |(n, b), i| (n + 1, b.saturating_add(i.size)));
+        let moment = |time| crate::moment::Moment(time).to_string();
+        let name = |s: &SegmentNo| crate::segment::file_name(manifest.timeline, *s, false);
+        Ok(Plan {
+            label: manifest.label.clone(),
+            form: manifest.form.word(),
+            system: manifest.system.to_string(),
+            timeline: manifest.timeline.0,
+            base: manifest.end.to_string(),
+            base_time: moment(manifest.end_time),
+            target: self.order.target.to_string(),
+            lsn: goal.cut.lsn.to_string(),
+            time: moment(goal.cut.time),
+            gap: goal.gap.is_some(),
+            log: segments.first().zip(segments.last()).map(|(a, b)| (name(a), name(b))),
+            log_bytes: sources.bytes(segments),
+            files,
+            bytes,
+            free_bytes: disk::free_bytes(place::existing(&self.order.out))?,
+            out: self.order.out.clone(),
+        })
+    }
+
+    async fn lay(
+        &self,
+        place: &Place,
+        root: &Arc<Root>,
+        tell: &Tell,
+        cancel: &CancellationToken,
+    ) -> Result<()> {
+        let manifest = self.set.manifest();
+        let laid = |place: &Place| {
+            let fill = place.state().set_up()?.fill;
+            Ok::<_, Error>(matches!(
+                fill,
+                crate::state::FillState::Filled { .. } | crate::state::FillState::Done
+            ))
+        };
+        if laid(place)? {
+            return Ok(());
+        }
+        let tell = Arc::clone(tell);
+        let layout = Layout {
+            root: Arc::clone(root),
+            state: Arc::clone(place.state()),
+            shelf: Arc::clone(&self.set) as Arc<dyn fill::Shelf>,
+            system: manifest.system,
+            timeline: manifest.timeline,
+            start: self.set.start(),
+            end: manifest.end,
+            progress: Box::new(move |p| tell(p)),
+        };
+        fill::lay(Arc::new(layout), cancel.clone()).await
+    }
+}
+
+fn point(target: Target) -> Option<PointName> {
+    match target {
+        Target::Point(name) => Some(name),
+        _ => None,
+    }
+}
+
+/// Goes through the commits of a log that grows.
+struct Reading<'a> {
+    dir: &'a Path,
+    at: (SystemId, TimelineId),
+    /// What is before was read.
+    from: Lsn,
+    point: Option<PointName>,
+}
+
+impl Reading<'_> {
+    fn read(&mut self, search: &mut Search) -> Result<()> {
+        let (system, timeline) = self.at;
+        let end = logs::end(self.dir, system, timeline)?;
+        if search.is_over() {
+            return Ok(());
+        }
+        let mut reader = FrameReader::open(self.dir, system, timeline, self.from)?;
+        while let Some(frame) = reader.next(end)? {
+            self.from = frame.end;
+            if frame.flags & flags::ENDS == 0 || frame.flags & flags::ABORT != 0 {
+                continue;
+            }
+            let exact = frame.flags & flags::EXACT != 0;
+            let at = Cut { lsn: frame.end, time: 0 };
+            let mut commit = Commit { at, exact, point: false, gap_begins: false, gap_ends: false };
+            for record in Records::new(&frame.raw) {
+                match record?.1 {
+                    Record::Commit(c) => {
+                        (commit.at.time, commit.exact) = (c.time, c.cut == Quality::Exact);
+                    }
+                    Record::Gap { end: true, .. } => commit.gap_ends = true,
+                    Record::Gap { end: false, .. } => commit.gap_begins = true,
+                    Record::RestorePoint { name, .. } => {
+                        commit.point |= self.point.is_some_and(|p| p.as_bytes() == name);
+                    }
+                    _ => {}
+                }
+            }
+            search.commit(commit)?;
+            if search.is_over() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The target of the engine.
+fn stop_at(goal: Lsn) -> StopAt {
+    StopAt::Lsn(goal)
+}

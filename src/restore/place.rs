@@ -1,0 +1,293 @@
+//! The directories of a restore: made aside, and moved to where they belong when they are whole.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::Order;
+use crate::disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
+use crate::manifest::Manifest;
+use crate::position::SystemId;
+use crate::state::{Control, Role, StateDir};
+
+/// Says in the state directory which restore it belongs to.
+const NOTE: &str = "restore.json";
+
+/// Which restore it is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+struct Begun {
+    label: String,
+    system: String,
+    end: String,
+    target: String,
+    /// Only the move is left.
+    whole: bool,
+}
+
+/// Where it is made.
+#[derive(Debug)]
+pub(super) struct Place {
+    out: PathBuf,
+    work: PathBuf,
+    state: Arc<StateDir>,
+    /// Where the state directory belongs.
+    follower: Option<PathBuf>,
+    begun: Begun,
+    /// Nothing was there before.
+    new: bool,
+}
+
+fn refused(text: String) -> Error {
+    Error::new(ErrorKind::Refused, text)
+}
+
+/// `path` with something behind its name.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name: OsString = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// The nearest directory above that is there.
+pub(super) fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/"))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    let path = std::path::absolute(path).map_err(|e| Error::io("find", path, e))?;
+    // Without a slash at its end, behind which nothing can be written.
+    Ok(path.components().collect())
+}
+
+/// Whether nothing is at `path`, or an empty directory.
+fn is_free(path: &Path) -> Result<bool> {
+    // A link would be replaced, or lead elsewhere.
+    if path.symlink_metadata().is_ok_and(|m| m.is_symlink()) {
+        return Ok(false);
+    }
+    match fs::read_dir(path) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => Ok(false),
+        Err(e) => Err(Error::io("list", path, e)),
+    }
+}
+
+fn paths(order: &Order) -> Result<(PathBuf, PathBuf, PathBuf)> {
+    let out = absolute(&order.out)?;
+    if out.file_name().is_none() {
+        return Err(Error::new(ErrorKind::Usage, format!("'{}' can't be made anew", out.display())));
+    }
+    let state = match &order.follower {
+        Some(state) => beside(&absolute(state)?, ".restoring"),
+        None => beside(&out, ".restoring.state"),
+    };
+    let work = beside(&out, ".restoring");
+    Ok((out, work, state))
+}
+
+fn read_note(state: &Path) -> Result<Option<Begun>> {
+    let path = state.join(NOTE);
+    let bytes = match fs::read(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|e| Error::io("read", &path, e))?,
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+        let text =
+            format!("'{}' is damaged ({e}): remove '{}' and begin anew", path.display(), state.display());
+        Error::new(ErrorKind::Corrupt, text)
+    })
+}
+
+fn note(state: &Path, begun: &Begun) -> Result<()> {
+    let text = serde_json::to_vec(begun).map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
+    disk::write_atomic(state, NOTE, &text)
+}
+
+/// Whether a state directory is there at most with a note that was not finished.
+fn holds_note_only(path: &Path) -> Result<bool> {
+    let mut entries = match fs::read_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+        read => read.map_err(|e| Error::io("list", path, e))?,
+    };
+    let ours =
+        |e: io::Result<fs::DirEntry>| e.is_ok_and(|e| e.file_name().as_bytes().starts_with(NOTE.as_bytes()));
+    Ok(entries.all(ours))
+}
+
+fn check_free(order: &Order, out: &Path) -> Result<()> {
+    for path in std::iter::once(out).chain(order.follower.as_deref()) {
+        if !is_free(path)? {
+            return Err(refused(format!(
+                "'{}' is not an empty directory; name a new or an empty one",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl Place {
+    /// Whether a restore could begin, or go on.
+    pub(super) fn look(order: &Order) -> Result<()> {
+        let (out, _, state) = paths(order)?;
+        if read_note(&state)?.is_some_and(|n| n.whole) { Ok(()) } else { check_free(order, &out) }
+    }
+
+    /// Begins a restore, or goes on with the one that is there.
+    ///
+    /// # Errors
+    /// Something else is there.
+    pub(super) fn open(order: &Order, manifest: &Manifest) -> Result<Self> {
+        let (out, work, at) = paths(order)?;
+        let new = Begun {
+            label: manifest.label.clone(),
+            system: manifest.system.to_string(),
+            end: manifest.end.to_string(),
+            target: order.target.to_string(),
+            whole: false,
+        };
+        let known = read_note(&at)?;
+        let whole = known.as_ref().is_some_and(|k| k.whole);
+        if !whole {
+            check_free(order, &out)?;
+        }
+        if let Some(known) = &known
+            && (Begun { whole: false, ..known.clone() }) != new
+        {
+            return Err(refused(format!(
+                "'{}' belongs to a restore of backup '{}' to {} that broke off: give the same command again, or remove it and '{}'",
+                at.display(),
+                known.label,
+                known.target,
+                work.display()
+            )));
+        }
+        if known.is_none() && (!is_free(&work)? || !holds_note_only(&at)?) {
+            return Err(refused(format!(
+                "'{}' or '{}' holds something that is of no restore; move it away",
+                work.display(),
+                at.display()
+            )));
+        }
+        let is_new = known.is_none();
+        let begun = known.unwrap_or(new);
+        // The note before all else: what is there without one is not ours.
+        disk::create_dir_durable(&at)?;
+        if !whole {
+            note(&at, &begun)?;
+        }
+        let state = Arc::new(StateDir::open_or_create(&at)?);
+        let place = Self { out, work, state, follower: order.follower.clone(), begun, new: is_new };
+        if !whole {
+            disk::create_dir_durable(&place.work)?;
+            if place.state.control().is_none() {
+                let control = Control::new(SystemId::NONE, Role::Follower, "restore", &place.out);
+                place.state.persist(control)?;
+            }
+        }
+        Ok(place)
+    }
+
+    /// The directory in the making.
+    pub(super) fn work(&self) -> &Path {
+        &self.work
+    }
+
+    /// Its state directory.
+    pub(super) fn state(&self) -> &Arc<StateDir> {
+        &self.state
+    }
+
+    /// Whether only the move is left.
+    pub(super) fn is_whole(&self) -> bool {
+        self.begun.whole
+    }
+
+    /// Nothing comes of a restore that has just begun.
+    pub(super) fn discard(self) {
+        if !self.new {
+            return;
+        }
+        let gone = fs::remove_dir(&self.work).and_then(|()| fs::remove_dir_all(self.state.path()));
+        if let Err(e) = gone {
+            tracing::warn!("what was made for it can't be removed: {e}");
+        }
+    }
+
+    /// Moves everything to where it belongs.
+    pub(super) fn finish(mut self) -> Result<()> {
+        if !self.begun.whole {
+            self.begun.whole = true;
+            note(self.state.path(), &self.begun)?;
+        }
+        let pass = |point: &'static str, path: &Path| {
+            failpoint::pass(point).map_err(|e| Error::io("complete", path, e))
+        };
+        pass("restore::done", &self.out)?;
+        if self.work.symlink_metadata().is_ok() {
+            disk::rename_durable(&self.work, &self.out).map_err(|e| {
+                e.wrap("the directory is whole, but can't take its name; a mount point can't be replaced, so name a directory below it")
+            })?;
+        }
+        pass("restore::moved", &self.out)?;
+        let state = self.state.path().to_owned();
+        match &self.follower {
+            Some(follower) => {
+                disk::rename_durable(&state, follower)?;
+                disk::remove_durable(&follower.join(NOTE))
+            }
+            None => {
+                // The note last: without it nobody knows what the rest is.
+                remove_but(&state, NOTE)?;
+                fs::remove_dir_all(&state).map_err(|e| Error::io("remove", &state, e))?;
+                disk::sync_dir(state.parent().unwrap_or(Path::new("/")))
+            }
+        }
+    }
+}
+
+fn remove_but(dir: &Path, name: &str) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
+        let entry = entry.map_err(|e| Error::io("list", dir, e))?;
+        let path = entry.path();
+        let kind = entry.file_type().map_err(|e| Error::io("look at", &path, e))?;
+        let gone = match kind.is_dir() {
+            _ if entry.file_name() == name => Ok(()),
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        gone.map_err(|e| Error::io("remove", &path, e))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_beside_a_directory_are_beside_it_however_it_is_written() {
+        for written in ["/srv/pg", "/srv/pg/", "/srv//pg/."] {
+            let order = Order {
+                from: PathBuf::new(),
+                logs: Vec::new(),
+                target: crate::restore::Target::Latest,
+                out: PathBuf::from(written),
+                follower: None,
+                allow_gap: false,
+            };
+            let (out, work, state) = paths(&order).unwrap();
+            let want = ["/srv/pg", "/srv/pg.restoring", "/srv/pg.restoring.state"].map(PathBuf::from);
+            assert_eq!([out, work, state], want);
+            assert!(paths(&Order { out: PathBuf::from("/"), ..order }).is_err());
+        }
+    }
+}
