@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["sys", "disk", "quiesce", "tls", "net"],
     &["log", "blocks", "fold", "checkpoint", "state", "slots", "archive"],
     &["status", "capture", "apply", "archiver"],
-    &["fill", "sync", "send", "receive", "backup", "restore"],
+    &["fill", "sync", "send", "receive", "backup", "restore", "verify"],
     &["config", "control", "http", "daemon"],
     &["cli"],
 ];

@@ -16,12 +16,14 @@ mod backup;
 mod health;
 mod restore;
 mod slot;
+mod verify;
 
 pub use archive::{Archive, Labelled, Prune, Which};
 pub use backup::BaseBackup;
 pub use health::{Check, Show};
 pub use restore::Restore;
 pub use slot::Slot;
+pub use verify::Verify;
 
 /// Physical log shipping for any data directory.
 #[derive(Debug, Parser)]
@@ -87,6 +89,9 @@ pub enum Command {
     /// What an archive holds: list it, check it, remove what is not to be kept.
     #[command(subcommand)]
     Archive(Archive),
+    /// Check a base backup, a state directory or an archive: names, sizes, SHA-256, log and catalog. All that is wrong is
+    /// found in one run. Exit code: 0 good, 1 problems, 64 wrong usage.
+    Verify(Verify),
     /// Read log segments offline.
     #[command(subcommand)]
     Log(LogCommand),

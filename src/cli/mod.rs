@@ -10,6 +10,7 @@ mod logging;
 mod restore;
 mod slot;
 mod trust;
+mod verify;
 mod wait;
 mod watch;
 
@@ -64,6 +65,10 @@ fn unusable(command: &Command, e: &Error) -> ExitCode {
             failed(e);
             ExitCode::from(basebackup::USAGE)
         }
+        Command::Verify(_) => {
+            failed(e);
+            ExitCode::from(verify::USAGE)
+        }
         _ => failed(e),
     }
 }
@@ -79,6 +84,7 @@ fn mistyped(e: &clap::Error) -> ExitCode {
     match command.as_deref() {
         Some("wait" | "restore") if e.use_stderr() => return ExitCode::from(wait::USAGE),
         Some("basebackup") if e.use_stderr() => return ExitCode::from(basebackup::USAGE),
+        Some("verify") if e.use_stderr() => return ExitCode::from(verify::USAGE),
         _ => {}
     }
     ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
@@ -158,6 +164,7 @@ fn run(command: Command) -> Result<ExitCode> {
             format!("resync {word}; `towline status` shows how far it is\n")
         }),
         Command::BaseBackup(args) => basebackup::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Log(log) => inspect_log(&log),
         Command::Config(ConfigCommand::Check { file }) => {
             let refused = |e: Error| e.wrap(&format!("configuration '{}'", file.display()));

@@ -11,6 +11,7 @@ use zstd::bulk::Decompressor;
 
 use super::recover::read_all;
 use crate::error::{Error, ErrorKind, Result};
+use crate::position::Lsn;
 use crate::segment::{
     self, FRAME_LEN, Fault, FrameHeader, HEADER_LEN, Header, Item, Marks, Parser, Step, TRAILER_LEN, Trailer,
     flags,
@@ -61,6 +62,33 @@ pub struct Report {
 }
 
 impl Report {
+    /// LSN of the first frame and behind the last good one, when there is any.
+    #[must_use]
+    pub fn span(&self) -> Option<(Lsn, Lsn)> {
+        Some((self.start.parse().ok()?, self.end.parse().ok()?))
+    }
+
+    /// Whether it has a trailer that is right: nothing of this segment follows.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.trailer.is_some()
+    }
+
+    /// Compares it with the segment before it. What is wrong then is noted in it.
+    pub fn follows(&mut self, before: &Self) {
+        // Whether a sound segment continues one that is damaged to its end can't be told.
+        let blind = before.ending == Ending::Corrupt
+            && before.trailer.is_none()
+            && before.segment + 1 == self.segment;
+        if self.problem.is_none()
+            && !blind
+            && let Some(problem) = misfit(before, self)
+        {
+            self.ending = Ending::Corrupt;
+            self.problem = Some(problem);
+        }
+    }
+
     /// What a segment after this one has to carry on.
     pub(super) fn sealed_as(&self) -> Option<([u8; 32], Marks)> {
         self.trailer.as_ref().map(|t| (t.sha, t.marks))
@@ -145,8 +173,28 @@ fn read_or_sealed(path: &Path) -> Result<(PathBuf, Vec<u8>)> {
 }
 
 /// Reads and checks all of one file: structure, checksums, records, SHA-256.
-pub(super) fn examine(path: &Path, mut each: impl FnMut(Seen<'_>) -> Result<()>) -> Result<Report> {
+pub(super) fn examine(path: &Path, each: impl FnMut(Seen<'_>) -> Result<()>) -> Result<Report> {
     let (path, bytes) = &read_or_sealed(path)?;
+    examine_bytes(path, bytes, each)
+}
+
+/// Checks all of one segment's file: structure, checksums, records, SHA-256.
+///
+/// # Errors
+/// It can't be read; what is wrong with it is in the report.
+pub fn look(path: &Path) -> Result<Report> {
+    examine(path, |_| Ok(()))
+}
+
+/// The same for bytes that stand for the file `path`.
+///
+/// # Errors
+/// Decompression can't be set up.
+pub fn look_at(path: &Path, bytes: &[u8]) -> Result<Report> {
+    examine_bytes(path, bytes, |_| Ok(()))
+}
+
+fn examine_bytes(path: &Path, bytes: &[u8], mut each: impl FnMut(Seen<'_>) -> Result<()>) -> Result<Report> {
     let name = path.file_name().and_then(|n| segment::parse_name(n.as_bytes()));
     let head = bytes.get(..HEADER_LEN).unwrap_or(bytes);
     let zstd = Decompressor::new().map_err(Error::from)?;
@@ -319,17 +367,7 @@ pub fn verify(paths: &[PathBuf], as_json: bool, out: &mut dyn Write) -> Result<(
     for path in paths {
         let mut report = examine(path, |_| Ok(()))?;
         if let Some(before) = &before {
-            // Whether a sound segment continues one that is damaged to its end can't be told.
-            let blind = before.ending == Ending::Corrupt
-                && before.trailer.is_none()
-                && before.segment + 1 == report.segment;
-            if report.problem.is_none()
-                && !blind
-                && let Some(problem) = misfit(before, &report)
-            {
-                report.ending = Ending::Corrupt;
-                report.problem = Some(problem);
-            }
+            report.follows(before);
         }
         bad += u64::from(report.ending == Ending::Corrupt);
         if as_json {

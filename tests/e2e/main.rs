@@ -42,5 +42,6 @@ mod sync;
 mod systemd;
 mod trouble;
 mod trust;
+mod verify;
 mod web;
 mod writers;

@@ -10,6 +10,7 @@ pub(crate) mod load;
 pub(crate) mod node;
 pub(crate) mod pair;
 pub(crate) mod proxy;
+pub(crate) mod sets;
 pub(crate) mod slot;
 pub(crate) mod tree;
 pub(crate) mod wait;
