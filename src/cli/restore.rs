@@ -75,6 +75,7 @@ fn interrupts(cancel: CancellationToken) -> Result<()> {
             }
         }
     };
+    // A panic: there is nothing in it that could; interrupts would be ignored, SIGKILL would not.
     std::thread::Builder::new()
         .name("interrupts".to_owned())
         .spawn(waiting)

@@ -157,6 +157,7 @@ impl<'a> Sources<'a> {
     /// The first one that can't be had whole from anywhere.
     pub(super) fn fetch(&self, segments: &[SegmentNo], dir: &Path) -> Result<()> {
         std::thread::scope(|scope| {
+            // A panic: an error, below.
             let tasks: Vec<_> =
                 segments.iter().map(|&segment| scope.spawn(move || self.fetch_one(segment, dir))).collect();
             let mut result = Ok(());
