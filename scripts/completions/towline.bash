@@ -79,6 +79,9 @@ _towline() {
             towline,trust)
                 cmd="towline__subcmd__trust"
                 ;;
+            towline,verify)
+                cmd="towline__subcmd__verify"
+                ;;
             towline,wait)
                 cmd="towline__subcmd__wait"
                 ;;
@@ -140,7 +143,7 @@ _towline() {
 
     case "${cmd}" in
         towline)
-            opts="-h -V --log-level --log-json --help --version leader follower run status check pause resume wait reload id trust sync confirm slot restore-point restore resync basebackup archive log config demo"
+            opts="-h -V --log-level --log-json --help --version leader follower run status check pause resume wait reload id trust sync confirm slot restore-point restore resync basebackup archive verify log config demo"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1548,6 +1551,32 @@ _towline() {
                     ;;
                 --role)
                     COMPREPLY=($(compgen -W "follower leader backup monitor admin" -- "${cur}"))
+                    return 0
+                    ;;
+                --log-level)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        towline__subcmd__verify)
+            opts="-e -i -s -n -q -h --exit-on-error --ignore --no-content --no-log --quiet --json --log-level --log-json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --ignore)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -i)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --log-level)

@@ -47,6 +47,7 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "restore" -d 'Make a
 complete -c towline -n "__fish_towline_needs_command" -f -a "resync" -d 'Make the follower\'s directory equal to its upstream\'s now; only what differs is moved'
 complete -c towline -n "__fish_towline_needs_command" -f -a "basebackup" -d 'Take a base backup from a running node. Exit code: 0 complete, 3 complete but no exact cut, 1 failed, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "archive" -d 'What an archive holds: list it, check it, remove what is not to be kept'
+complete -c towline -n "__fish_towline_needs_command" -f -a "verify" -d 'Check a base backup, a state directory or an archive: names, sizes, SHA-256, log and catalog. All that is wrong is found in one run. Exit code: 0 good, 1 problems, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "log" -d 'Read log segments offline'
 complete -c towline -n "__fish_towline_needs_command" -f -a "config" -d 'Check or show the configuration'
 complete -c towline -n "__fish_towline_needs_command" -f -a "demo" -d 'A leader, two followers and a workload in a temporary directory; compares everything at the end'
@@ -422,6 +423,15 @@ complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand verify" -s i -l ignore -d 'A path below it of which nothing is to be heard, like data/notes; may be repeated' -r -F
+complete -c towline -n "__fish_towline_using_subcommand verify" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand verify" -s e -l exit-on-error -d 'End after the first problem'
+complete -c towline -n "__fish_towline_using_subcommand verify" -s s -l no-content -d 'Compare names, kinds and sizes only: nothing but the manifest is read'
+complete -c towline -n "__fish_towline_using_subcommand verify" -s n -l no-log -d 'Don\'t look into the log'
+complete -c towline -n "__fish_towline_using_subcommand verify" -s q -l quiet -d 'Print problems only'
+complete -c towline -n "__fish_towline_using_subcommand verify" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand verify" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand verify" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -s h -l help -d 'Print help'
