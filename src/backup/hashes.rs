@@ -77,8 +77,13 @@ impl<W: Write> HashWriter<W> {
     }
 }
 
-/// Writes the hashes that a node has of all files of its tree.
-pub(super) fn write_known<W: Write>(out: W, catalog: &Catalog, blocks: &Blocks) -> Result<W> {
+/// Writes the hashes that are known of all files of a tree; those of files of one block are given by `one`.
+pub(super) fn write_known<W: Write>(
+    out: W,
+    catalog: &Catalog,
+    blocks: &Blocks,
+    one: &dyn Fn(&Inode<'_>) -> u128,
+) -> Result<W> {
     let failed = |e: io::Error| Error::from(e).wrap("cannot write the block hashes");
     let mut writer = HashWriter::new(out).map_err(failed)?;
     let mut files: Vec<FileId> =
@@ -90,16 +95,13 @@ pub(super) fn write_known<W: Write>(out: W, catalog: &Catalog, blocks: &Blocks) 
         let mut at = 0;
         while at < count {
             let n = (count - at).min(RUN);
-            writer.hashes(&known(blocks, &inode, at, n)?).map_err(failed)?;
+            let hashes = match count {
+                1 => vec![one(&inode)],
+                _ => blocks.get(inode.id, at, usize::try_from(n).unwrap_or(0))?,
+            };
+            writer.hashes(&hashes).map_err(failed)?;
             at += n;
         }
     }
     writer.finish().map_err(failed)
-}
-
-fn known(blocks: &Blocks, inode: &Inode<'_>, first: u64, n: u64) -> Result<Vec<u128>> {
-    if blocks_of(inode.size) == 1 {
-        return Ok(vec![inode.content]);
-    }
-    blocks.get(inode.id, first, usize::try_from(n).unwrap_or(0))
 }

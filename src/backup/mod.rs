@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::manifest::Manifest;
 use crate::net::{Sources, Upstream};
 use crate::position::{Lsn, NodeId};
 use crate::tls::Trust;
@@ -26,12 +27,18 @@ mod place;
 mod progress;
 mod replay;
 mod source;
+mod stream;
+mod summed;
 mod sums;
+mod tar;
+mod tarball;
 mod tree;
 
 pub use hashes::HashWriter;
 pub use place::WORK;
 pub use progress::{Phase, Progress, View};
+pub use stream::Compression;
+pub use tar::take as tar;
 pub use tree::take as tree;
 
 /// How to reach the node that is read, and as whom.
@@ -78,6 +85,8 @@ pub struct Order {
     pub keep_partial: bool,
     /// What is there is gone on with.
     pub resume: bool,
+    /// Where a stream keeps the log until it is its turn; `None`: where temporary files are.
+    pub scratch: Option<PathBuf>,
 }
 
 /// A backup that was made.
@@ -91,4 +100,17 @@ pub struct Made {
     /// Regular files, and the bytes they hold.
     pub files: u64,
     pub bytes: u64,
+}
+
+impl Made {
+    fn of(manifest: &Manifest) -> Self {
+        Self {
+            label: manifest.label.clone(),
+            start: manifest.start,
+            end: manifest.end,
+            exact: manifest.exact,
+            files: manifest.files.len() as u64,
+            bytes: manifest.files.iter().map(|f| f.size).sum(),
+        }
+    }
 }

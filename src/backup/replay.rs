@@ -12,7 +12,7 @@ use super::Access;
 use super::source::{blocking, stopped, while_there};
 use crate::apply::{Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths};
 use crate::error::{Error, ErrorKind, Result};
-use crate::log::{Log, LogOptions};
+use crate::log::{Log, LogOptions, Tail};
 use crate::net::Upstream;
 use crate::position::{Cut, Lsn};
 use crate::receive::{self, Progress, ReceiveContext};
@@ -168,6 +168,25 @@ impl Intake<'_> {
             stands = consistent(apply) => stands.map(|()| true),
             waited = patience => waited.map(|()| false),
         }
+    }
+
+    /// Takes the log, and keeps it: up to an exact cut, if one comes in time.
+    pub(super) async fn collect(&self, span: Span, cancel: &CancellationToken) -> Result<Tail> {
+        let control = self.state.set_up()?;
+        let log = self.open(&control)?;
+        let waiting = async {
+            self.reached(&log, span.end).await?;
+            let mut tail = log.subscribe();
+            let exact = tail.wait_for(|t| t.exact >= span.end);
+            // Without one the cut that is there counts.
+            if let Ok(Err(_)) = tokio::time::timeout(self.exact_timeout, exact).await {
+                return Err(log.failure().unwrap_or_else(closed));
+            }
+            Ok(log.tail())
+        };
+        let tail = self.while_taken(&control, (&log, span.start), cancel, waiting).await;
+        blocking(move || log.close()).await?;
+        tail
     }
 
     /// Waits until the log is there up to `end`.

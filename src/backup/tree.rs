@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::place::{Begun, Place};
 use super::replay::{Intake, Span, is_exact};
 use super::source::{blocking, stopped, while_there};
+use super::summed::Summed;
 use super::{Made, Order, Phase, Progress, hashes, sums};
 use crate::apply::Applied;
 use crate::blocks::Blocks;
@@ -20,9 +20,9 @@ use crate::disk::{self, AtomicFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fill::{self, FillContext};
-use crate::manifest::{self, Form, Manifest, Part, Sha};
+use crate::manifest::{self, Form, Manifest, Part};
 use crate::net::{Upstream, wall_clock};
-use crate::position::{Lsn, SystemId, TimelineId};
+use crate::position::{Lsn, SystemId};
 use crate::state::{Control, FillState, Role, StateDir};
 use crate::sys::Root;
 use crate::wire::Purpose;
@@ -140,7 +140,7 @@ impl Maker {
             drop(state);
             finish(&place, &manifest)?;
             progress.enters(Phase::Done, 0, 0);
-            Ok(made(&manifest))
+            Ok(Made::of(&manifest))
         }));
         tokio::select! {
             sealed = &mut sealing => sealed,
@@ -149,17 +149,6 @@ impl Maker {
                 sealing.await
             }
         }
-    }
-}
-
-fn made(manifest: &Manifest) -> Made {
-    Made {
-        label: manifest.label.clone(),
-        start: manifest.start,
-        end: manifest.end,
-        exact: manifest.exact,
-        files: manifest.files.len() as u64,
-        bytes: manifest.files.iter().map(|f| f.size).sum(),
     }
 }
 
@@ -206,14 +195,14 @@ impl Sealing<'_> {
         })?;
         let blocks = Blocks::open(&self.state.blocks())?;
         let blocks_part = write_part(self.place.dir(), manifest::BLOCKS, |out| {
-            hashes::write_known(out, &catalog, &blocks).map(drop)
+            hashes::write_known(out, &catalog, &blocks, &|i| i.content).map(drop)
         })?;
         let (start, start_time) = begun.start.unwrap_or_default();
         Ok(Manifest {
             form: Form::Tree,
             label: begun.label.clone(),
             system: control.system,
-            timeline: TimelineId(control.timeline.0),
+            timeline: control.timeline,
             start: Lsn(start),
             end: applied.lsn,
             start_time,
@@ -229,26 +218,6 @@ impl Sealing<'_> {
     }
 }
 
-/// Counts and sums what passes.
-struct Summed<W> {
-    out: W,
-    sha: Sha256,
-    len: u64,
-}
-
-impl<W: Write> Write for Summed<W> {
-    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
-        let n = self.out.write(buf)?;
-        self.sha.update(&buf[..n]);
-        self.len += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.out.flush()
-    }
-}
-
 /// Writes a part of the backup durably.
 fn write_part(
     dir: &Path,
@@ -256,12 +225,12 @@ fn write_part(
     write: impl FnOnce(&mut Summed<BufWriter<AtomicFile>>) -> Result<()>,
 ) -> Result<Part> {
     let file = BufWriter::with_capacity(256 << 10, AtomicFile::create(dir, name)?);
-    let mut out = Summed { out: file, sha: Sha256::new(), len: 0 };
+    let mut out = Summed::new(file);
     write(&mut out)?;
-    let Summed { out, sha, len } = out;
+    let (out, size, sha256) = out.finish();
     let file = out.into_inner().map_err(|e| Error::io("write", dir.join(name), e.into_error()))?;
     file.commit()?;
-    Ok(Part { name: name.to_owned(), size: len, sha256: Sha(sha.finalize().into()) })
+    Ok(Part { name: name.to_owned(), size, sha256 })
 }
 
 /// All is durable but for the manifest: the work directory goes, then the manifest comes.

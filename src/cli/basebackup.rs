@@ -10,7 +10,9 @@
 //! An interrupt (SIGINT, SIGTERM) ends it with 1 and removes what was made, unless that is to be kept. A second one ends at
 //! once.
 
+use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -23,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::args::BaseBackup;
 use super::{json_line, load, print};
 use crate::apply::StopAt;
-use crate::backup::{self, Access, Made, Order, Phase, Progress, View};
+use crate::backup::{self, Access, Compression, Made, Order, Phase, Progress, View};
 use crate::config::Config;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::manifest;
@@ -37,16 +39,25 @@ use crate::tls::{self, Trust};
 const INEXACT: u8 = 3;
 /// Exit code for wrong usage: EX_USAGE of sysexits.h.
 pub(super) const USAGE: u8 = 64;
+/// Says that the backup goes to standard output.
+const STREAM: &str = "-";
 /// How often a bar is drawn, and a line written.
 const DRAW: Duration = Duration::from_millis(200);
 const LINE: Duration = Duration::from_secs(5);
 
 /// Runs the command.
 pub(super) fn run(args: &BaseBackup) -> Result<ExitCode> {
-    let made = order(args).and_then(|order| take(order, args.progress));
+    let form = form(args);
+    let made = form.and_then(|form| Ok((order(args)?, form))).and_then(|(o, f)| take(o, f, args.progress));
     match made {
         Ok(made) => {
-            print(&if args.json { json_line(&value(&made))? } else { words(&made) })?;
+            let text = if args.json { json_line(&value(&made))? } else { words(&made) };
+            if args.out.as_os_str() == STREAM {
+                // What goes to standard output is the backup.
+                let _ = std::io::stderr().lock().write_all(text.as_bytes());
+            } else {
+                print(&text)?;
+            }
             Ok(if made.exact { ExitCode::SUCCESS } else { ExitCode::from(INEXACT) })
         }
         Err(e) => {
@@ -55,6 +66,32 @@ pub(super) fn run(args: &BaseBackup) -> Result<ExitCode> {
             Ok(ExitCode::from(if usage { USAGE } else { 1 }))
         }
     }
+}
+
+/// What the backup is made as.
+enum Form {
+    Tree,
+    Tar(Compression),
+}
+
+fn form(args: &BaseBackup) -> Result<Form> {
+    let wrong = |text: &str| Err(Error::new(ErrorKind::Usage, text));
+    if args.out.as_os_str() != STREAM {
+        return match (args.compress, &args.scratch) {
+            (Compression::None, None) => Ok(Form::Tree),
+            (Compression::None, _) => wrong("--scratch is for a stream (--out -) only"),
+            _ => wrong("--compress is for a stream (--out -) only: a directory holds the files as they are"),
+        };
+    }
+    if args.resume || args.keep_partial {
+        return wrong(
+            "a stream can't be gone on with: leave --resume and --keep-partial out, or name a directory",
+        );
+    }
+    if std::io::stdout().is_terminal() {
+        return wrong("standard output is a terminal: send the stream to a file or a program");
+    }
+    Ok(Form::Tar(args.compress))
 }
 
 fn order(args: &BaseBackup) -> Result<Order> {
@@ -86,6 +123,7 @@ fn order(args: &BaseBackup) -> Result<Order> {
         exact_timeout: args.exact_timeout.0,
         keep_partial: args.keep_partial,
         resume: args.resume,
+        scratch: args.scratch.clone(),
     })
 }
 
@@ -124,7 +162,7 @@ fn trust(config: &Config, name: &str) -> Result<Trust> {
     Trust::load(settings)
 }
 
-fn take(order: Order, shown: bool) -> Result<Made> {
+fn take(order: Order, form: Form, shown: bool) -> Result<Made> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -149,7 +187,13 @@ fn take(order: Order, shown: bool) -> Result<Made> {
                 stopping.cancel();
             }
         });
-        backup::tree(order, progress, cancel).await
+        match form {
+            Form::Tree => backup::tree(order, progress, cancel).await,
+            Form::Tar(compression) => {
+                let out = std::io::stdout().as_fd().try_clone_to_owned()?;
+                backup::tar(order, compression, File::from(out), progress, cancel).await
+            }
+        }
     });
     drop(show);
     runtime.shutdown_timeout(Duration::from_secs(5));

@@ -37,6 +37,7 @@ mod read;
 mod resync;
 mod shape;
 mod source;
+mod take;
 mod target;
 mod tree;
 mod write;
@@ -44,6 +45,7 @@ mod write;
 pub use lay::{Kept, Layout, Shelf, lay};
 pub use resync::{Order, Report, is_due as resyncs};
 pub use source::{Serving, serve};
+pub use take::{Batch, Opened, Taken, Taker, Wish, open};
 pub use target::{FillContext, run};
 
 /// A change time this young can hide another change: two ticks of the coarse clock of older kernels.

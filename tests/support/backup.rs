@@ -47,6 +47,12 @@ impl Backup {
         self.command.output().expect("run towline basebackup")
     }
 
+    /// The same, with its standard output going there.
+    pub(crate) fn run_into(&mut self, to: Stdio) -> Output {
+        let child = self.command.stdout(to).stderr(Stdio::piped()).spawn();
+        child.and_then(Child::wait_with_output).expect("run towline basebackup")
+    }
+
     /// Runs it to an end that must be good, and looks at all that it made.
     pub(crate) fn good(&mut self) -> Manifest {
         let out = self.run();
@@ -65,7 +71,12 @@ impl Backup {
 
     /// Starts it.
     pub(crate) fn start(&mut self) -> Running {
-        self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.start_into(Stdio::piped())
+    }
+
+    /// The same, with its standard output going there.
+    pub(crate) fn start_into(&mut self, to: Stdio) -> Running {
+        self.command.stdout(to).stderr(Stdio::null());
         Running(self.command.spawn().expect("start towline basebackup"))
     }
 }
@@ -81,6 +92,11 @@ impl Running {
 
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.0.try_wait().expect("wait")
+    }
+
+    /// Nobody reads its standard output any more.
+    pub(crate) fn close_stdout(&mut self) {
+        drop(self.0.stdout.take());
     }
 
     /// Waits for its end.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Tls;
+use crate::backup::Compression;
 use crate::config::{Size, Span};
 
 /// Flags of `basebackup`.
@@ -13,8 +14,8 @@ pub struct BaseBackup {
     /// The node to read: a leader, or a follower.
     #[arg(long, value_name = "HOST:PORT")]
     pub leader: String,
-    /// The directory that becomes the backup: new or empty.
-    #[arg(long, value_name = "DIR")]
+    /// The directory that becomes the backup: new or empty. `-`: the backup is one tar stream on standard output.
+    #[arg(long, value_name = "DIR|-")]
     pub out: PathBuf,
     /// Name of the backup; default: the time at which it begins.
     #[arg(long)]
@@ -26,6 +27,12 @@ pub struct BaseBackup {
     /// Take at most so many bytes a second from the node; 0: as many as come.
     #[arg(long, value_name = "SIZE", default_value = "0")]
     pub max_rate: Size,
+    /// Compress the stream: none, zstd, or zstd:LEVEL.
+    #[arg(long, value_name = "HOW", default_value = "none")]
+    pub compress: Compression,
+    /// Directory in which a stream's log waits for its turn; default: $TMPDIR, or /tmp.
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<PathBuf>,
     /// Show how far it is on standard error: a bar on a terminal, lines elsewhere.
     #[arg(long)]
     pub progress: bool,
