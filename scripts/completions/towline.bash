@@ -317,7 +317,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__basebackup)
-            opts="-h --leader --out --label --exact-timeout --max-rate --progress --keep-partial --resume --retry-timeout --peer-timeout --name --state --config --tls --tls-cert --tls-key --tls-ca --tls-crl --json --log-level --log-json --help"
+            opts="-h --leader --out --label --exact-timeout --max-rate --compress --scratch --progress --keep-partial --resume --retry-timeout --peer-timeout --name --state --config --tls --tls-cert --tls-key --tls-ca --tls-crl --json --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -340,6 +340,14 @@ _towline() {
                     return 0
                     ;;
                 --max-rate)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --compress)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --scratch)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -358,10 +358,12 @@ complete -c towline -n "__fish_towline_using_subcommand resync" -l json -d 'Prin
 complete -c towline -n "__fish_towline_using_subcommand resync" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand resync" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l leader -d 'The node to read: a leader, or a follower' -r
-complete -c towline -n "__fish_towline_using_subcommand basebackup" -l out -d 'The directory that becomes the backup: new or empty' -r -F
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l out -d 'The directory that becomes the backup: new or empty. `-`: the backup is one tar stream on standard output' -r -F
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l label -d 'Name of the backup; default: the time at which it begins' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l exact-timeout -d 'How long to wait for an exact cut, once everything else is there. Without one the backup ends on a cut of files, and the exit code is 3' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l max-rate -d 'Take at most so many bytes a second from the node; 0: as many as come' -r
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l compress -d 'Compress the stream: none, zstd, or zstd:LEVEL' -r
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l scratch -d 'Directory in which a stream\'s log waits for its turn; default: $TMPDIR, or /tmp' -r -F
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l retry-timeout -d 'After so long without a connection to the node the backup fails' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l peer-timeout -d 'A node that sends nothing for this long is given up' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l name -d 'The name by which the node trusts this side; default: that of the state directory, or of the host' -r
