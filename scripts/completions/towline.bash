@@ -1065,7 +1065,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__restore)
-            opts="-h --from --target --out --log --as-follower --state --allow-gap --dry-run --json --log-level --log-json --help"
+            opts="-h --from --target --out --log --as-follower --state --delta --allow-gap --dry-run --json --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -344,6 +344,7 @@ complete -c towline -n "__fish_towline_using_subcommand restore" -l log -d 'Log 
 complete -c towline -n "__fish_towline_using_subcommand restore" -l state -d 'The state directory of that follower: new or empty' -r -F
 complete -c towline -n "__fish_towline_using_subcommand restore" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand restore" -l as-follower -d 'Keep what a follower needs: `towline follower` on --out and --state goes on from there'
+complete -c towline -n "__fish_towline_using_subcommand restore" -l delta -d 'Make --out equal if it holds something: files that are there are compared, and only blocks that differ are written. What the backup excludes is left alone. Until it is whole it is called OUT.restoring'
 complete -c towline -n "__fish_towline_using_subcommand restore" -l allow-gap -d 'Where the history around the target is approximate, the last exact cut before it will do'
 complete -c towline -n "__fish_towline_using_subcommand restore" -l dry-run -d 'Only show what would be done'
 complete -c towline -n "__fish_towline_using_subcommand restore" -l json -d 'Print JSON'

@@ -45,6 +45,7 @@ fn work(args: &Restore) -> Result<ExitCode> {
         target: args.target,
         out: args.out.clone(),
         follower: args.state.clone().filter(|_| args.as_follower),
+        delta: args.delta,
         allow_gap: args.allow_gap,
     };
     if let Some(state) = &order.follower {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::equal;
 use super::target::{
     self, BATCH_BYTES, Begun, FillContext, Received, SNAPSHOT, Token, WRITERS, batch, close, finish, local,
     prepare, take_up,
@@ -75,6 +76,8 @@ pub struct Layout {
     pub start: Lsn,
     /// The directory is whole once the log is replayed to here.
     pub end: Lsn,
+    /// The directory holds something, which is made equal.
+    pub equalize: bool,
     /// Told how far it is.
     pub progress: Box<dyn Fn(FillProgress) + Send + Sync>,
 }
@@ -93,7 +96,7 @@ pub async fn lay(layout: Arc<Layout>, cancel: CancellationToken) -> Result<()> {
         root: Arc::clone(&layout.root),
         state: Arc::clone(&layout.state),
         peer_timeout: Duration::from_secs(1),
-        order: None,
+        order: layout.equalize.then(equal::order),
         report: Arc::new(Mutex::default()),
     });
     // Whatever works for it holds a token.
@@ -102,13 +105,21 @@ pub async fn lay(layout: Arc<Layout>, cancel: CancellationToken) -> Result<()> {
         () = cancel.cancelled() => {
             Err(End::Local(Error::new(ErrorKind::Cancelled, "stopped on request; the same command goes on")))
         }
-        result = work(&layout, &context, token) => result,
+        result = either(&layout, &context, token) => result,
     };
     ended.recv().await;
     result.map_err(|end| match end {
         End::Local(e) | End::Lost(e) => e,
         End::Refused(_, reason) => Error::new(ErrorKind::Refused, reason),
     })
+}
+
+async fn either(layout: &Arc<Layout>, context: &Arc<FillContext>, token: Token) -> Ended<()> {
+    if layout.equalize {
+        equal::work(layout, context, token).await
+    } else {
+        work(layout, context, token).await
+    }
 }
 
 async fn work(layout: &Arc<Layout>, context: &Arc<FillContext>, token: Token) -> Ended<()> {
@@ -171,13 +182,7 @@ fn begin(layout: &Layout, context: &FillContext) -> Result<Begun> {
     let (state, system, start) = (&layout.state, layout.system, layout.start);
     match state.set_up()?.fill {
         FillState::Copying { start: begun } if begun == start => take_up(context, system, start),
-        FillState::None => {
-            let mut file = AtomicFile::create(&state.fill(), SNAPSHOT)?;
-            let path = state.fill().join(SNAPSHOT);
-            std::io::copy(&mut layout.shelf.catalog()?, &mut file)
-                .map_err(|e| Error::io("write", &path, e))?;
-            target::begin(context, Received::new(file, start), system, layout.timeline)
-        }
+        FillState::None => target::begin(context, snapshot(layout)?, system, layout.timeline),
         _ => {
             let text = "the state directory holds another copy; take it away and begin anew";
             Err(Error::new(ErrorKind::Refused, text))
@@ -185,8 +190,16 @@ fn begin(layout: &Layout, context: &FillContext) -> Result<Begun> {
     }
 }
 
+/// The catalog by which contents were read.
+pub(super) fn snapshot(layout: &Layout) -> Result<Received> {
+    let mut file = AtomicFile::create(&layout.state.fill(), SNAPSHOT)?;
+    let path = layout.state.fill().join(SNAPSHOT);
+    std::io::copy(&mut layout.shelf.catalog()?, &mut file).map_err(|e| Error::io("write", &path, e))?;
+    Ok(Received::new(file, layout.start))
+}
+
 /// What was laid out has to be what the catalog says.
-fn compare(layout: &Layout, laid: &Catalog) -> Result<()> {
+pub(super) fn compare(layout: &Layout, laid: &Catalog) -> Result<()> {
     let path = layout.state.fill().join(SNAPSHOT);
     let file = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
     let known = checkpoint::decode(BufReader::new(file))?;

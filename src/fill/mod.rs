@@ -28,6 +28,7 @@ use crate::sys::Root;
 mod adaptive;
 mod base;
 mod compare;
+mod equal;
 mod journal;
 mod lay;
 mod local;

@@ -39,7 +39,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::{
     self, End, Ended, FillProgress, MessageReader, MessageWriter, Met, Target, Traffic, UpstreamState,
 };
-use crate::position::{FileId, Lsn, SystemId};
+use crate::position::{FileId, Lsn, SystemId, TimelineId};
 use crate::record::{BLOCK, Kind};
 use crate::state::{Control, FillState, LogFate, StateDir};
 use crate::sys::{self, Root, STAGE_DIR};
@@ -125,7 +125,7 @@ fn holds_something(root: &Root) -> Result<bool> {
 }
 
 /// A resync that has begun, with all that is known.
-struct Begun {
+pub(super) struct Begun {
     catalog: Catalog,
     base: Base,
     scanned: Scanned,
@@ -137,7 +137,7 @@ struct Begun {
 }
 
 /// What is left of one that was broken off.
-struct Left {
+pub(super) struct Left {
     catalog: Catalog,
     journal: Journal,
     done: HashMap<FileId, Finished>,
@@ -205,8 +205,8 @@ impl Talk<'_> {
             }
             (Decision::Fill, _) => {
                 let received = receive(reader, self.context).await?;
-                let (welcome, from) = (self.welcome.clone(), self.address.to_owned());
-                let work = move || begin(&here, received, &welcome, &from);
+                let (of, from) = ((self.welcome.system, self.welcome.timeline), self.address.to_owned());
+                let work = move || begin(&here, received, of, &from);
                 alive(writer, half, local(&self.token, work)).await
             }
             _ => {
@@ -274,7 +274,7 @@ fn stand(context: &FillContext) -> Result<(Hello, Option<Left>)> {
 }
 
 /// What was broken off, if all of it is there. Whatever is not is asked for anew.
-fn left(state: &StateDir, control: &Control, start: Lsn) -> Option<Left> {
+pub(super) fn left(state: &StateDir, control: &Control, start: Lsn) -> Option<Left> {
     let load = || {
         let path = state.fill().join(SNAPSHOT);
         let file = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
@@ -305,7 +305,7 @@ fn look(context: &FillContext, catalog: &Catalog, base: &Base) -> Result<(Scanne
     Ok((scanned, plan))
 }
 
-fn go_on(context: &FillContext, left: Left) -> Result<Begun> {
+pub(super) fn go_on(context: &FillContext, left: Left) -> Result<Begun> {
     let Left { catalog, journal, done } = left;
     let mut base = Base::of_names(&context.state, &context.root)?;
     base.done = done;
@@ -319,8 +319,13 @@ fn go_on(context: &FillContext, left: Left) -> Result<Begun> {
 }
 
 /// Takes the snapshot, decides, and makes the beginning durable.
-fn begin(context: &FillContext, mut received: Received, welcome: &Welcome, from: &str) -> Result<Begun> {
-    let catalog = received.decode(welcome.system)?;
+pub(super) fn begin(
+    context: &FillContext,
+    mut received: Received,
+    (system, timeline): (SystemId, TimelineId),
+    from: &str,
+) -> Result<Begun> {
+    let catalog = received.decode(system)?;
     let control = context.state.set_up()?;
     let begun_before = match control.fill {
         FillState::Resyncing { log, .. } => Some(log),
@@ -339,12 +344,12 @@ fn begin(context: &FillContext, mut received: Received, welcome: &Welcome, from:
     let log = begun_before.or(order.map(|o| o.log)).unwrap_or(LogFate::Kept);
     let (dir, start) = (context.state.fill(), catalog.lsn());
     received.commit()?;
-    Journal::create(&dir, welcome.system, start)?;
-    let (mut journal, _) = Journal::open(&dir, welcome.system, start)?;
+    Journal::create(&dir, system, start)?;
+    let (mut journal, _) = Journal::open(&dir, system, start)?;
     journal.add(&kept)?;
     failpoint::pass("resync::begin").map_err(|e| Error::io("write", &dir, e))?;
     context.state.change(|c| {
-        (c.system, c.timeline) = (welcome.system, welcome.timeline);
+        (c.system, c.timeline) = (system, timeline);
         c.fill = FillState::Resyncing { start, log };
     })?;
     tracing::warn!(
@@ -395,7 +400,12 @@ fn admit(context: &FillContext, order: &Order, plan: &Plan, from: &str) -> Resul
 }
 
 /// Disposes of the log, makes the names right, and gets everything ready for contents.
-fn shape(context: &FillContext, begun: Begun, whole: bool, pace: u64) -> Result<(Job, Vec<(FileId, Holds)>)> {
+pub(super) fn shape(
+    context: &FillContext,
+    begun: Begun,
+    whole: bool,
+    pace: u64,
+) -> Result<(Job, Vec<(FileId, Holds)>)> {
     let Begun { catalog, base, scanned, plan, todo, kept, journal, log } = begun;
     dispose(&context.state, log)?;
     let mut skipped = Skipped::default();
@@ -479,7 +489,7 @@ fn put_aside(state: &StateDir) -> Result<()> {
 }
 
 /// Starts the threads that write, keep the journal, and compare.
-fn start(
+pub(super) fn start(
     job: Job,
     todo: Vec<(FileId, Holds)>,
     context: &FillContext,
@@ -616,8 +626,13 @@ impl Report {
     }
 }
 
+/// Notes in the report what was moved.
+pub(super) fn count(context: &FillContext, catalog: &Catalog, tally: &Tally) {
+    context.report.lock().unwrap_or_else(PoisonError::into_inner).add(catalog, tally);
+}
+
 /// Makes it count.
-fn close(context: &FillContext, catalog: &Catalog, end: Lsn) -> Result<()> {
+pub(super) fn close(context: &FillContext, catalog: &Catalog, end: Lsn) -> Result<()> {
     let start = catalog.lsn();
     checkpoint::prepare_catalog(&context.state.catalog(), catalog)?.finish()?;
     checkpoint::keep_newest(&context.state.catalog())?;

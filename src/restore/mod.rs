@@ -7,6 +7,7 @@
 //! | where | what |
 //! | --- | --- |
 //! | `OUT.restoring` | the directory while it is being made; it becomes `OUT` when it is whole |
+//! | | with `delta` it is `OUT` itself, under that name until it is whole |
 //! | `OUT.restoring.state`, or `STATE.restoring` | its state directory; it goes, or becomes `STATE` of a follower |
 //!
 //! In the state directory the note `restore.json` says which restore it is: the same command goes on with it.
@@ -54,6 +55,8 @@ pub struct Order {
     pub out: PathBuf,
     /// The state directory of a follower that goes on from there.
     pub follower: Option<PathBuf>,
+    /// `out` may hold something: it is made equal, and only what differs is moved.
+    pub delta: bool,
     /// A target within a gap of the history will do.
     pub allow_gap: bool,
 }
@@ -135,6 +138,7 @@ pub fn run(order: &Order, tell: &Tell, cancel: &CancellationToken) -> Result<Pla
         .enable_all()
         .build()
         .map_err(|e| Error::from(e).wrap("cannot start"))?;
+    place.enter()?;
     let root = Arc::new(Root::open(place.work()).map_err(|e| Error::io("open", place.work(), e))?);
     runtime.block_on(restore.lay(&place, &root, tell, cancel))?;
     runtime.block_on(replay::run(&root, place.state(), goal.cut.lsn, cancel))?;
@@ -265,6 +269,7 @@ impl Restore {
             timeline: manifest.timeline,
             start: self.set.start(),
             end: manifest.end,
+            equalize: place.is_delta(),
             progress: Box::new(move |p| tell(p)),
         };
         fill::lay(Arc::new(layout), cancel.clone()).await

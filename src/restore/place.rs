@@ -27,6 +27,8 @@ struct Begun {
     system: String,
     end: String,
     target: String,
+    /// `out` held something, which is made equal.
+    delta: bool,
     /// Only the move is left.
     whole: bool,
 }
@@ -123,10 +125,12 @@ fn holds_note_only(path: &Path) -> Result<bool> {
 }
 
 fn check_free(order: &Order, out: &Path) -> Result<()> {
-    for path in std::iter::once(out).chain(order.follower.as_deref()) {
+    let delta = order.delta && out.symlink_metadata().is_ok_and(|m| m.is_dir());
+    let out = Some(out).filter(|_| !delta);
+    for path in out.into_iter().chain(order.follower.as_deref()) {
         if !is_free(path)? {
             return Err(refused(format!(
-                "'{}' is not an empty directory; name a new or an empty one",
+                "'{}' is not an empty directory; name a new or an empty one, or make it equal with --delta",
                 path.display()
             )));
         }
@@ -152,6 +156,7 @@ impl Place {
             system: manifest.system.to_string(),
             end: manifest.end.to_string(),
             target: order.target.to_string(),
+            delta: order.delta,
             whole: false,
         };
         let known = read_note(&at)?;
@@ -187,13 +192,27 @@ impl Place {
         let state = Arc::new(StateDir::open_or_create(&at)?);
         let place = Self { out, work, state, follower: order.follower.clone(), begun, new: is_new };
         if !whole {
-            disk::create_dir_durable(&place.work)?;
             if place.state.control().is_none() {
                 let control = Control::new(SystemId::NONE, Role::Follower, "restore", &place.out);
                 place.state.persist(control)?;
             }
         }
         Ok(place)
+    }
+
+    /// From here on the directory is in the making, and under no name that anybody uses.
+    pub(super) fn enter(&self) -> Result<()> {
+        let there = |path: &Path| path.symlink_metadata().is_ok();
+        if self.begun.delta && !there(&self.work) && there(&self.out) {
+            return disk::rename_durable(&self.out, &self.work)
+                .map_err(|e| e.wrap("the directory can't be set aside while it is made equal"));
+        }
+        disk::create_dir_durable(&self.work)
+    }
+
+    /// Whether what is there is made equal.
+    pub(super) fn is_delta(&self) -> bool {
+        self.begun.delta
     }
 
     /// The directory in the making.
@@ -216,8 +235,7 @@ impl Place {
         if !self.new {
             return;
         }
-        let gone = fs::remove_dir(&self.work).and_then(|()| fs::remove_dir_all(self.state.path()));
-        if let Err(e) = gone {
+        if let Err(e) = fs::remove_dir_all(self.state.path()) {
             tracing::warn!("what was made for it can't be removed: {e}");
         }
     }
@@ -282,6 +300,7 @@ mod tests {
                 target: crate::restore::Target::Latest,
                 out: PathBuf::from(written),
                 follower: None,
+                delta: false,
                 allow_gap: false,
             };
             let (out, work, state) = paths(&order).unwrap();

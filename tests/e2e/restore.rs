@@ -396,6 +396,58 @@ fn a_restore_that_is_killed_anywhere_goes_on() {
 }
 
 #[test]
+fn a_directory_that_is_there_is_made_equal_and_only_what_differs_is_moved() {
+    let bed = Bed::new("restore-delta");
+    let (leader, set) = fuzzy(&bed);
+    let large = leader.data().join("large");
+    fs::write(&large, noise(16 << 20)).expect("write");
+    load::burst(&leader.data().join("app"), 9, 100);
+    let later = note(&bed, &leader, "later");
+    let tree = bed.path("tree");
+    Backup::new(leader.spec.listen, &tree).good();
+    let out = bed.path("out");
+    copy_tree(&later.copy, &out);
+    let outside = bed.path("outside");
+    fs::create_dir(&outside).expect("mkdir");
+    fs::write(outside.join("file"), "mine").expect("write");
+    // Edited, removed, added, and a directory that now leads elsewhere.
+    let file = fs::OpenOptions::new().write(true).open(out.join("large")).expect("open");
+    file.write_all_at(b"another", 5 << 20).expect("write");
+    fs::remove_file(out.join("f3")).expect("rm");
+    fs::write(out.join("added"), "x").expect("write");
+    fs::rename(out.join("app"), bed.path("aside")).expect("mv");
+    symlink(&outside, out.join("app")).expect("symlink");
+    assert!(Restore::new(&tree, "exact", &out).fails(1).contains("--delta"));
+    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).expect("stat"));
+    let before = inode(&out.join("large"));
+    let mut restore = Restore::new(&tree, "exact", &out).args(&["--delta", "--log-level", "info"]);
+    let said = restore.run();
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert_equal(leader.data(), &out);
+    assert_eq!(
+        (inode(&out.join("large")), fs::read(outside.join("file")).ok()),
+        (before, Some(b"mine".to_vec()))
+    );
+    let moved = said.split("files differed, ").nth(1).and_then(|s| s.split(' ').next()).expect("a number");
+    let moved: u64 = moved.parse().expect("a number");
+    assert!((1..4 << 20).contains(&moved), "{moved} bytes for a few blocks and some small files: {said}");
+    // Killed half way it is not there under its name, and the same command goes on.
+    let points =
+        ["resync::begin", "resync::names", "resync::file", "resync::done", "resync::end", "restore::done"];
+    for point in points {
+        fs::write(out.join("f4"), format!("not what it was: {point}")).expect("write");
+        fs::write(out.join("junk"), "x").expect("write");
+        let restore = || Restore::new(&set, "later", &out).log(&leader.spec.state).args(&["--delta"]);
+        let killed = restore().env("TOWLINE_FAILPOINTS", &format!("{point}=kill")).run();
+        assert!(!killed.status.success(), "{point} was never passed");
+        assert!(!out.exists() && bed.path("out.restoring").exists(), "{point}");
+        restore().good();
+        assert_equal(&later.copy, &out);
+        assert!(!bed.path("out.restoring").exists() && !bed.path("out.restoring.state").exists(), "{point}");
+    }
+}
+
+#[test]
 fn a_restore_goes_on_as_a_follower() {
     let history = History::new("restore-follower", 2);
     let spec = history.bed.follower("follower", history.leader.spec.listen);

@@ -29,6 +29,10 @@ pub struct Restore {
     /// The state directory of that follower: new or empty.
     #[arg(long, value_name = "DIR", requires = "as_follower")]
     pub state: Option<PathBuf>,
+    /// Make --out equal if it holds something: files that are there are compared, and only blocks that differ are written. What
+    /// the backup excludes is left alone. Until it is whole it is called OUT.restoring.
+    #[arg(long)]
+    pub delta: bool,
     /// Where the history around the target is approximate, the last exact cut before it will do.
     #[arg(long)]
     pub allow_gap: bool,
