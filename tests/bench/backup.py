@@ -168,6 +168,7 @@ class Replay:
         os.sync()
         start = time.monotonic()
         run("cp", "-a", base, target)
+        os.chmod(target, 0o700)
         with open(target + "/postgresql.auto.conf", "a") as f:
             f.write("restore_command = 'cp %s/%%f %%p'\nrecovery_target_timeline = 'current'\narchive_mode = off\n" % self.wal)
         open(target + "/recovery.signal", "w").close()
