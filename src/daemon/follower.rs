@@ -13,7 +13,7 @@ use super::port::Port;
 use super::resync::{self, Cause};
 use super::show::{cuts_part, log_part};
 use super::source::{FollowerSource, Source};
-use super::{Engine, FAILURE_LOOK, Node, blocking, bounded_stop, cleanup, until_failure};
+use super::{Engine, FAILURE_LOOK, Node, archived, blocking, bounded_stop, cleanup, until_failure};
 use crate::apply::{
     self, Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Inexact, LocalEdits,
 };
@@ -281,7 +281,9 @@ async fn follow(
         r = usable => return r,
         never = &mut noting => match never {},
         cause = &mut apart => {
-            node.resyncs.want(cause);
+            if !archived::rejoin(node, config, log, start, &cause, &cancel).await {
+                node.resyncs.want(cause);
+            }
             return Ok(());
         }
         e = failed => e,

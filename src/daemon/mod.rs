@@ -20,6 +20,7 @@
 //! ever was a copy, a data directory that belongs to somebody else end the process at its start. Whatever
 //! else goes wrong keeps it up, so that `towline status` can say what it is.
 
+mod archived;
 mod archiving;
 mod cleanup;
 mod follower;

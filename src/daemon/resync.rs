@@ -2,7 +2,7 @@
 //!
 //! | cause | the log | held back by a guard | by itself |
 //! | --- | --- | --- | --- |
-//! | the upstream has removed log that is needed | removed | mass delete | with `resync = "auto"` |
+//! | the upstream has removed log that is needed, and the archive has not got it either | removed | mass delete | with `resync = "auto"` |
 //! | the log is not a prefix of the upstream's | put aside in `lost/` | mass delete | with `resync = "auto"` |
 //! | the directory is not what was applied | kept | mass delete | with `resync = "auto"` |
 //! | `towline resync` | as the upstream sees it | no | |
@@ -51,6 +51,11 @@ impl Cause {
             _ => return None,
         };
         Some(Self { log, asked: false, files: Vec::new(), words: words.to_owned() })
+    }
+
+    /// Nothing is wrong but that the upstream has removed log.
+    pub(crate) fn log_is_gone(&self) -> bool {
+        self.log == LogFate::Removed
     }
 
     /// The directory is not what was applied.

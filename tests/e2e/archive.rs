@@ -1,15 +1,16 @@
 //! Archiving: what a leader seals is in the archive, once, whole, whatever happens to either.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::support::archive::{
     archive, archive_until, archived_all, archiving, assert_whole, kept, part, url,
 };
 use crate::support::bed::Bed;
-use crate::support::slot::{needs, next_segment, oldest};
-use crate::support::{Node, holds_for, until, within};
+use crate::support::node::log_verify;
+use crate::support::slot::{brisk, needs, next_segment, oldest, slot_of, slot_until};
+use crate::support::{Node, Pair, Spec, holds_for, until, within};
 
 fn segments(node: &Node, n: usize) {
     for _ in 0..n {
@@ -283,4 +284,72 @@ fn commands_on_an_archive_that_is_none_say_so() {
     fs::create_dir(bed.path("nothing")).expect("mkdir");
     let out = archive(&["verify", "--archive", &url]);
     assert_eq!(out.status.code(), Some(7), "{out:?}");
+}
+
+/// A pair whose follower is away while its leader, which archives to `store`, goes on until the slot is lost.
+fn left_behind(name: &str, archives: bool) -> (Pair, PathBuf) {
+    let bed = Bed::new(name);
+    let store = bed.path("store");
+    let lead = |s: Spec| archiving(s, &store).set("max_slot_keep", "1");
+    let follow = |s: Spec| if archives { archiving(s, &store) } else { brisk(s) };
+    let mut pair = Pair::with(bed, lead, follow);
+    fs::write(pair.data().join("a"), "1").expect("write");
+    pair.equal(20);
+    pair.follower.stop();
+    until(within(90), "the slot is lost, and its log gone", || {
+        next_segment(&pair.leader);
+        let slot = slot_of(&pair.leader, "follower")?;
+        let gone = slot["state"] == "lost" && oldest(&pair.leader) > needs(&slot["position"]) + 1;
+        if gone { Ok(()) } else { Err(slot.to_string()) }
+    });
+    archived_all(&pair.leader);
+    (pair, store)
+}
+
+#[test]
+fn a_follower_whose_log_is_gone_takes_it_from_the_archive_and_its_slot_is_good_again() {
+    let (mut pair, _store) = left_behind("archive-rejoin", true);
+    pair.follower.restart();
+    pair.equal(60);
+    slot_until(&pair.leader, "follower", "is good again", |s| s["active"] == true && s["state"] != "lost");
+    let status = pair.follower.status().expect("status");
+    assert_eq!(status.0["resync"]["completed"], 0, "{}", status.0["resync"]);
+    assert!(status.0["archive"].is_null(), "it archives nothing itself: {}", status.0["archive"]);
+    let log = pair.follower.log();
+    assert!(log.contains("segments of log taken from the archive") && !log.contains("is resynced"), "{log}");
+    // What it took is what the leader wrote: cut anywhere, its log is a chain.
+    pair.follower.stop();
+    for segment in pair.follower.segments() {
+        let out = log_verify(&segment);
+        assert!(out.status.success(), "{out:?}");
+    }
+    pair.follower.restart();
+    pair.finish();
+}
+
+#[test]
+fn what_the_archive_lacks_or_has_damaged_makes_it_equal_by_a_resync() {
+    for hole in [true, false] {
+        let (mut pair, store) = left_behind("archive-hole", true);
+        let newest = oldest(&pair.follower);
+        for entry in fs::read_dir(store.join("log/00000001")).expect("list") {
+            let path = entry.expect("entry").path();
+            let number = u64::from_str_radix(&path.file_name().unwrap().to_string_lossy()[..16], 16).unwrap();
+            if number > newest + 2 {
+                if hole {
+                    fs::remove_file(path).expect("remove");
+                } else {
+                    let mut bytes = fs::read(&path).expect("read");
+                    bytes[130] ^= 1;
+                    fs::write(&path, bytes).expect("write");
+                }
+            }
+        }
+        pair.follower.restart();
+        pair.equal(90);
+        until(within(30), "it is resynced", || {
+            let status = pair.follower.status()?;
+            if status.0["resync"]["completed"] == 1 { Ok(()) } else { Err(status.0["resync"].to_string()) }
+        });
+    }
 }
