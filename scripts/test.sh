@@ -37,6 +37,7 @@ need ps procps
 need runuser util-linux
 need mkfs.xfs xfsprogs
 need mkfs.btrfs btrfs-progs
+python3 -c 'import ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
 header libaio.h libaio-dev
 header liburing.h liburing-dev
 header stdlib.h libc6-dev
@@ -68,6 +69,15 @@ step() {
 	echo "== $*"
 	"$@"
 }
+
+# A server of the S3 protocol that is not ours, for the archive; in a place of its own, made once.
+s3=$(realpath -m "${CARGO_TARGET_DIR:-target}/s3")
+if [ ! -e "$s3/ready" ]; then
+	step python3 -m venv --clear "$s3"
+	step "$s3/bin/pip" install -q 'moto[s3]==5.2.5' 'flask==3.1.3' 'flask-cors==6.0.5'
+	touch "$s3/ready"
+fi
+export TOWLINE_S3_SERVER="$s3/bin/moto_server"
 
 step cargo fmt --all --check
 step cargo clippy --all-targets --features failpoints -- -D warnings

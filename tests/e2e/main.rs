@@ -33,6 +33,7 @@ mod reload;
 mod restore;
 mod resync;
 mod rot;
+mod s3;
 mod scripts;
 mod scrub;
 mod service;

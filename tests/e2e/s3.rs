@@ -1,0 +1,210 @@
+//! The archive over the S3 protocol, with a server that is not towline's: `scripts/test.sh` puts moto there and names its
+//! server in `TOWLINE_S3_SERVER`. Where nobody did these tests say so and do nothing.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use towline::archive::{Address, Archive, Kept, Put, SegmentName};
+use towline::error::ErrorKind;
+use towline::position::{SegmentNo, SystemId, TimelineId};
+
+use crate::support::archive::{archive_until, archived_all};
+use crate::support::bed::{Bed, free_port};
+use crate::support::slot::{brisk, next_segment, oldest};
+use crate::support::{Proxy, until, within};
+
+/// What the program is told of the server by the environment.
+fn environment(port: u16) -> Vec<(&'static str, String)> {
+    vec![
+        ("AWS_ACCESS_KEY_ID", "testing".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "of-no-use".to_owned()),
+        ("AWS_REGION", "us-east-1".to_owned()),
+        ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}")),
+        ("AWS_ALLOW_HTTP", "true".to_owned()),
+    ]
+}
+
+/// A server with the bucket `towline`, ended with the test.
+struct Server {
+    child: Child,
+    port: u16,
+}
+
+impl Server {
+    fn start(bed: &Bed) -> Option<Self> {
+        let Some(program) = std::env::var_os("TOWLINE_S3_SERVER").map(PathBuf::from) else {
+            println!("skipped: TOWLINE_S3_SERVER names no server of the S3 protocol");
+            return None;
+        };
+        let port = free_port();
+        let log = fs::File::create(bed.path("s3.log")).expect("create");
+        let child = Command::new(&program)
+            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .stdout(log.try_clone().expect("clone"))
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot run '{}': {e}", program.display()));
+        let server = Self { child, port };
+        until(within(60), "the server has a bucket", || server.request("PUT", "/towline"));
+        Some(server)
+    }
+
+    fn request(&self, method: &str, path: &str) -> Result<(), String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).map_err(|e| e.to_string())?;
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).map_err(|e| e.to_string())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map_err(|e| e.to_string())?;
+        if answer.contains(" 200 ") { Ok(()) } else { Err(answer) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_leader_archives_to_a_bucket_and_catches_up_after_the_network_was_gone() {
+    let bed = Bed::new("s3");
+    let Some(server) = Server::start(&bed) else { return };
+    let proxy = Proxy::to(server.port);
+    let mut spec = brisk(bed.leader("leader")).set("archive", "\"s3://towline/orders\"");
+    for (key, value) in environment(proxy.port()) {
+        spec = spec.env(key, &value);
+    }
+    let mut leader = spec.start();
+    for _ in 0..3 {
+        next_segment(&leader);
+    }
+    archived_all(&leader);
+    // Nobody is there, and then requests end in the middle.
+    proxy.refuse(true);
+    proxy.cut();
+    for _ in 0..3 {
+        next_segment(&leader);
+    }
+    let failing =
+        archive_until(&leader, "fails", |a| a["state"] == "failing" && a["waiting"].as_u64() > Some(0));
+    assert_eq!((&failing["needs_help"], &failing["gaps"]), (&false.into(), &0.into()), "{failing}");
+    let pending = u64::from_str_radix(failing["oldest_waiting"].as_str().unwrap(), 16).unwrap();
+    assert!(oldest(&leader) <= pending, "what is not archived stays");
+    leader.kill();
+    proxy.calm();
+    proxy.truncate(300);
+    leader.restart();
+    next_segment(&leader);
+    archive_until(&leader, "fails still", |a| a["failed"].as_u64() > Some(0));
+    proxy.calm();
+    let end = archived_all(&leader);
+    assert_eq!((&end["gaps"], &end["error"]), (&0.into(), &serde_json::Value::Null), "{end}");
+    leader.stop();
+    // The first line of each start is the harness's.
+    let text = leader.log();
+    let said = text.lines().filter(|l| !l.starts_with("--- start"));
+    assert!(!said.collect::<String>().contains("of-no-use"), "secrets are not printed");
+    let mut verify = Command::new(crate::support::node::towline());
+    verify.args(["archive", "verify", "--json", "--archive", "s3://towline/orders"]);
+    verify.envs(environment(server.port));
+    let out = verify.output().expect("run towline");
+    let found: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert!(out.status.success() && found["good"] == true, "{found}");
+    assert_eq!(found["log"].as_array().map(Vec::len), Some(1), "no hole: {found}");
+    assert_eq!(found["log"][0]["first"], "0000000000000001", "{found}");
+    leader.assert_no_panic();
+}
+
+/// The rest is said by the library itself, in a process of its own that has the environment it needs.
+#[test]
+fn objects_of_any_size_are_made_once_listed_by_pages_and_read_in_pieces() {
+    if std::env::var_os("TOWLINE_S3_CHILD").is_some() {
+        return objects();
+    }
+    let bed = Bed::new("s3-objects");
+    let Some(server) = Server::start(&bed) else { return };
+    let name = "s3::objects_of_any_size_are_made_once_listed_by_pages_and_read_in_pieces";
+    let mut child = Command::new(std::env::current_exe().expect("the test itself"));
+    child.args([name, "--exact", "--nocapture"]).env("TOWLINE_S3_CHILD", "1").envs(environment(server.port));
+    let out = child.output().expect("run");
+    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && text.contains("1 passed"), "{text}");
+}
+
+fn objects() {
+    let address: Address = "s3://towline/a/b".parse().expect("an address");
+    let (system, t) = (SystemId(7), TimelineId(1));
+    assert_eq!(Archive::open(&address).expect_err("none").kind(), ErrorKind::Missing);
+    let archive = Archive::open_or_create(&address, system).expect("create");
+    assert_eq!(Archive::open_or_create(&address, system).expect("open").id(), archive.id());
+    assert_eq!(
+        Archive::open_or_create(&address, SystemId(8)).expect_err("foreign").kind(),
+        ErrorKind::Refused
+    );
+    assert_eq!(archive.put("backup/x/catalog", b"12").expect("put"), Put::Made);
+    assert_eq!(archive.put("backup/x/catalog", b"12").expect("put"), Put::There);
+    assert_eq!(archive.put("backup/x/catalog", b"13").expect_err("other").kind(), ErrorKind::Refused);
+    // Several at once: one makes it, all have it.
+    let made: Vec<Kept> = std::thread::scope(|s| {
+        let put = || archive.put_segment(t, SegmentNo(1), b"the same").expect("put");
+        let all: Vec<_> = (0..4).map(|_| s.spawn(put)).collect();
+        all.into_iter().map(|h| h.join().expect("join")).collect()
+    });
+    assert!(made.contains(&Kept::Made) && !made.contains(&Kept::Mended), "{made:?}");
+    assert_eq!(
+        archive.put_segment(t, SegmentNo(1), b"not it").expect_err("other").kind(),
+        ErrorKind::Refused
+    );
+    // One that was written in half.
+    let half = SegmentName::of(t, SegmentNo(2), b"segment").to_string();
+    archive.put(&half, b"seg").expect("put");
+    assert_eq!(archive.get_segment(t, SegmentNo(2)).expect_err("damaged").kind(), ErrorKind::Corrupt);
+    assert_eq!(archive.put_segment(t, SegmentNo(2), b"segment").expect("put"), Kept::Mended);
+    assert_eq!(archive.get_segment(t, SegmentNo(2)).expect("get").as_deref(), Some(&b"segment"[..]));
+    // More than a page.
+    for n in 10..1_115_u64 {
+        archive
+            .put(&SegmentName::of(t, SegmentNo(n), &n.to_le_bytes()).to_string(), &n.to_le_bytes())
+            .expect("put");
+    }
+    let mut seen = Vec::new();
+    let each = &mut |name: SegmentName, _: u64| {
+        seen.push(name.segment.0);
+        Ok(true)
+    };
+    archive.segments(t, SegmentNo(11), each).expect("list");
+    assert_eq!(seen, (11..1_115).collect::<Vec<_>>());
+    // In parts; what is dropped before its end never was.
+    let block: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
+    let mut dropped = archive.upload("backup/x/pack-00001").expect("begin");
+    (0..20).for_each(|_| dropped.write(&block).expect("write"));
+    drop(dropped);
+    assert!(archive.reader("backup/x/pack-00001").expect("look").is_none());
+    let mut upload = archive.upload("backup/x/pack-00001").expect("begin");
+    (0..40).for_each(|_| upload.write(&block).expect("write"));
+    upload.finish().expect("finish");
+    assert_eq!(archive.upload("backup/x/pack-00001").err().map(|e| e.kind()), Some(ErrorKind::Refused));
+    let mut whole = Vec::new();
+    archive
+        .reader("backup/x/pack-00001")
+        .expect("look")
+        .expect("there")
+        .read_to_end(&mut whole)
+        .expect("read");
+    assert!(whole.len() == 40 << 20 && whole.chunks(1 << 20).all(|c| c == block));
+    archive.delete("backup/x/pack-00001").expect("delete");
+    archive.delete("backup/x/pack-00001").expect("delete");
+    // It is let go of on whatever thread.
+    let shared = Arc::new(archive);
+    let last = Arc::clone(&shared);
+    drop(shared);
+    tokio::runtime::Runtime::new().expect("runtime").block_on(async move { drop(last) });
+}
