@@ -27,6 +27,8 @@ pub(super) fn run(args: &Verify) -> Result<ExitCode> {
         content: !args.no_content,
         log: !args.no_log,
         exit_on_error: args.exit_on_error,
+        replay: args.replay,
+        scratch: args.scratch.clone(),
     };
     let outcome = match verify::run(&order) {
         Ok(outcome) => outcome,

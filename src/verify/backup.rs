@@ -53,6 +53,9 @@ pub(super) fn dir(path: &Path, order: &Order, findings: Findings) -> Result<Outc
         let sums = reading.all(sound);
         outcome.bytes = sums.values().map(|s| s.len).sum();
         judge(&manifest, &expected, &members, sums, order, &findings);
+        if order.replay && findings.none() {
+            super::replay::check(path, &manifest, order, &findings, &mut outcome)?;
+        }
     }
     Ok(outcome.close(findings))
 }

@@ -97,6 +97,11 @@ impl Findings {
         self.stop.load(Ordering::Relaxed)
     }
 
+    /// Whether there is none yet.
+    pub(super) fn none(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
     /// All of them, in order, and how many there are.
     pub(super) fn finish(self) -> (Vec<Problem>, u64) {
         let mut problems = self.problems.into_inner().unwrap_or_else(PoisonError::into_inner);

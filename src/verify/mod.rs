@@ -23,6 +23,7 @@ mod chain;
 mod findings;
 mod member;
 mod presence;
+mod replay;
 mod set;
 mod state;
 
@@ -45,6 +46,10 @@ pub struct Order {
     pub log: bool,
     /// End after the first problem.
     pub exit_on_error: bool,
+    /// Restore the backup, when nothing is wrong with it so far, and compare what is there then.
+    pub replay: bool,
+    /// Where; the directory of temporary files otherwise.
+    pub scratch: Option<PathBuf>,
 }
 
 /// What was found.
@@ -100,9 +105,11 @@ pub fn run(order: &Order) -> Result<Outcome> {
     }
     let findings = Findings::new(ignore, order.exit_on_error);
     if is_state(&order.path) {
+        only_backups(order)?;
         return state::check(order, findings);
     }
     if let Some(address) = archive::address(&order.path)? {
+        only_backups(order)?;
         return archive::check(&address, order, findings);
     }
     match Source::at(&order.path)? {
@@ -110,8 +117,20 @@ pub fn run(order: &Order) -> Result<Outcome> {
             backup_like(&dir)?;
             backup::dir(&dir, order, findings)
         }
+        tar if order.replay => {
+            let text = format!("--replay: unpack the tar '{}' first and name the directory", tar.shown());
+            Err(Error::new(ErrorKind::Usage, text))
+        }
         tar => backup::tar(&tar, order, findings),
     }
+}
+
+fn only_backups(order: &Order) -> Result<()> {
+    if !order.replay {
+        return Ok(());
+    }
+    let text = format!("--replay restores a backup, and '{}' is none", order.path.display());
+    Err(Error::new(ErrorKind::Usage, text))
 }
 
 fn is_state(path: &Path) -> bool {

@@ -104,7 +104,7 @@ fn within(name: &[u8], dir: &[u8]) -> bool {
 }
 
 /// The names of an inode below the root of its tree.
-fn paths<'c>(catalog: &'c Catalog, inode: &Inode<'_>) -> impl Iterator<Item = Vec<u8>> + 'c {
+pub(super) fn paths<'c>(catalog: &'c Catalog, inode: &Inode<'_>) -> impl Iterator<Item = Vec<u8>> + 'c {
     catalog.names(inode.id).filter_map(|(dir, name)| {
         let mut path = catalog.path(dir)?;
         if !path.is_empty() {

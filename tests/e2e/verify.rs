@@ -577,3 +577,41 @@ fn an_archive_is_read_object_by_object() {
     let out = verify(Path::new("s4://bucket"), &[""; 0]);
     assert_eq!(out.status.code(), Some(64), "{out:?}");
 }
+
+#[test]
+fn a_replay_restores_and_finds_what_sums_cannot() {
+    let bed = Bed::new("verify-replay");
+    let scratch = bed.path("scratch");
+    fs::create_dir(&scratch).expect("mkdir");
+    let words = ["--replay", "--scratch", scratch.to_str().expect("UTF-8")];
+    let replayed = |path: &Path| {
+        let found = problems(path, &words);
+        assert_eq!(fs::read_dir(&scratch).expect("list").count(), 0, "the scratch directory is removed");
+        found
+    };
+    let tree = tree(&bed);
+    assert_eq!(replayed(&tree), (Some(0), vec![]));
+    let tar = bed.path("tar");
+    past(&bed).set(Form::Tar, None, &tar);
+    assert_eq!(replayed(&tar), (Some(0), vec![]));
+    // Every sum is right: that the file was another when the backup was made shows only when it is restored.
+    flip(&tar.join("base/dir/file"));
+    edit(&tar, |m| {
+        let bytes = fs::read(tar.join("base/dir/file")).expect("read");
+        file(m, "dir/file").sha256 = sha(&bytes);
+    });
+    good(&tar);
+    let (code, found) = replayed(&tar);
+    assert!(
+        code == Some(1) && found.iter().all(|(_, kind)| kind == "replay") && !found.is_empty(),
+        "{found:?}"
+    );
+    // A damaged one is not restored.
+    flip(&tree.join("data/large"));
+    assert!(replayed(&tree).1.iter().all(|(_, kind)| kind != "replay"));
+    let both = ["--replay", "--no-content"];
+    for (path, words) in [(bed.path("leader/state"), &both[..1]), (tree.clone(), &both[..])] {
+        let out = verify(&path, words);
+        assert_eq!(out.status.code(), Some(64), "{out:?}");
+    }
+}

@@ -23,6 +23,13 @@ pub struct Verify {
     /// Don't look into the log.
     #[arg(long, short = 'n')]
     pub no_log: bool,
+    /// Restore the backup into a scratch directory, when nothing else is wrong with it, and compare what is there then with the
+    /// tree that its log leads to. Needs as much room as the data, and the backup as a directory.
+    #[arg(long, conflicts_with_all = ["no_content", "no_log"])]
+    pub replay: bool,
+    /// Where the scratch directory is made; default: TMPDIR, or /tmp.
+    #[arg(long, value_name = "DIR", requires = "replay")]
+    pub scratch: Option<PathBuf>,
     /// Print problems only.
     #[arg(long, short = 'q', conflicts_with = "json")]
     pub quiet: bool,
