@@ -44,6 +44,7 @@ pub(super) fn check(
         target: Target::Lsn(manifest.end),
         out: out.clone(),
         follower: Some(state.clone()),
+        delta: false,
         allow_gap: true,
     };
     let restored = restore::run(&restoring, &(Arc::new(|_| ()) as restore::Tell), &CancellationToken::new());
