@@ -96,7 +96,7 @@ removed() { # removed FILE: takes one file away that a list names
 if [ -n "$uninstall" ]; then
 	[ -n "$old" ] || fail 1 "'$destdir$list' is not there: nothing was installed to this prefix"
 	if live; then
-		running=$(systemctl list-units --plain --no-legend --state=active 'towline@*' 'towline-check@*' | cut -d' ' -f1)
+		running=$(systemctl list-units --plain --no-legend --state=active 'towline@*' 'towline-check@*' 'towline-basebackup@*' | cut -d' ' -f1)
 		running=$(printf '%s' "$running" | tr '\n' ' ')
 		[ -z "$running" ] || fail 1 "these run and need what would be removed; stop and disable them first: $running"
 	fi
@@ -133,7 +133,7 @@ put() { # put MODE FROM TO: one file, replaced as a whole
 }
 unit() { # unit FROM TO: a unit, with the place of the program in it
 	text=$(mktemp)
-	sed "s#/usr/bin/towline#$prefix/bin/towline#g" "$1" >"$text"
+	sed "s#/usr/bin/towline#$prefix/bin/towline#g; s#/usr/lib/towline/#$prefix/lib/towline/#g" "$1" >"$text"
 	put 644 "$text" "$2"
 	rm -f "$text"
 }
@@ -148,7 +148,9 @@ put 644 scripts/completions/towline.fish "$share/fish/vendor_completions.d/towli
 for example in scripts/examples/*.toml; do
 	put 644 "$example" "$share/doc/towline/examples/${example##*/}"
 done
-put 755 scripts/check-cron.sh "$prefix/lib/towline/check-cron.sh"
+for script in check-cron.sh basebackup.sh; do
+	put 755 "scripts/$script" "$prefix/lib/towline/$script"
+done
 for file in systemd/*@.service systemd/*@.timer; do
 	unit "$file" "$unitdir/${file##*/}"
 done

@@ -8,7 +8,7 @@
 //! | .. | for each regular file that is not empty, ascending by id: id u64, count of blocks u32, count x hash u128, little-endian |
 //! | 4 | CRC32C of everything before, little-endian |
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 use crate::blocks::Blocks;
 use crate::catalog::{Catalog, Inode, blocks_of};
@@ -104,4 +104,156 @@ pub(super) fn write_known<W: Write>(
         }
     }
     writer.finish().map_err(failed)
+}
+
+/// What reading says, with its errors in words.
+type Said<T> = std::result::Result<T, String>;
+
+/// Reads the file, in order. Every error is in words.
+#[derive(Debug)]
+pub struct HashReader<R> {
+    input: R,
+    crc: u32,
+    /// Bytes read ahead: the checksum can't be told from a file's id before the end is seen.
+    ahead: [u8; 4],
+    last: FileId,
+    left: u64,
+}
+
+impl<R: Read> HashReader<R> {
+    /// Begins it.
+    ///
+    /// # Errors
+    /// It is none, of another version, or can't be read.
+    pub fn new(mut input: R) -> Said<Self> {
+        let mut head = [0; 12];
+        input.read_exact(&mut head).map_err(|e| format!("cannot read the block hashes: {e}"))?;
+        if head[..8] != MAGIC {
+            return Err("the block hashes have another magic".to_owned());
+        }
+        let version = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
+        if version != VERSION {
+            return Err(format!("the block hashes are of version {version}, this program knows {VERSION}"));
+        }
+        let mut reader = Self { input, crc: crc32c::crc32c(&head), ahead: [0; 4], last: FileId(0), left: 0 };
+        let mut ahead = [0; 4];
+        reader.input.read_exact(&mut ahead).map_err(|_| cut())?;
+        reader.ahead = ahead;
+        Ok(reader)
+    }
+
+    /// Takes bytes, four behind what was read.
+    fn take(&mut self, to: &mut [u8]) -> Said<()> {
+        let n = to.len();
+        let mut joined = self.ahead.to_vec();
+        joined.resize(n + 4, 0);
+        self.input.read_exact(&mut joined[4..]).map_err(|_| cut())?;
+        to.copy_from_slice(&joined[..n]);
+        self.ahead.copy_from_slice(&joined[n..]);
+        self.crc = crc32c::crc32c_append(self.crc, to);
+        Ok(())
+    }
+
+    fn at_end(&mut self) -> Said<Option<u8>> {
+        let mut one = [0];
+        match self.input.read(&mut one) {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(one[0])),
+            Err(e) => Err(format!("cannot read the block hashes: {e}")),
+        }
+    }
+
+    /// The next file and how many hashes it has; `None`: there is no other.
+    ///
+    /// # Errors
+    /// Files are not in order, or it can't be read.
+    pub fn file(&mut self) -> Said<Option<(FileId, u64)>> {
+        if self.left > 0 {
+            return Err("hashes were left".to_owned());
+        }
+        let Some(byte) = self.at_end()? else { return Ok(None) };
+        // The byte belongs behind what is ahead.
+        let [a, b, c, d] = self.ahead;
+        let mut rest = [0; 11];
+        self.input.read_exact(&mut rest).map_err(|_| cut())?;
+        let mut head = [0; 12];
+        head[..4].copy_from_slice(&[a, b, c, d]);
+        head[4] = byte;
+        head[5..].copy_from_slice(&rest[..7]);
+        self.ahead.copy_from_slice(&rest[7..]);
+        self.crc = crc32c::crc32c_append(self.crc, &head);
+        let (id, count) = head.split_at(8);
+        let id = FileId(u64::from_le_bytes(id.try_into().map_err(|_| cut())?));
+        let count = u64::from(u32::from_le_bytes(count.try_into().map_err(|_| cut())?));
+        if id <= self.last || count == 0 {
+            return Err(format!("the block hashes of file {id} are out of order"));
+        }
+        (self.last, self.left) = (id, count);
+        Ok(Some((id, count)))
+    }
+
+    /// The next hashes of that file, at most `most` and 4096.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn hashes(&mut self, most: u64) -> Said<Vec<u128>> {
+        let n = most.min(self.left).min(RUN);
+        let mut bytes = vec![0; usize::try_from(n).unwrap_or(0) * 16];
+        self.take(&mut bytes)?;
+        self.left -= n;
+        let hash = |c: &[u8]| c.try_into().map(u128::from_le_bytes).unwrap_or_default();
+        Ok(bytes.chunks_exact(16).map(hash).collect())
+    }
+
+    /// The checksum, after the last file.
+    ///
+    /// # Errors
+    /// It is not that of what was read.
+    pub fn finish(self) -> Said<()> {
+        let stored = u32::from_le_bytes(self.ahead);
+        if stored == self.crc {
+            return Ok(());
+        }
+        Err(format!("the checksum of the block hashes is {:08x}, and {stored:08x} is said", self.crc))
+    }
+}
+
+fn cut() -> String {
+    "the block hashes break off".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_every_flipped_byte_is_found() {
+        let mut writer = HashWriter::new(Vec::new()).unwrap();
+        writer.file(FileId(3), 1).unwrap();
+        writer.hashes(&[7]).unwrap();
+        writer.file(FileId(9), 5000).unwrap();
+        let many: Vec<u128> = (0..5000).collect();
+        writer.hashes(&many).unwrap();
+        let bytes = writer.finish().unwrap();
+        let read = |bytes: &[u8]| -> Said<Vec<(u64, Vec<u128>)>> {
+            let mut reader = HashReader::new(bytes)?;
+            let mut out = Vec::new();
+            while let Some((id, count)) = reader.file()? {
+                let mut all = Vec::new();
+                while (all.len() as u64) < count {
+                    all.extend(reader.hashes(count)?);
+                }
+                out.push((id.0, all));
+            }
+            reader.finish()?;
+            Ok(out)
+        };
+        assert_eq!(read(&bytes).unwrap(), [(3, vec![7]), (9, many)]);
+        for at in (0..200).chain(bytes.len() - 200..bytes.len()) {
+            let mut bad = bytes.clone();
+            bad[at] ^= 0x10;
+            assert!(read(&bad).is_err(), "byte {at}");
+            assert!(read(&bytes[..at]).is_err(), "cut at {at}");
+        }
+    }
 }

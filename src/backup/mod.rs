@@ -22,10 +22,13 @@ use crate::net::{Sources, Upstream};
 use crate::position::{Lsn, NodeId};
 use crate::tls::Trust;
 
+mod base;
 mod hashes;
+mod packs;
 mod place;
 mod progress;
 mod replay;
+mod shelf;
 mod source;
 mod stream;
 mod summed;
@@ -34,7 +37,8 @@ mod tar;
 mod tarball;
 mod tree;
 
-pub use hashes::HashWriter;
+pub use hashes::{HashReader, HashWriter};
+pub use packs::{Target, take as packs};
 pub use place::WORK;
 pub use progress::{Phase, Progress, View};
 pub use stream::Compression;

@@ -124,9 +124,7 @@ impl<W: Write + Send + 'static> Taker for Stream<W> {
     fn begin(&mut self, catalog: &Arc<Catalog>) -> Result<Vec<Batch>> {
         self.names = names(catalog);
         self.catalog = Some(Arc::clone(catalog));
-        let files = self.names.iter().filter(|n| n.of.is_none()).filter_map(|n| catalog.get(n.id));
-        let files: Vec<(FileId, u64)> =
-            files.filter(|i| i.kind == Kind::File && i.size > 0).map(|i| (i.id, i.size)).collect();
+        let files = with_content(&self.names, catalog);
         self.progress.enters(Phase::Copying, files.len() as u64, files.iter().map(|f| f.1).sum());
         Ok(batches(&files))
     }
@@ -161,8 +159,19 @@ impl<W: Write + Send + 'static> Taker for Stream<W> {
     }
 }
 
+/// The files that have content, and how much, in the order of the names.
+fn with_content(names: &[Name], catalog: &Catalog) -> Vec<(FileId, u64)> {
+    let files = names.iter().filter(|n| n.of.is_none()).filter_map(|n| catalog.get(n.id));
+    files.filter(|i| i.kind == Kind::File && i.size > 0).map(|i| (i.id, i.size)).collect()
+}
+
+/// The same of a whole tree.
+pub(super) fn files(catalog: &Catalog) -> Vec<(FileId, u64)> {
+    with_content(&names(catalog), catalog)
+}
+
 /// What is to be asked for, in the order of the stream.
-fn batches(files: &[(FileId, u64)]) -> Vec<Batch> {
+pub(super) fn batches(files: &[(FileId, u64)]) -> Vec<Batch> {
     let mut batches: Vec<Batch> = Vec::new();
     let (mut ids, mut bytes) = (Vec::new(), 0);
     for &(id, size) in files {
@@ -409,7 +418,7 @@ fn keep(
 }
 
 /// How much of the content of a file at `offset` is within the size that the tree says.
-fn room(catalog: &Catalog, id: FileId, offset: u64, len: usize) -> usize {
+pub(super) fn room(catalog: &Catalog, id: FileId, offset: u64, len: usize) -> usize {
     let size = catalog.get(id).map_or(0, |i| i.size);
     usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(len)
 }

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::place::{Begun, Place};
 use super::replay::{Intake, Span, is_exact};
+use super::shelf::{Folder, write_part};
 use super::source::{blocking, stopped, while_there};
-use super::summed::Summed;
 use super::{Made, Order, Phase, Progress, hashes, sums};
 use crate::apply::Applied;
 use crate::blocks::Blocks;
@@ -20,7 +20,7 @@ use crate::disk::{self, AtomicFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::fill::{self, FillContext};
-use crate::manifest::{self, Form, Manifest, Part};
+use crate::manifest::{self, Form, Manifest};
 use crate::net::{Upstream, wall_clock};
 use crate::position::{Lsn, SystemId};
 use crate::state::{Control, FillState, Role, StateDir};
@@ -190,11 +190,12 @@ impl Sealing<'_> {
         let total = catalog.inodes().map(|i| i.size).sum();
         progress.enters(Phase::Checking, count, total);
         let files = sums::files(self.root, &catalog, self.stop, progress)?;
-        let catalog_part = write_part(self.place.dir(), manifest::CATALOG, |out| {
+        let shelf = Folder(self.place.dir().to_owned());
+        let catalog_part = write_part(&shelf, manifest::CATALOG, |out| {
             checkpoint::encode_snapshot(&catalog.freeze()?, out)
         })?;
         let blocks = Blocks::open(&self.state.blocks())?;
-        let blocks_part = write_part(self.place.dir(), manifest::BLOCKS, |out| {
+        let blocks_part = write_part(&shelf, manifest::BLOCKS, |out| {
             hashes::write_known(out, &catalog, &blocks, &|i| i.content).map(drop)
         })?;
         let (start, start_time) = begun.start.unwrap_or_default();
@@ -218,23 +219,8 @@ impl Sealing<'_> {
     }
 }
 
-/// Writes a part of the backup durably.
-fn write_part(
-    dir: &Path,
-    name: &str,
-    write: impl FnOnce(&mut Summed<BufWriter<AtomicFile>>) -> Result<()>,
-) -> Result<Part> {
-    let file = BufWriter::with_capacity(256 << 10, AtomicFile::create(dir, name)?);
-    let mut out = Summed::new(file);
-    write(&mut out)?;
-    let (out, size, sha256) = out.finish();
-    let file = out.into_inner().map_err(|e| Error::io("write", dir.join(name), e.into_error()))?;
-    file.commit()?;
-    Ok(Part { name: name.to_owned(), size, sha256 })
-}
-
 /// All is durable but for the manifest: the work directory goes, then the manifest comes.
-fn finish(place: &Place, manifest: &Manifest) -> Result<()> {
+pub(super) fn finish(place: &Place, manifest: &Manifest) -> Result<()> {
     pass("backup::summed", place)?;
     place.clear_work()?;
     pass("backup::cleared", place)?;

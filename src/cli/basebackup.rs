@@ -13,6 +13,7 @@
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::args::BaseBackup;
 use super::{json_line, load, print};
 use crate::apply::StopAt;
-use crate::backup::{self, Access, Compression, Made, Order, Phase, Progress, View};
+use crate::backup::{self, Access, Compression, Made, Order, Phase, Progress, Target, View};
 use crate::config::Config;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::manifest;
@@ -68,20 +69,43 @@ pub(super) fn run(args: &BaseBackup) -> Result<ExitCode> {
     }
 }
 
+/// A backup in a directory or an archive.
+fn stored(args: &BaseBackup) -> Result<Form> {
+    let wrong = |text: &str| Err(Error::new(ErrorKind::Usage, text));
+    if args.compress != Compression::None {
+        return wrong("--compress is for a stream (--out -) only: a directory holds the files as they are");
+    }
+    let target = match args.out.to_str().filter(|t| t.contains("://")) {
+        Some(text) => {
+            let address = text.parse().map_err(|e| Error::new(ErrorKind::Usage, format!("--out {e}")))?;
+            Target::Archive(address)
+        }
+        None if args.scratch.is_some() => return wrong("--scratch is for a stream or an archive only"),
+        None if args.incremental.is_none() => return Ok(Form::Tree),
+        None => Target::Dir(args.out.clone()),
+    };
+    if args.resume || args.keep_partial {
+        return wrong("packs can't be gone on with: leave --resume and --keep-partial out");
+    }
+    Ok(Form::Packs(target, args.incremental.clone()))
+}
+
 /// What the backup is made as.
 enum Form {
     Tree,
     Tar(Compression),
+    Packs(Target, Option<PathBuf>),
 }
 
 fn form(args: &BaseBackup) -> Result<Form> {
     let wrong = |text: &str| Err(Error::new(ErrorKind::Usage, text));
     if args.out.as_os_str() != STREAM {
-        return match (args.compress, &args.scratch) {
-            (Compression::None, None) => Ok(Form::Tree),
-            (Compression::None, _) => wrong("--scratch is for a stream (--out -) only"),
-            _ => wrong("--compress is for a stream (--out -) only: a directory holds the files as they are"),
-        };
+        return stored(args);
+    }
+    if args.incremental.is_some() {
+        return wrong(
+            "an incremental backup is made of packs: name a directory or an archive in the place of -",
+        );
     }
     if args.resume || args.keep_partial {
         return wrong(
@@ -193,6 +217,7 @@ fn take(order: Order, form: Form, shown: bool) -> Result<Made> {
                 let out = std::io::stdout().as_fd().try_clone_to_owned()?;
                 backup::tar(order, compression, File::from(out), progress, cancel).await
             }
+            Form::Packs(target, base) => backup::packs(order, target, base, progress, cancel).await,
         }
     });
     drop(show);

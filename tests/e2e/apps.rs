@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use crate::support::backup::Backup;
 use crate::support::bed::{Bed, copy_tree, free_port, nap, py, soak_or};
 use crate::support::node::STAGE;
 use crate::support::tree::python;
@@ -74,6 +75,25 @@ fn check_copies(pair: &Pair, app: &mut Running, count: usize, mut check: impl Fn
     assert!(distinct.len() > count / 4, "the follower hardly moved: {seen:?}");
 }
 
+/// Takes base backups while `app` runs, of the leader and the follower in turn, and checks each.
+fn check_backups(pair: &Pair, app: &mut Running, check: impl Fn(&Path) -> u64) {
+    for (i, node) in [&pair.leader, &pair.follower].into_iter().cycle().take(soak_or(20, 3)).enumerate() {
+        nap(20, 300);
+        app.assert_alive();
+        let out = pair.bed.path(format!("backup{i}"));
+        let manifest = Backup::new(node.spec.listen, &out).good();
+        assert!(manifest.exact && manifest.end >= manifest.start);
+        fs::set_permissions(&out, fs::Permissions::from_mode(0o755)).expect("chmod");
+        println!(
+            "base backup {i}: {} to {}, progress {}",
+            manifest.start,
+            manifest.end,
+            check(&out.join("data"))
+        );
+        fs::remove_dir_all(&out).expect("rm");
+    }
+}
+
 fn sqlite(mode: &str) {
     let pair = impatient(&format!("sqlite-{mode}"));
     let db = pair.data().join("bank.db");
@@ -93,12 +113,14 @@ fn sqlite(mode: &str) {
         let out = out.map_err(|e| e.to_string())?;
         if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
     });
-    check_copies(&pair, &mut app, copies(), |copy| {
+    let check = |copy: &Path| -> u64 {
         Bed::python("bank.py", &["check", copy.join("bank.db").to_str().expect("path")])
             .trim()
             .parse()
             .expect("moves")
-    });
+    };
+    check_copies(&pair, &mut app, copies(), check);
+    check_backups(&pair, &mut app, check);
     drop(app);
     pair.finish();
 }
@@ -412,6 +434,8 @@ fn postgresql_under_pgbench_with_the_freeze() {
         ledger.assert_alive();
         check_postgres(&bin, copy)
     });
+    check_backups(&pair, &mut bench, |copy| check_postgres(&bin, copy));
+    ledger.assert_alive();
     drop(bench);
     drop(ledger);
     let out = server.tool("psql").args(["-Xc", "checkpoint"]).output();

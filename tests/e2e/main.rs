@@ -10,6 +10,7 @@ mod support;
 mod apps;
 mod archive;
 mod basebackup;
+mod basebackup_packs;
 mod basebackup_tar;
 mod basic;
 mod cascade;

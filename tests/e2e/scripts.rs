@@ -55,6 +55,8 @@ fn what_is_installed_is_all_that_is_removed() {
         ("usr/local/lib/systemd/system/towline-check@.timer", 0o644),
         ("usr/local/lib/sysusers.d/towline.conf", 0o644),
         ("usr/local/lib/towline/check-cron.sh", 0o755),
+        ("usr/local/lib/towline/basebackup.sh", 0o755),
+        ("usr/local/lib/systemd/system/towline-basebackup@.service", 0o644),
     ] {
         assert_eq!(first.get(name).map(|f| f.0), Some(mode), "{name}: {first:?}");
     }
@@ -203,7 +205,9 @@ fn units(bed: &Bed) -> PathBuf {
     for entry in fs::read_dir(&dir).expect("list") {
         let path = entry.expect("entry").path();
         let text = fs::read_to_string(&path).expect("read");
-        fs::write(&path, text.replace("/usr/local/bin/towline", &towline())).expect("write");
+        let text = text.replace("/usr/local/bin/towline", &towline());
+        let lib = root.join("usr/local/lib/towline").display().to_string();
+        fs::write(&path, text.replace("/usr/local/lib/towline", &lib)).expect("write");
     }
     dir
 }
@@ -218,7 +222,13 @@ fn systemd_finds_nothing_in_the_units() {
     let version = version_of_systemd().expect("systemd-analyze");
     let bed = Bed::new("units");
     let dir = units(&bed);
-    for unit in ["towline@x.service", "towline-check@x.service", "towline-check@x.timer"] {
+    for unit in [
+        "towline@x.service",
+        "towline-check@x.service",
+        "towline-check@x.timer",
+        "towline-basebackup@x.service",
+        "towline-basebackup@x.timer",
+    ] {
         let out = Command::new("systemd-analyze")
             .args(["verify", "--man=no"])
             .arg(dir.join(unit))

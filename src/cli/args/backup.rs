@@ -14,9 +14,14 @@ pub struct BaseBackup {
     /// The node to read: a leader, or a follower.
     #[arg(long, value_name = "HOST:PORT")]
     pub leader: String,
-    /// The directory that becomes the backup: new or empty. `-`: the backup is one tar stream on standard output.
-    #[arg(long, value_name = "DIR|-")]
+    /// The directory that becomes the backup: new or empty. `-`: the backup is one tar stream on standard output. An address
+    /// like file:///DIR or s3://BUCKET/PREFIX: it goes into that archive.
+    #[arg(long, value_name = "DIR|-|URL")]
     pub out: PathBuf,
+    /// Take what has changed since this backup only, as packs: its manifest, or its directory. It is not changed, and the
+    /// new one can't be restored without it.
+    #[arg(long, value_name = "MANIFEST")]
+    pub incremental: Option<PathBuf>,
     /// Name of the backup; default: the time at which it begins.
     #[arg(long)]
     pub label: Option<String>,
@@ -30,7 +35,7 @@ pub struct BaseBackup {
     /// Compress the stream: none, zstd, or zstd:LEVEL.
     #[arg(long, value_name = "HOW", default_value = "none")]
     pub compress: Compression,
-    /// Directory in which a stream's log waits for its turn; default: $TMPDIR, or /tmp.
+    /// Directory in which the log of a stream, or of a backup in an archive, waits for its turn; default: $TMPDIR, or /tmp.
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<PathBuf>,
     /// Show how far it is on standard error: a bar on a terminal, lines elsewhere.

@@ -1,0 +1,90 @@
+#!/bin/sh
+# For cron and systemd: takes a base backup, verifies it, and removes old ones. Silent when all is well, so that cron
+# mails about trouble only.
+#
+#   basebackup.sh DIRECTORY HOST:PORT [OPTION...]    options are those of `towline basebackup`
+#
+#   MAILTO=ops@example.org
+#   30 2 * * * backup /usr/local/lib/towline/basebackup.sh /srv/backup/app db1:7400 --state /var/lib/towline/vault
+#
+# A backup is DIRECTORY/TIME, and is called so only once it is complete and verified. KEEP in the environment is how many of
+# them stay (7); an older one goes only after a newer one was verified. TOWLINE names the program where it is not in PATH.
+#
+# Exits 0: done; 1: no backup could be taken; 2: wrong usage; 3: done, but the backup is not an exact cut; 4: the new backup
+# is damaged, it is kept as TIME.bad; 5: old backups can't be removed; 6: another run is not over.
+set -u
+umask 077
+
+say() { printf 'basebackup.sh: %s\n' "$*" >&2; }
+fail() { # fail CODE TEXT
+	say "$2"
+	exit "$1"
+}
+
+if [ $# -lt 2 ] || [ "${1#-}" != "$1" ]; then
+	echo "usage: basebackup.sh DIRECTORY HOST:PORT [OPTION...]   (options of 'towline basebackup')" >&2
+	exit 2
+fi
+dir=${1%/}
+leader=$2
+shift 2
+keep=${KEEP:-7}
+case $keep in
+'' | *[!0-9]* | 0) fail 2 "KEEP is '$keep'; write how many backups stay, 1 at least" ;;
+esac
+towline=${TOWLINE:-towline}
+[ -n "$dir" ] || fail 2 "the root directory is no place for backups"
+mkdir -p "$dir" || fail 1 "'$dir' can't be made"
+
+# One at a time; the lock is gone with the process, however that ends.
+exec 9>"$dir/.lock" || fail 1 "'$dir/.lock' can't be made"
+flock -n 9 || fail 6 "another run in '$dir' is not over"
+
+# What a run that was killed has left.
+for part in "$dir"/*.part; do
+	[ -d "$part" ] || continue
+	rm -rf "$part" || say "'$part' is left of an earlier run and can't be removed"
+done
+
+label=$(date -u +%Y%m%dT%H%M%SZ)
+new=$dir/$label.part
+[ ! -e "$dir/$label" ] || fail 6 "'$dir/$label' is there already: another backup was taken in this second"
+"$towline" basebackup --leader "$leader" --out "$new" --label "$label" "$@" >"$dir/.last" 2>&1 9>&-
+code=$?
+case $code in
+0 | 3) ;;
+64)
+	cat "$dir/.last" >&2
+	fail 2 "the options are wrong"
+	;;
+*)
+	cat "$dir/.last" >&2
+	fail 1 "no backup of $leader was taken"
+	;;
+esac
+if ! "$towline" verify "$new" >"$dir/.last" 2>&1 9>&-; then
+	cat "$dir/.last" >&2
+	mv "$new" "$dir/$label.bad"
+	fail 4 "the backup of $leader is damaged; it is kept as '$dir/$label.bad', and no older one was removed"
+fi
+mv "$new" "$dir/$label" || fail 1 "'$new' can't be given its name"
+rm -f "$dir/.last"
+
+# The oldest first: what is complete, and has a name that this program gives.
+count=0
+for old in "$dir"/[0-9]*T[0-9]*Z; do
+	[ ! -f "$old/manifest.json" ] || count=$((count + 1))
+done
+left=0
+for old in "$dir"/[0-9]*T[0-9]*Z; do
+	[ "$count" -gt "$keep" ] || break
+	[ -f "$old/manifest.json" ] || continue
+	# Without its manifest it is no backup any more, however far the rest gets.
+	rm -f "$old/manifest.json" && rm -rf "$old" || left=1
+	count=$((count - 1))
+done
+[ "$left" = 0 ] || fail 5 "an old backup in '$dir' can't be removed"
+if [ "$code" = 3 ]; then
+	fail 3 "the backup '$dir/$label' is complete, but no exact cut came in time: see --exact-timeout in towline-basebackup(1)"
+fi
+exit 0

@@ -1,0 +1,152 @@
+//! Where the parts of a backup go: a directory, or one prefix of an archive.
+
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::summed::Summed;
+use crate::archive::{Address, Archive, Upload, names};
+use crate::disk::{self, AtomicFile};
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::{self, Manifest, Part};
+use crate::position::SystemId;
+
+/// Bytes that are handed on at once.
+const BUFFER: usize = 256 << 10;
+
+/// A part that is being written; it is there, durably, once it is committed.
+pub(super) trait PartFile: Write + Send {
+    fn commit(self: Box<Self>) -> Result<()>;
+}
+
+/// Makes parts.
+pub(super) trait Shelf: Send + Sync {
+    fn create(&self, name: &str) -> Result<Box<dyn PartFile>>;
+}
+
+/// Writes a whole part.
+pub(super) fn write_part(
+    shelf: &dyn Shelf,
+    name: &str,
+    write: impl FnOnce(&mut Summed<Box<dyn PartFile>>) -> Result<()>,
+) -> Result<Part> {
+    let mut out = Summed::new(shelf.create(name)?);
+    write(&mut out)?;
+    let (file, size, sha256) = out.finish();
+    file.commit()?;
+    Ok(Part { name: name.to_owned(), size, sha256 })
+}
+
+/// A directory.
+pub(super) struct Folder(pub(super) PathBuf);
+
+impl Shelf for Folder {
+    fn create(&self, name: &str) -> Result<Box<dyn PartFile>> {
+        let (dir, file) = match name.rsplit_once('/') {
+            Some((dir, file)) => (self.0.join(dir), file),
+            None => (self.0.clone(), name),
+        };
+        disk::create_subdir_durable(&dir)?;
+        Ok(Box::new(BufWriter::with_capacity(BUFFER, AtomicFile::create(&dir, file)?)))
+    }
+}
+
+impl PartFile for BufWriter<AtomicFile> {
+    fn commit(self: Box<Self>) -> Result<()> {
+        let file =
+            self.into_inner().map_err(|e| Error::from(e.into_error()).wrap("cannot write the backup"))?;
+        file.commit()
+    }
+}
+
+/// One prefix of an archive.
+pub(super) struct Prefix {
+    address: Address,
+    label: String,
+    opened: Mutex<Option<Arc<Objects>>>,
+}
+
+/// The archive, and what was put there.
+struct Objects {
+    archive: Archive,
+    dir: String,
+    made: Mutex<Vec<String>>,
+}
+
+impl Prefix {
+    pub(super) fn new(address: Address, label: &str) -> Self {
+        Self { address, label: label.to_owned(), opened: Mutex::default() }
+    }
+
+    fn objects(&self) -> Option<Arc<Objects>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Opens the archive for a backup of this system.
+    pub(super) fn open(&self, system: SystemId) -> Result<Arc<dyn Shelf>> {
+        let archive = Archive::open_or_create(&self.address, system)?;
+        let dir = names::backup_dir(&self.label);
+        if archive.reader(&format!("{dir}/{}", manifest::NAME))?.is_some() {
+            let text = format!(
+                "there is a backup '{}' in the archive '{}' already; give this one another --label",
+                self.label, self.address
+            );
+            return Err(Error::new(ErrorKind::Refused, text));
+        }
+        let objects = Arc::new(Objects { archive, dir, made: Mutex::default() });
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&objects));
+        Ok(Arc::new(Kept(objects)))
+    }
+
+    /// Puts the manifest there: the backup is complete.
+    pub(super) fn seal(&self, manifest: &Manifest) -> Result<()> {
+        let Some(objects) = self.objects() else { return Ok(()) };
+        let mut text = Vec::new();
+        manifest.write(&mut text).map_err(|e| Error::from(e).wrap("cannot write the manifest"))?;
+        objects.archive.put(&format!("{}/{}", objects.dir, manifest::NAME), &text).map(drop)
+    }
+
+    /// The backup failed: what was put there goes.
+    pub(super) fn discard(&self) {
+        let Some(objects) = self.objects() else { return };
+        let made = std::mem::take(&mut *objects.made.lock().unwrap_or_else(PoisonError::into_inner));
+        for name in made {
+            if let Err(e) = objects.archive.delete(&name) {
+                tracing::warn!("'{name}' of a backup that failed can't be removed from the archive: {e}");
+            }
+        }
+    }
+}
+
+/// Its shelf.
+struct Kept(Arc<Objects>);
+
+impl Shelf for Kept {
+    fn create(&self, name: &str) -> Result<Box<dyn PartFile>> {
+        let name = format!("{}/{name}", self.0.dir);
+        let upload = self.0.archive.upload(&name)?;
+        self.0.made.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+        Ok(Box::new(BufWriter::with_capacity(BUFFER, Uploading(upload))))
+    }
+}
+
+struct Uploading(Box<dyn Upload>);
+
+impl Write for Uploading {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.write(buf).map_err(|e| io::Error::other(e.to_string()))?;
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl PartFile for BufWriter<Uploading> {
+    fn commit(self: Box<Self>) -> Result<()> {
+        let upload =
+            self.into_inner().map_err(|e| Error::from(e.into_error()).wrap("cannot write the backup"))?;
+        upload.0.finish()
+    }
+}

@@ -1,0 +1,225 @@
+//! Base backups as packs: incremental ones, and those that go into an archive.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use towline::catalog::Catalog;
+use towline::checkpoint;
+use towline::manifest::{Form, Manifest};
+use towline::pack;
+use towline::position::FileId;
+use towline::wire::{Item, Items};
+
+use super::full::noise;
+use crate::support::backup::{Backup, checked, forgotten};
+use crate::support::{Bed, Load, Node, Pair, Proxy, until, within};
+
+type Contents = HashMap<FileId, Vec<u8>>;
+
+fn catalog(dir: &Path) -> Catalog {
+    checkpoint::decode(File::open(dir.join("catalog")).expect("open")).expect("a catalog")
+}
+
+/// The contents of a backup in form tree, by file.
+fn of_tree(dir: &Path, manifest: &Manifest) -> Contents {
+    let path = |p: &[u8]| dir.join("data").join(std::ffi::OsStr::from_bytes(p));
+    manifest.files.iter().map(|f| (f.id, fs::read(path(&f.path)).expect("read"))).collect()
+}
+
+/// Puts the packs of a backup over contents, as a restore does.
+fn apply(contents: &mut Contents, dir: &Path, manifest: &Manifest) {
+    let catalog = catalog(dir);
+    contents.retain(|id, _| catalog.get(*id).is_some());
+    let sized = |contents: &mut Contents| {
+        for inode in catalog.inodes().filter(|i| i.kind == towline::record::Kind::File) {
+            contents.entry(inode.id).or_default().resize(usize::try_from(inode.size).expect("size"), 0);
+        }
+    };
+    sized(contents);
+    for part in manifest.parts.iter().filter(|p| p.name.starts_with("pack-")) {
+        let mut reader = pack::Reader::of(File::open(dir.join(&part.name)).expect("open"), manifest.system)
+            .expect("a pack");
+        let mut unpacker = pack::Unpacker::default();
+        while let Some(frame) = reader.next().expect("a frame") {
+            for item in Items::new(unpacker.items(&frame).expect("items")) {
+                let (id, offset, bytes) = match item.expect("an item") {
+                    Item::Data { id, offset, bytes } => (id, offset, bytes.to_vec()),
+                    Item::Hole { id, offset, len } => {
+                        (id, offset, vec![0; usize::try_from(len).expect("len")])
+                    }
+                    Item::End { .. } => continue,
+                };
+                let (to, at) = (contents.entry(id).or_default(), usize::try_from(offset).expect("offset"));
+                to.resize(to.len().max(at + bytes.len()), 0);
+                to[at..at + bytes.len()].copy_from_slice(&bytes);
+            }
+        }
+    }
+    sized(contents);
+}
+
+/// Compares contents with a directory that stands still, by the names of the catalog.
+fn assert_same(contents: &Contents, dir: &Path, data: &Path) {
+    let catalog = catalog(dir);
+    let mut count = 0;
+    for inode in catalog.inodes().filter(|i| i.kind == towline::record::Kind::File) {
+        let path = catalog.path(inode.id).expect("a path");
+        let there = fs::read(data.join(std::ffi::OsStr::from_bytes(&path))).expect("read");
+        assert!(contents[&inode.id] == there, "{}", path.escape_ascii());
+        count += 1;
+    }
+    assert!(count > 3, "{count} files");
+}
+
+fn rest(node: &Node) {
+    until(within(30), "the leader is at rest", || {
+        let status = node.status()?;
+        let left = status.0["capture"]["unhashed_files"].as_u64();
+        if left == Some(0) && status.exact() == status.end() { Ok(()) } else { Err(status.0.to_string()) }
+    });
+}
+
+/// A backup into `out`, standing on `base`.
+fn incremental(port: u16, out: &Path, base: &Path, words: &[&str]) -> Manifest {
+    let mut command = Backup::new(port, out).args(["--incremental"]).args([base]).args(words);
+    let manifest = command.good();
+    assert!(manifest.form == Form::Packs && manifest.base.is_some());
+    manifest
+}
+
+#[test]
+fn only_what_has_changed_travels_and_the_chain_gives_the_directory() {
+    let bed = Bed::new("incremental");
+    let spec = bed.leader("leader");
+    let data = spec.data.clone();
+    fs::write(data.join("large"), noise(96 << 20)).expect("write");
+    for name in ["same", "gone", "shrinks", "grows", "renamed", "one"] {
+        fs::write(data.join(name), [name.as_bytes(), &noise(60_000)].concat()).expect("write");
+    }
+    fs::write(data.join("tiny"), "tiny").expect("write");
+    let leader = spec.start();
+    rest(&leader);
+    let outs: Vec<PathBuf> = (0..3).map(|i| bed.path(format!("b{i}"))).collect();
+    let first = Backup::new(leader.spec.listen, &outs[0]).args(["--label", "first"]).good();
+    // 60 of 6144 blocks, and what else may happen to a file.
+    let large = File::options().write(true).open(data.join("large")).expect("open");
+    for i in 0..60_u64 {
+        large.write_all_at(&noise(16 << 10), i * 100 * (16 << 10) + 5).expect("write");
+    }
+    fs::remove_file(data.join("gone")).expect("rm");
+    File::options().write(true).open(data.join("shrinks")).expect("open").set_len(20_001).expect("truncate");
+    File::options().write(true).open(data.join("grows")).expect("open").set_len(300_000).expect("grow");
+    fs::rename(data.join("renamed"), data.join("another name")).expect("rename");
+    fs::write(data.join("tiny"), noise(40_000)).expect("write");
+    fs::write(data.join("one"), "one").expect("write");
+    fs::write(data.join("new"), noise(50_000)).expect("write");
+    until(within(30), "the changes are in the log", || {
+        let status = leader.status()?;
+        if status.exact() != first.end.to_string() { Ok(()) } else { Err(status.exact()) }
+    });
+    leader.wait_confirmed(&["--timeout", "5s"]);
+    rest(&leader);
+    let proxy = Proxy::to(leader.spec.listen);
+    let second = incremental(proxy.port(), &outs[1], &outs[0].join("manifest.json"), &["--label", "second"]);
+    let (up, down) = proxy.bytes();
+    // Unaligned writes of a block touch two.
+    let changed = 60 * 2 * (16 << 10) + 4 * (16 << 10) + 64 * 1024 + 48 * 1024;
+    println!("changed {changed} bytes, {down} received, {up} sent");
+    assert!(up + down <= changed * 6 / 5, "{changed} bytes changed: {down} down, {up} up");
+    let mut contents = of_tree(&outs[0], &first);
+    apply(&mut contents, &outs[1], &second);
+    assert_same(&contents, &outs[1], &data);
+    let base = second.base.as_ref().expect("a base");
+    assert_eq!((base.label.as_str(), base.end), ("first", first.end));
+    // One more on that, with nothing changed: nothing travels.
+    let third = incremental(leader.spec.listen, &outs[2], &outs[1], &["--label", "third"]);
+    assert!(third.parts.iter().all(|p| !p.name.starts_with("pack-")), "{:?}", third.parts);
+    apply(&mut contents, &outs[2], &third);
+    assert_same(&contents, &outs[2], &data);
+    assert_eq!(
+        fs::read(outs[1].join("blocks")).expect("read"),
+        fs::read(outs[2].join("blocks")).expect("read")
+    );
+    forgotten(&leader);
+}
+
+#[test]
+fn an_archive_takes_full_and_incremental_backups_while_the_application_writes() {
+    let bed = Bed::new("backup-archive");
+    let leader = bed.leader("leader").start();
+    let work = Load::start(&leader.data().join("load"), 8, Duration::from_millis(2));
+    until(within(30), "some work", || if work.ops() > 400 { Ok(()) } else { Err("too little".into()) });
+    let (archive, url) = (bed.path("archive"), format!("file://{}", bed.path("archive").display()));
+    let into = |words: &[&str]| Backup::new(leader.spec.listen, Path::new(&url)).args(words).run();
+    let set = |label: &str| archive.join("backup").join(label);
+    assert_eq!(into(&["--label", "full"]).status.code(), Some(0));
+    let full = checked(&set("full"));
+    assert!(full.form == Form::Packs && full.base.is_none() && full.exact);
+    // The base is folded over its own log: only then are its hashes what it is at its end.
+    let base = set("full");
+    assert_eq!(
+        into(&["--label", "more", "--incremental", base.to_str().expect("path")]).status.code(),
+        Some(0)
+    );
+    let more = checked(&set("more"));
+    assert!(more.end >= full.end && more.exact);
+    work.finish();
+    leader.wait_confirmed(&["--timeout", "5s"]);
+    rest(&leader);
+    // At rest the chain without any log is the directory: start and end of the last are one.
+    let base = set("more");
+    assert_eq!(
+        into(&["--label", "last", "--incremental", base.to_str().expect("path")]).status.code(),
+        Some(0)
+    );
+    let last = checked(&set("last"));
+    assert_eq!(last.start, last.end);
+    // What is there is never written over.
+    let said = String::from_utf8_lossy(&into(&["--label", "last"]).stderr).into_owned();
+    assert!(said.contains("a backup 'last' in the archive"), "{said}");
+    let others = bed.leader("others").start();
+    let said = Backup::new(others.spec.listen, Path::new(&url)).fails(1);
+    assert!(said.contains("system"), "{said}");
+    assert_eq!(fs::read_dir(archive.join("backup")).expect("list").count(), 3);
+    forgotten(&leader);
+}
+
+#[test]
+fn a_base_that_can_not_be_stood_on_is_refused_with_the_reason() {
+    let pair = Pair::start("incremental-refused");
+    for i in 0..5 {
+        fs::write(pair.data().join(format!("f{i}")), noise(40_000)).expect("write");
+    }
+    pair.equal(30);
+    let (base, out) = (pair.bed.path("base"), pair.bed.path("out"));
+    // The follower rests, and the base is newer.
+    pair.follower.pause();
+    fs::write(pair.data().join("newer"), "x").expect("write");
+    pair.leader.wait_confirmed(&["--timeout", "1s"]);
+    Backup::new(pair.leader.spec.listen, &base).args(["--label", "base"]).good();
+    let refused = |port: u16, words: &[&str]| {
+        let said = Backup::new(port, &out).args(["--incremental"]).args([&base]).fails(1);
+        assert!(words.iter().all(|w| said.contains(w)), "{words:?}: {said}");
+        assert!(!out.exists());
+    };
+    refused(pair.follower.spec.listen, &["can't stand on 'base'", "has caught up"]);
+    pair.follower.resume();
+    let other = pair.bed.leader("other").start();
+    refused(other.spec.listen, &["can't stand on 'base'", "of system"]);
+    for name in ["blocks", "catalog", "manifest.json"] {
+        let path = base.join(name);
+        let good = fs::read(&path).expect("read");
+        let mut bad = good.clone();
+        let at = bad.len() / 2;
+        bad[at] ^= 1;
+        fs::write(&path, bad).expect("write");
+        refused(pair.leader.spec.listen, &["can't be stood on", "manifest"]);
+        fs::write(&path, good).expect("write");
+    }
+    fs::remove_file(base.join("blocks")).expect("rm");
+    refused(pair.leader.spec.listen, &["can't be stood on", "blocks"]);
+}
