@@ -326,7 +326,10 @@ mod tests {
         let unknown = short("check --stat /x");
         assert!(unknown.contains("tip: a similar argument exists: '--state'"), "{unknown}");
         let value = short("check --state /x --accept nothing");
-        assert!(value.contains("possible values: ") && value.contains(" gap,") && !value.contains("Usage"), "{value}");
+        assert!(
+            value.contains("possible values: ") && value.contains(" gap,") && !value.contains("Usage"),
+            "{value}"
+        );
         for swapped in ["--max-lag 60s,30s", "--min-free-disk 2%,5%", "--min-certificate-days 7,30"] {
             let swapped = short(&format!("check --state /x {swapped}"));
             assert!(swapped.contains("would never come before the critical"), "{swapped}");
