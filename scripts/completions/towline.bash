@@ -317,7 +317,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__basebackup)
-            opts="-h --leader --out --label --exact-timeout --max-rate --compress --scratch --progress --keep-partial --resume --retry-timeout --peer-timeout --name --state --config --tls --tls-cert --tls-key --tls-ca --tls-crl --json --log-level --log-json --help"
+            opts="-h --leader --out --incremental --label --exact-timeout --max-rate --compress --scratch --progress --keep-partial --resume --retry-timeout --peer-timeout --name --state --config --tls --tls-cert --tls-key --tls-ca --tls-crl --json --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -328,6 +328,10 @@ _towline() {
                     return 0
                     ;;
                 --out)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --incremental)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1573,7 +1577,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__verify)
-            opts="-e -i -s -n -q -h --exit-on-error --ignore --no-content --no-log --quiet --json --log-level --log-json --help"
+            opts="-e -i -s -n -q -h --exit-on-error --ignore --no-content --no-log --replay --scratch --quiet --json --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1584,6 +1588,10 @@ _towline() {
                     return 0
                     ;;
                 -i)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --scratch)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

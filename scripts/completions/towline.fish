@@ -359,12 +359,13 @@ complete -c towline -n "__fish_towline_using_subcommand resync" -l json -d 'Prin
 complete -c towline -n "__fish_towline_using_subcommand resync" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand resync" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l leader -d 'The node to read: a leader, or a follower' -r
-complete -c towline -n "__fish_towline_using_subcommand basebackup" -l out -d 'The directory that becomes the backup: new or empty. `-`: the backup is one tar stream on standard output' -r -F
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l out -d 'The directory that becomes the backup: new or empty. `-`: the backup is one tar stream on standard output. An address like file:///DIR or s3://BUCKET/PREFIX: it goes into that archive' -r -F
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l incremental -d 'Take what has changed since this backup only, as packs: its manifest, or its directory. It is not changed, and the new one can\'t be restored without it' -r -F
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l label -d 'Name of the backup; default: the time at which it begins' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l exact-timeout -d 'How long to wait for an exact cut, once everything else is there. Without one the backup ends on a cut of files, and the exit code is 3' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l max-rate -d 'Take at most so many bytes a second from the node; 0: as many as come' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l compress -d 'Compress the stream: none, zstd, or zstd:LEVEL' -r
-complete -c towline -n "__fish_towline_using_subcommand basebackup" -l scratch -d 'Directory in which a stream\'s log waits for its turn; default: $TMPDIR, or /tmp' -r -F
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l scratch -d 'Directory in which the log of a stream, or of a backup in an archive, waits for its turn; default: $TMPDIR, or /tmp' -r -F
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l retry-timeout -d 'After so long without a connection to the node the backup fails' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l peer-timeout -d 'A node that sends nothing for this long is given up' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l name -d 'The name by which the node trusts this side; default: that of the state directory, or of the host' -r
@@ -427,10 +428,12 @@ complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand verify" -s i -l ignore -d 'A path below it of which nothing is to be heard, like data/notes; may be repeated' -r -F
+complete -c towline -n "__fish_towline_using_subcommand verify" -l scratch -d 'Where the scratch directory is made; default: TMPDIR, or /tmp' -r -F
 complete -c towline -n "__fish_towline_using_subcommand verify" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand verify" -s e -l exit-on-error -d 'End after the first problem'
 complete -c towline -n "__fish_towline_using_subcommand verify" -s s -l no-content -d 'Compare names, kinds and sizes only: nothing but the manifest is read'
 complete -c towline -n "__fish_towline_using_subcommand verify" -s n -l no-log -d 'Don\'t look into the log'
+complete -c towline -n "__fish_towline_using_subcommand verify" -l replay -d 'Restore the backup into a scratch directory, when nothing else is wrong with it, and compare what is there then with the tree that its log leads to. Needs as much room as the data, and the backup as a directory'
 complete -c towline -n "__fish_towline_using_subcommand verify" -s q -l quiet -d 'Print problems only'
 complete -c towline -n "__fish_towline_using_subcommand verify" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand verify" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
