@@ -178,5 +178,5 @@ if live; then
 	systemctl daemon-reload
 	say "installed; write /etc/towline/NAME.toml (examples in $share/doc/towline/examples), then: systemctl enable --now towline@NAME"
 else
-	say "installed below ${destdir:-$prefix}"
+	say "installed below ${destdir:-$prefix}; units are in $unitdir, accounts and directories for systemd in $confdir"
 fi

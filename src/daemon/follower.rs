@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::port::Port;
-use super::resync::{self, Cause};
+use super::resync::{self, Cause, TOO_OFTEN};
 use super::show::{cuts_part, log_part};
 use super::source::{FollowerSource, Source};
 use super::{Engine, FAILURE_LOOK, Node, archived, blocking, bounded_stop, cleanup, until_failure};
@@ -288,10 +288,13 @@ async fn follow(
         }
         e = failed => e,
     };
-    if let Some(cause) = e.as_ref().and_then(|e| repair(node, config, apply, e)) {
-        node.resyncs.want(cause);
-        return Ok(());
-    }
+    let e = match e.map(|e| repair(node, config, apply, e)) {
+        Some(Ok(cause)) => {
+            node.resyncs.want(cause);
+            return Ok(());
+        }
+        other => other.and_then(std::result::Result::err),
+    };
     match e {
         // The newest data is safe in this node's log, whatever keeps it out of the directory.
         Some(e)
@@ -342,11 +345,14 @@ async fn after_a_look(apart: impl Future<Output = Cause>, apply: &ApplyHandle, f
     }
 }
 
-/// What is wrong with the directory, if it is repaired by itself.
-fn repair(node: &Node, config: &Config, apply: &ApplyHandle, e: &Error) -> Option<Cause> {
-    let files =
-        apply.damage().filter(|_| e.kind() == ErrorKind::Diverged && config.resync == ResyncMode::Auto)?;
-    node.resyncs.may_repair(Instant::now()).then(|| Cause::of_damage(files, &e.to_string()))
+/// What is wrong with the directory, if it is repaired by itself; else what failed, and why that is not repaired.
+fn repair(node: &Node, config: &Config, apply: &ApplyHandle, e: Error) -> Result<Cause> {
+    let auto = e.kind() == ErrorKind::Diverged && config.resync == ResyncMode::Auto;
+    match apply.damage().filter(|_| auto) {
+        Some(files) if node.resyncs.may_repair(Instant::now()) => Ok(Cause::of_damage(files, &e.to_string())),
+        Some(_) => Err(e.wrap(TOO_OFTEN)),
+        None => Err(e),
+    }
 }
 
 /// Remembers when commits were made, for the lag of those that follow this node.

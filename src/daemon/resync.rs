@@ -29,6 +29,8 @@ use crate::wire::Code;
 /// So many repairs of a directory are made by themselves, each within [`AGAIN`] of the one before.
 const REPAIRS_MAX: u32 = 3;
 const AGAIN: Duration = Duration::from_secs(600);
+/// What is said when it is too often.
+pub(super) const TOO_OFTEN: &str = "repaired three times, each within ten minutes of the one before, and wrong again: look at the disk of this directory";
 
 /// Why a resync is wanted.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -241,3 +241,32 @@ fn counts_of_a_leader_outlive_its_engines() {
     fs::write(pair.data().join("a"), "3").expect("write");
     pair.finish();
 }
+
+/// A disk that keeps losing what was repaired on it needs somebody to look at it.
+#[test]
+fn the_fourth_repair_within_ten_minutes_is_left_to_the_operator() {
+    let files = ["f0", "f1", "f2", "f3"];
+    let pair = furnished("rot-again", &files, |s| s.set("scrub_interval", "\"500ms\""));
+    for (file, seed) in files.iter().zip(0..3) {
+        spoil(&pair.follower.data().join(file), &contents(seed).0, zeroed);
+        resynced(&pair.follower, seed + 1);
+        pair.equal(20);
+    }
+    spoil(&pair.follower.data().join("f3"), &contents(3).0, zeroed);
+    until(within(60), "it stands still, and says why", || {
+        let status = pair.follower.status()?;
+        let error = status.0["error"].to_string();
+        if error.contains("repaired three times")
+            && error.contains("look at the disk")
+            && error.contains("'f3'")
+        {
+            Ok(())
+        } else {
+            Err(status.0.to_string())
+        }
+    });
+    assert!(pair.follower.ask(&["resync"]).status.success());
+    resynced(&pair.follower, 4);
+    pair.equal(20);
+    pair.finish();
+}
