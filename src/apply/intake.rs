@@ -54,6 +54,17 @@ impl Source {
         FrameReader::open(&self.dir, self.system, self.timeline, from)
     }
 
+    /// Whether the restore point `name` ends in the log from `from` on before `at`.
+    pub(crate) fn has_point(&self, from: Lsn, at: Lsn, name: PointName) -> Result<bool> {
+        let mut reader = self.open(from)?;
+        while let Some(frame) = reader.next(at)? {
+            if Said::of(&frame, Some(name))?.point {
+                return Ok(frame.end < at);
+            }
+        }
+        Ok(false)
+    }
+
     /// The frame that ends at `at`, if the log still has it.
     fn last_before(&self, at: Lsn) -> Result<Option<Frame>> {
         let Some(start) = log::start_before(&self.dir, self.timeline, at)? else { return Ok(None) };

@@ -30,7 +30,7 @@ use super::notes::{Notes, is_unknown};
 use super::plan::{STAGE, Slot};
 use super::scan::{Difference, Found, scan};
 use super::site::{Site, clock, diverged, seen};
-use super::until::{Commit, Until};
+use super::until::{Commit, StopAt, Until};
 use super::work::Work;
 
 /// Bytes read at once when a content is compared.
@@ -106,7 +106,10 @@ impl Running {
 
     /// A directory that is past the target, or may be, has no way back.
     fn within(&self, until: Until, last: Option<Commit>, certain: bool) -> Result<()> {
-        let (Some(last), Some(stop)) = (last.filter(|c| until.past(*c)), until.stop) else { return Ok(()) };
+        let (Some(last), Some(stop)) = (last, until.stop) else { return Ok(()) };
+        if !until.past(last) && !self.is_behind(stop, last.end)? {
+            return Ok(());
+        }
         let text = format!(
             "the directory {} {}, past the target {stop}: name a later target, take 'stop_at' away, or fill a node \
              anew from a copy that is older than the target",
@@ -114,6 +117,14 @@ impl Running {
             last.end
         );
         Err(Error::new(ErrorKind::Refused, text))
+    }
+
+    /// Whether a restore point lies behind the position `at`, as far as the log that is here tells.
+    fn is_behind(&self, stop: StopAt, at: Lsn) -> Result<bool> {
+        let StopAt::Point(name) = stop else { return Ok(false) };
+        let oldest = self.log.oldest()?;
+        let at = at.min(self.log.tail().end);
+        if at <= oldest { Ok(false) } else { self.intake.source().has_point(oldest, at, name) }
     }
 
     /// The log from the checkpoint to the newest cut, which for a first copy may have to arrive yet.

@@ -116,33 +116,38 @@ pub(super) fn read(
 ) -> io::Result<Seen> {
     buf.resize(PIECE, 0);
     let mut input = Summed { input, sum: Sha256::new(), len: 0, failed: None };
-    let said = match role {
-        Role::Data(Some((system, id))) => Said::Content(content(system, id, &mut input, buf)?),
+    let said = said(name, role, size, &mut input, buf);
+    // What the decoder did not want is summed, too.
+    while input.failed.is_none() && !matches!(input.read(buf), Ok(0)) {}
+    match input.failed {
+        // What a decoder makes of a failed read says nothing.
+        Some(e) => Err(e),
+        None => Ok(Seen { len: input.len, sha: Sha(input.sum.finalize().into()), said: said? }),
+    }
+}
+
+fn said(name: &[u8], role: Role, size: u64, input: &mut Summed<'_>, buf: &mut [u8]) -> io::Result<Said> {
+    Ok(match role {
+        Role::Data(Some((system, id))) => Said::Content(content(system, id, input, buf)?),
         Role::Data(None) => Said::Nothing,
         Role::Catalog => {
-            let read = checkpoint::decode(&mut input);
+            let read = checkpoint::decode(input);
             Said::Catalog(read.map(Box::new).map_err(|e| e.to_string()))
         }
         Role::Blocks => {
-            let mut buffered = io::BufReader::with_capacity(PIECE, &mut input);
+            let mut buffered = io::BufReader::with_capacity(PIECE, input);
             Said::Blocks(hashes(&mut buffered, size))
         }
         Role::Segment => {
             let mut bytes = Vec::new();
-            (&mut input).take(segment::FILE_MAX + 1).read_to_end(&mut bytes)?;
+            input.take(segment::FILE_MAX + 1).read_to_end(&mut bytes)?;
             let path = std::str::from_utf8(name).unwrap_or_default();
             let report =
                 inspect::look_at(Path::new(path), &bytes).map_err(|e| io::Error::other(e.to_string()))?;
             Said::Segment(Box::new(report))
         }
-        Role::Pack => Said::Pack(packed(&mut input).map_err(|e| e.to_string())),
-    };
-    // What the decoder did not want is summed, too.
-    while input.failed.is_none() && input.read(buf)? > 0 {}
-    match input.failed {
-        Some(e) => Err(e),
-        None => Ok(Seen { len: input.len, sha: Sha(input.sum.finalize().into()), said }),
-    }
+        Role::Pack => Said::Pack(packed(input).map_err(|e| e.to_string())),
+    })
 }
 
 /// Fills the buffer as far as there is anything.

@@ -58,6 +58,16 @@ fn a_follower_stops_at_a_restore_point_and_stays_there_over_a_restart() {
     follower.restart();
     assert_eq!(stopped(&follower), after);
     assert_equal_within(within(1), leader.data(), follower.data());
+    // There is no way back to one that it has passed.
+    follower.stop();
+    follower.spec = follower.spec.clone().set("stop_at", "\"before-upgrade\"");
+    follower.restart();
+    until(within(20), "the name is refused", || {
+        let status = follower.status()?;
+        let error = status.0["error"].to_string();
+        if error.contains("past the target before-upgrade") { Ok(()) } else { Err(status.0.to_string()) }
+    });
+    assert_eq!(fs::read_to_string(follower.data().join("a")).expect("read"), "three");
 }
 
 #[test]
