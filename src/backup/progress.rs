@@ -43,6 +43,8 @@ pub struct View {
     pub files_total: u64,
     pub bytes: u64,
     pub bytes_total: u64,
+    /// Files and bytes that are to be copied, once that is known.
+    pub estimate: Option<(u64, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +68,7 @@ impl Progress {
         let inner = self.lock();
         let mut view = inner.view;
         let fill = inner.upstream.as_ref().and_then(|u| u.status().fill);
+        view.estimate = view.estimate.or(fill.as_ref().map(|fill| (fill.files_total, fill.bytes_total)));
         if let Some(fill) = fill.filter(|_| matches!(view.phase, Phase::Connecting | Phase::Copying)) {
             view = View {
                 phase: Phase::Copying,
@@ -73,6 +76,7 @@ impl Progress {
                 files_total: fill.files_total,
                 bytes: fill.bytes,
                 bytes_total: fill.bytes_total,
+                ..view
             };
         }
         view
@@ -85,7 +89,9 @@ impl Progress {
 
     /// Something else is being done.
     pub(super) fn enters(&self, phase: Phase, files_total: u64, bytes_total: u64) {
-        self.lock().view = View { phase, files: 0, files_total, bytes: 0, bytes_total };
+        let view = &mut self.lock().view;
+        let estimate = view.estimate.or((phase == Phase::Copying).then_some((files_total, bytes_total)));
+        *view = View { phase, files: 0, files_total, bytes: 0, bytes_total, estimate };
     }
 
     /// So much of it is done.

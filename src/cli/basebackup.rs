@@ -289,9 +289,10 @@ struct Said {
 impl Said {
     fn look(&mut self, view: &View, bar: bool, last: bool) {
         let mut text = String::new();
-        if !self.total && view.phase == Phase::Copying {
+        // A quick one may be over before anybody looks.
+        if let Some((files, size)) = view.estimate.filter(|_| !self.total) {
             self.total = true;
-            text = format!("total (estimated): {} files, {}\n", view.files_total, bytes(view.bytes_total));
+            text = format!("total (estimated): {files} files, {}\n", bytes(size));
         }
         let news = self.phase != Some(view.phase) || last;
         self.since += DRAW;
@@ -338,7 +339,9 @@ mod tests {
 
     #[test]
     fn progress_is_a_line_and_a_bar() {
-        let view = View { phase: Phase::Copying, files: 1, files_total: 3, bytes: 50, bytes_total: 200 };
+        let estimate = Some((3, 200));
+        let view =
+            View { phase: Phase::Copying, files: 1, files_total: 3, bytes: 50, bytes_total: 200, estimate };
         assert_eq!(line(&view), "copying: 1/3 files, 50 B/200 B (25 %)");
         assert_eq!(drawn(&view), format!("[######{}] {}", "-".repeat(19), line(&view)));
         let over = View { bytes: 900, ..view };

@@ -154,6 +154,7 @@ fn an_archive_takes_full_and_incremental_backups_while_the_application_writes() 
     let work = Load::start(&leader.data().join("load"), 8, Duration::from_millis(2));
     until(within(30), "some work", || if work.ops() > 400 { Ok(()) } else { Err("too little".into()) });
     let (archive, url) = (bed.path("archive"), format!("file://{}", bed.path("archive").display()));
+    fs::create_dir(&archive).expect("mkdir");
     let into = |words: &[&str]| Backup::new(leader.spec.listen, Path::new(&url)).args(words).run();
     let set = |label: &str| archive.join("backup").join(label);
     assert_eq!(into(&["--label", "full"]).status.code(), Some(0));
