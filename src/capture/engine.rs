@@ -69,7 +69,7 @@ pub(super) struct Engine {
     pub(super) clones: Clones,
     pub(super) pass: Pass,
     pub(super) hot: Hot,
-    look: Look,
+    pub(super) look: Look,
     pub(super) notes: Notes,
     pub(super) buffer: Vec<u8>,
     /// Blocks that go into the log changed or not.
@@ -87,6 +87,8 @@ pub(super) struct Engine {
     pub(super) path_max: usize,
     background: Background,
     pub(super) waiting: Vec<Reply>,
+    /// How many of these came while the pass was under way.
+    pub(super) joined: usize,
     pub(super) points: Points,
     /// The gap that is open.
     pub(super) gap: Option<GapReason>,
@@ -147,8 +149,7 @@ impl Engine {
             (catalog.system(), catalog.next_id())
         };
         let background = Background::start(scanner.clone(), system, options.scrub_rate)?;
-        let now = Instant::now();
-        let lsn = read(&catalog).lsn();
+        let (now, lsn) = (Instant::now(), read(&catalog).lsn());
         Ok(Self {
             system,
             excluder: scanner.excluder,
@@ -174,6 +175,7 @@ impl Engine {
             path_max: PATH_MAX.saturating_sub(root.path().as_os_str().len() + 2),
             background,
             waiting: Vec::new(),
+            joined: 0,
             points: Points::default(),
             gap: None,
             first: Some(!base),
@@ -331,7 +333,7 @@ impl Engine {
             let ended = self.pass(batch, Repair::None)?;
             answer = self.after_pass(ended, Repair::None, began)?;
         }
-        self.answer(&answer);
+        self.answer_those_covered(&answer, missing);
         self.write_points()
     }
 
@@ -399,7 +401,7 @@ impl Engine {
         }
     }
 
-    fn answer(&mut self, answer: &Result<Lsn>) {
+    pub(super) fn answer(&mut self, answer: &Result<Lsn>) {
         for caller in self.waiting.drain(..) {
             caller(answer.clone());
         }
@@ -558,26 +560,6 @@ impl Engine {
             self.save_checkpoint()?;
         }
         Ok(())
-    }
-
-    /// Callers that came since the pass began are covered by it too, if its next mark is yet to be made and nothing was
-    /// left out of it.
-    pub(super) fn join_callers(&mut self) {
-        if !self.resting.is_empty() || self.scan_wanted || self.watch.missing_count() > 0 {
-            return;
-        }
-        {
-            let mut requests = lock(&self.shared.requests);
-            if requests.is_empty() || !requests.iter().all(|r| matches!(r, Request::Barrier(_))) {
-                return;
-            }
-            self.waiting.extend(requests.drain(..).filter_map(|request| match request {
-                Request::Barrier(reply) => Some(reply),
-                _ => None,
-            }));
-        }
-        self.hot.begin(&self.look);
-        self.hot.poll(&self.look, &self.hints, false);
     }
 
     fn requests(&mut self) -> Result<()> {

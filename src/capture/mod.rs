@@ -8,6 +8,7 @@
 //! | `hints` | the bounded set of paths that events, polls and scans name |
 //! | `watch` | watches, and the mark that makes "everything up to now" a fact |
 //! | `engine` | the loop: hints, requests, scans, guards, timers |
+//! | `callers` | those who wait for a pass, and which one covers them |
 //! | `upkeep` | the scan at start, checkpoints, what `status` shows |
 //! | `pass` | rounds of looking, and whether a cut is exact |
 //! | `examine` | what a name is now, against what is known of it |
@@ -24,6 +25,7 @@
 //! | `guard` | file systems, the identity of the root, excludes |
 
 mod background;
+mod callers;
 mod clones;
 mod commit;
 mod content;
