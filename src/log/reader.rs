@@ -75,6 +75,9 @@ struct Cursor {
     buf: Vec<u8>,
     /// File offset of `buf`.
     base: u64,
+    /// The durable end when `buf` was read. What lies behind may have been half written then, which shows in a frame
+    /// by its checksum alone.
+    sure: Lsn,
 }
 
 impl Cursor {
@@ -85,7 +88,8 @@ impl Cursor {
     }
 
     /// Reads at the parser's place anew: at least `need` bytes where the file has them.
-    fn load(&mut self, need: usize, wish: usize) -> Result<()> {
+    fn load(&mut self, need: usize, wish: usize, limit: Lsn) -> Result<()> {
+        self.sure = limit;
         let want = need.max(wish.clamp(READ_MIN, AHEAD)).min(FRAME_LEN + STORED_MAX + READ_MIN);
         self.buf.resize(want, 0);
         self.base = self.parser.offset();
@@ -96,8 +100,8 @@ impl Cursor {
     }
 
     /// The next item, which must be there, and where its bytes begin in `buf`. What was read ahead
-    /// may be older than what was written since; a bad look is followed by a fresh one.
-    fn step(&mut self, payload: bool, wish: usize) -> Result<(Item, usize)> {
+    /// may be older than what was written since; a bad look is followed by a fresh one. `limit` is the durable end.
+    fn step(&mut self, payload: bool, wish: usize, limit: Lsn) -> Result<(Item, usize)> {
         let mut fresh = false;
         let mut need = 0;
         loop {
@@ -106,6 +110,7 @@ impl Cursor {
             let held = self.held();
             let step = if payload { parser.next(held) } else { parser.skip(held) };
             let fault = match step {
+                Step::Item(Item::Frame(f)) if !payload && !fresh && f.end() > self.sure => Fault::NoTrailer,
                 Step::Item(item) => {
                     self.parser = parser;
                     return Ok((item, usize::try_from(at.saturating_sub(self.base)).unwrap_or(0)));
@@ -123,7 +128,7 @@ impl Cursor {
             if fresh {
                 return Err(damaged(&self.path, at, &fault));
             }
-            self.load(need, wish)?;
+            self.load(need, wish, limit)?;
             fresh = true;
         }
     }
@@ -196,10 +201,10 @@ impl FrameReader {
             }
             let ahead = usize::try_from(limit.since(self.lsn)).unwrap_or(AHEAD);
             if self.cursor.is_none() {
-                self.cursor = self.seek()?;
+                self.cursor = self.seek(limit)?;
             }
             let Some(cursor) = &mut self.cursor else { continue };
-            match cursor.step(payload, if payload { ahead.min(AHEAD) + FRAME_LEN } else { 0 })? {
+            match cursor.step(payload, if payload { ahead.min(AHEAD) + FRAME_LEN } else { 0 }, limit)? {
                 (Item::Frame(header), at) => {
                     self.lsn = header.end();
                     return Ok(Some((header, at)));
@@ -215,16 +220,16 @@ impl FrameReader {
 
     /// Opens the segment of the position and goes there, header by header. `None`: the segment ends
     /// before the position, which moved to the next one.
-    fn seek(&mut self) -> Result<Option<Cursor>> {
+    fn seek(&mut self, limit: Lsn) -> Result<Option<Cursor>> {
         let segment = self.lsn.segment();
         let Some((file, path)) = open_segment(&self.dir, self.timeline, segment)? else {
             return Err(missing(&self.dir, self.timeline, segment));
         };
         let parser = Parser::new(self.system, self.timeline, segment);
-        let mut cursor = Cursor { file, path, parser, buf: Vec::new(), base: 0 };
+        let mut cursor = Cursor { file, path, parser, buf: Vec::new(), base: 0, sure: Lsn::ZERO };
         let mut started = false;
         while !started || cursor.parser.lsn() < self.lsn {
-            match cursor.step(false, AHEAD)?.0 {
+            match cursor.step(false, AHEAD, limit)?.0 {
                 Item::Header(_) => started = true,
                 Item::Frame(_) => {}
                 Item::Trailer(_) => {

@@ -129,3 +129,32 @@ fn looking_at_nothing_or_at_something_else_is_said() {
         assert!(e.kind() == ErrorKind::Corrupt && e.to_string().starts_with("1 of "), "{e} to {end}");
     }
 }
+
+/// What was read ahead of the durable end may have been half written then.
+#[test]
+fn a_header_that_was_read_while_it_was_written_is_read_again() {
+    let dir = scratch();
+    let log = leader(dir.path());
+    let (raw, kind) = set(1, 100, Cut::Exact);
+    let one = log.append(raw, kind).unwrap().1;
+    assert!(log.wait_durable(one, SOON).unwrap());
+    let mut reader = FrameReader::open(dir.path(), SYSTEM, TimelineId::FIRST, Lsn::FIRST).unwrap();
+    let (raw, kind) = set(2, 100, Cut::Exact);
+    let two = log.append(raw, kind).unwrap().1;
+    assert!(log.wait_durable(two, SOON).unwrap());
+    log.close().unwrap();
+    let path = dir.path().join(file_name(TimelineId::FIRST, SegmentNo(1), true));
+    let whole = fs::read(&path).unwrap();
+    let magic = 0x184D_2A51_u32.to_le_bytes();
+    let second = whole.windows(4).rposition(|w| w == magic).unwrap();
+    let mut torn = whole.clone();
+    // Its number of records, and what follows, has not arrived.
+    torn[second + 28..].fill(0);
+    fs::write(&path, &torn).unwrap();
+    assert_eq!(reader.next_header(one).unwrap().map(|h| h.end()), Some(one));
+    assert!(reader.next_header(one).unwrap().is_none());
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &whole, 0).unwrap();
+    let header = reader.next_header(two).unwrap().expect("a frame");
+    assert_eq!((header.end(), header.records), (two, 2));
+}
