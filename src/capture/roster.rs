@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 /// Files kept open may take one part in this many of those that this process may open.
-const LIMIT_SHARE: u64 = 4;
+const LIMIT_SHARE: u64 = 8;
 /// Most processes whose files are kept open, two for each.
 const KEPT_MAX: usize = 1024;
 /// Room for names of /proc at one time.
