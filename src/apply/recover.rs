@@ -107,7 +107,9 @@ impl Running {
     /// A directory that is past the target, or may be, has no way back.
     fn within(&self, until: Until, last: Option<Commit>, certain: bool) -> Result<()> {
         let (Some(last), Some(stop)) = (last, until.stop) else { return Ok(()) };
-        if !until.past(last) && !self.is_behind(stop, last.end)? {
+        // Where that much is not certain a point that the log has may still be ahead.
+        let behind = until.past(last) || (certain && self.is_behind(stop, last.end)?);
+        if !behind {
             return Ok(());
         }
         let text = format!(

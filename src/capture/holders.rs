@@ -90,7 +90,7 @@ pub(super) type Processes = HashMap<u32, Process>;
 impl Look {
     /// Looks at every process but this one.
     pub(super) fn look(&self) -> Found {
-        self.look_since(&Processes::new(), &mut Roster::default())
+        self.look_since(&Processes::new(), &mut Roster::once())
     }
 
     /// The same, but of a process that has as much memory and as many descriptors as `before` nothing new is expected

@@ -51,14 +51,21 @@ pub(super) struct Roster {
     kept: HashMap<u32, (u64, Kept)>,
     open: usize,
     room: usize,
+    /// Nothing is kept open: there is no next look.
+    once: bool,
 }
 
 impl Roster {
+    /// One for a single look.
+    pub(super) fn once() -> Self {
+        Self { once: true, ..Self::default() }
+    }
+
     /// Lists all processes but this one, with a measure of each.
     pub(super) fn list(&mut self) -> Vec<(u32, Measure)> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let Ok(proc) = rustix::fs::open("/proc", flags, Mode::empty()) else { return Vec::new() };
-        if self.room == 0 {
+        if self.room == 0 && !self.once {
             let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft / LIMIT_SHARE / 2);
             self.room = usize::try_from(limit).unwrap_or(KEPT_MAX).clamp(1, KEPT_MAX);
         }
