@@ -304,7 +304,7 @@ impl Prober {
     }
 
     fn begin(&mut self, at: &Look, before: &Arc<Processes>) {
-        // One that nobody came for is older than what is asked for now.
+        // One that nobody came for is older than this order.
         while self.under_way > 0 && self.take().is_some() {}
         if self.orders.try_send((at.clone(), Arc::clone(before))).is_ok() {
             self.under_way += 1;
