@@ -1,7 +1,8 @@
 //! What an incremental backup stands on: the tree and the block hashes of a backup at its end, from its own parts alone.
 //!
-//! A backup in form tree says them as they are. Of the other forms they are those of the start, and the log in the backup
-//! is folded over them; that its last commit's digest comes out proves them right.
+//! A backup in form tree says them as they are. Of the other forms they are those of what was stored, some of it as it
+//! was at the start and some of it later; the log in the backup is folded over them, and then they are those of the end. That
+//! the digest of the last commit comes out proves them right.
 
 use std::fs::{self, File};
 use std::io::{BufReader, Read};
@@ -15,12 +16,10 @@ use crate::blocks::Blocks;
 use crate::catalog::{Catalog, blocks_of};
 use crate::checkpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fold::Fold;
-use crate::log::FrameReader;
+use crate::fold::{Fold, Stored};
 use crate::manifest::{self, Form, Manifest, Part, Sha};
-use crate::position::{FileId, Lsn};
-use crate::record::{Kind, Record, Records};
-use crate::segment::flags;
+use crate::position::FileId;
+use crate::record::Kind;
 
 /// A base at its end.
 #[derive(Debug)]
@@ -75,7 +74,10 @@ impl Base {
         drop(blocks);
         let mut fold = Fold::new(catalog, scratch)?;
         fold.blocks.set_logged(true);
-        replay(&dir.join(manifest::LOG), &manifest, &mut fold)?;
+        let log =
+            Stored { dir: &dir.join(manifest::LOG), system: manifest.system, timeline: manifest.timeline };
+        fold.replay(log, manifest.end)?;
+        fold.finish_loose()?;
         let catalog = fold.catalog.read().unwrap_or_else(PoisonError::into_inner).clone();
         if catalog.lsn() != manifest.end {
             return Err(damaged(format!("its log ends at {}, not at {}", catalog.lsn(), manifest.end)));
@@ -143,41 +145,4 @@ fn take_hashes(path: &Path, catalog: &mut Catalog, blocks: &Blocks, form: Form) 
         catalog.inodes().filter(|i| i.kind == Kind::File && i.size == 0).map(|i| i.id).collect();
     left.into_iter().for_each(|id| catalog.set_content(id, 0, true));
     Ok(())
-}
-
-/// Folds the log of the backup up to its end.
-fn replay(dir: &Path, manifest: &Manifest, fold: &mut Fold) -> Result<()> {
-    let (from, to) = (manifest.start, manifest.end);
-    let open = || FrameReader::open(dir, manifest.system, manifest.timeline, from);
-    let (mut ahead, mut reader) = (open()?, open()?);
-    fold.begin_loose();
-    // How a change set ends is known before its records are read.
-    while let Some(header) = ahead.next_header(to)? {
-        if header.flags & flags::ENDS == 0 {
-            continue;
-        }
-        let (end, aborted) = (header.end(), header.flags & flags::ABORT != 0);
-        let mut at = Lsn::ZERO;
-        while at < end {
-            let next = if aborted {
-                reader.next_header(to)?.map(|h| h.end())
-            } else {
-                fold_frame(&mut reader, to, fold)?
-            };
-            at = next.ok_or_else(|| damaged(format!("its log breaks off before {end}")))?;
-        }
-    }
-    fold.finish_loose()
-}
-
-fn fold_frame(reader: &mut FrameReader, to: Lsn, fold: &mut Fold) -> Result<Option<Lsn>> {
-    let Some(frame) = reader.next(to)? else { return Ok(None) };
-    for item in Records::new(&frame.raw) {
-        let (_, record) = item?;
-        fold.record(&record)?;
-        if let Record::Commit(c) = record {
-            fold.write().set_position(frame.end, c.cut, c.time);
-        }
-    }
-    Ok(Some(frame.end))
 }

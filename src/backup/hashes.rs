@@ -1,6 +1,9 @@
 //! The file `blocks` of a backup: the hashes of the blocks that it stores, by which an incremental backup tells what has
 //! changed without reading its base.
 //!
+//! Of form tree they are those of the end. Of the other forms they become so only once the log of the backup is folded over them:
+//! by what was stored alone, a block that the log changes and that was changed back since would count as unchanged.
+//!
 //! | size | field |
 //! | --- | --- |
 //! | 8 | magic `TWLNHASH` |

@@ -14,7 +14,7 @@ use super::base::Base;
 use super::place::{Begun, Place};
 use super::shelf::{Folder, Prefix, Shelf, write_part};
 use super::source::{blocking, stopped};
-use super::stream::{Copied, copy, manifest_of, segments};
+use super::stream::{Copied, copy, manifest_of, pass, segments};
 use super::summed::Summed;
 use super::{Made, Order, Phase, Progress, hashes, tar, tree};
 use crate::archive::Address;
@@ -221,6 +221,7 @@ impl Packs {
         let Some(pack) = self.pack.take() else { return Ok(()) };
         let (out, size, sha256) = pack.into_inner().finish();
         out.commit()?;
+        pass("backup::pack")?;
         self.parts.push(Part { name: pack_name(self.parts.len() as u64 + 1), size, sha256 });
         Ok(())
     }
@@ -351,6 +352,7 @@ impl Taker for Packs {
 
     fn data(&mut self, message: Message) -> Result<()> {
         let Message::FillData { encoding, raw_len, bytes, .. } = message else { return Ok(()) };
+        pass("backup::contents")?;
         let frame = Frame { at: 0, encoding, raw_len, stored: bytes.to_vec() };
         let mut unpacker = mem::take(&mut self.unpacker);
         let taken = unpacker.items(&frame).map_err(Error::from).and_then(|items| self.items(items));
@@ -458,6 +460,7 @@ impl Copied<Packs> {
             })?);
         }
         manifest.parts.append(&mut packs.parts);
+        pass("backup::parts")?;
         Ok(manifest)
     }
 }

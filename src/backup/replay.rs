@@ -138,12 +138,12 @@ impl Intake<'_> {
         let engine = RefCell::new(start(ApplyCuts::Exact).await?);
         let now = || engine.borrow().clone();
         let waiting = async {
-            if !self.consistent(&now(), &log, span.end).await? {
+            if !self.exact(&now(), &log, span).await? {
                 // The cut that is there is a cut of files.
                 rest(&now()).await?;
                 let begun = start(ApplyCuts::File).await?;
                 engine.replace(begun);
-                consistent(&now()).await?;
+                stands(&now(), |a| a.consistent).await?;
             }
             rest(&now()).await
         };
@@ -156,16 +156,17 @@ impl Intake<'_> {
         done
     }
 
-    /// Waits for the directory to stand on an exact cut at `end` or later; false: none came in time.
-    async fn consistent(&self, apply: &ApplyHandle, log: &Log, end: Lsn) -> Result<bool> {
+    /// Waits for the directory to stand on an exact cut at the end or later; false: none came in time.
+    async fn exact(&self, apply: &ApplyHandle, log: &Log, span: Span) -> Result<bool> {
         let patience = async {
-            self.reached(log, end).await?;
+            self.reached(log, span).await?;
             tokio::time::sleep(self.exact_timeout).await;
             Ok::<_, Error>(())
         };
         tokio::select! {
             biased;
-            stands = consistent(apply) => stands.map(|()| true),
+            // A copy that needs no log stands at once, on whatever cut it began.
+            exact = stands(apply, |a| a.consistent && is_exact(a)) => exact.map(|()| true),
             waited = patience => waited.map(|()| false),
         }
     }
@@ -175,7 +176,7 @@ impl Intake<'_> {
         let control = self.state.set_up()?;
         let log = self.open(&control)?;
         let waiting = async {
-            self.reached(&log, span.end).await?;
+            self.reached(&log, span).await?;
             let mut tail = log.subscribe();
             let exact = tail.wait_for(|t| t.exact >= span.end);
             // Without one the cut that is there counts.
@@ -189,9 +190,10 @@ impl Intake<'_> {
         tail
     }
 
-    /// Waits until the log is there up to `end`.
-    async fn reached(&self, log: &Log, end: Lsn) -> Result<()> {
-        let there = log.subscribe().wait_for(|t| t.commit >= end).await.is_ok();
+    /// Waits until all log is there that the copy needs.
+    async fn reached(&self, log: &Log, span: Span) -> Result<()> {
+        let there = |t: &Tail| span.end <= span.start || t.commit >= span.end;
+        let there = log.subscribe().wait_for(there).await.is_ok();
         if there { Ok(()) } else { Err(log.failure().unwrap_or_else(closed)) }
     }
 }
@@ -200,11 +202,12 @@ fn closed() -> Error {
     Error::new(ErrorKind::Cancelled, "the log was closed")
 }
 
-async fn consistent(apply: &ApplyHandle) -> Result<()> {
+/// Waits until the directory stands so.
+async fn stands(apply: &ApplyHandle, so: impl Fn(&Applied) -> bool) -> Result<()> {
     let (mut applied, mut ended) = (apply.applied(), apply.ended());
     tokio::select! {
         biased;
-        stands = applied.wait_for(|a| a.consistent) => stands.map(drop).map_err(|_| closed()),
+        stands = applied.wait_for(|a| so(a)) => stands.map(drop).map_err(|_| closed()),
         _ = ended.wait_for(|e| *e) => Err(apply.failure().unwrap_or_else(closed)),
     }
 }

@@ -12,6 +12,7 @@ use super::replay::{Intake, Span};
 use super::source::{blocking, stopped, while_there};
 use super::{Order, Phase, Progress};
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::fill::{self, FillContext, Taken, Taker};
 use crate::log;
 use crate::manifest::{self, Form, Manifest, Range};
@@ -176,7 +177,13 @@ pub(super) async fn copy<T: Taker>(
     progress.enters(Phase::Log, 0, 0);
     let intake = Intake { access, upstream: &upstream, state: &state, exact_timeout: order.exact_timeout };
     let end = end(&intake, &taken, cancel).await?;
+    pass("backup::collected")?;
     Ok(Copied { taken, end, state })
+}
+
+/// A place where tests kill.
+pub(super) fn pass(point: &'static str) -> Result<()> {
+    failpoint::pass(point).map_err(|e| Error::from(e).wrap("cannot make the backup"))
 }
 
 /// Collects the log, if any is needed.
@@ -188,6 +195,9 @@ async fn end<T>(intake: &Intake<'_>, taken: &Taken<T>, cancel: &CancellationToke
         return Ok(End { lsn: start, exact, time: catalog.time(), log: start });
     }
     let tail = intake.collect(Span { start, end: taken.end }, cancel).await?;
+    if tail.commit <= start {
+        return Ok(End { lsn: start, exact, time: catalog.time(), log: start });
+    }
     let exact = tail.exact >= taken.end;
     let (lsn, time) = if exact { (tail.exact, tail.exact_time) } else { (tail.commit, tail.commit_time) };
     Ok(End { lsn, exact, time, log: tail.end })

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::source::{blocking, stopped};
-use super::stream::{Compression, Copied, Output, copy, manifest_of, segments, unwritable};
+use super::stream::{Compression, Copied, Output, copy, manifest_of, pass, segments, unwritable};
 use super::summed::Summed;
 use super::tarball::{Tarball, What, plain};
 use super::{Made, Order, Phase, Progress, hashes};
@@ -131,6 +131,7 @@ impl<W: Write + Send + 'static> Taker for Stream<W> {
 
     fn data(&mut self, message: Message) -> Result<()> {
         let Message::FillData { batch, encoding, raw_len, bytes } = message else { return Ok(()) };
+        pass("backup::contents")?;
         let frame = Frame { at: 0, encoding, raw_len, stored: bytes.to_vec() };
         let mut unpacker = mem::take(&mut self.unpacker);
         let taken = unpacker
@@ -447,6 +448,7 @@ impl<W: Write> Copied<Stream<Output<W>>> {
             manifest.parts.push(stream.part(&name, &path, None)?);
         }
         manifest.files = mem::take(&mut stream.files);
+        pass("backup::parts")?;
         stream.end(&manifest)?;
         Ok(Made::of(&manifest))
     }

@@ -3,11 +3,10 @@
 use crate::catalog::Catalog;
 use crate::checkpoint;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::fold::Fold;
-use crate::log::{FrameReader, Log};
+use crate::fold::{Fold, Stored};
+use crate::log::Log;
 use crate::position::{Lsn, SystemId, TimelineId};
-use crate::record::{Attrs, Record, Records};
-use crate::segment::flags;
+use crate::record::Attrs;
 use crate::state::StateDir;
 
 /// Rebuilds the leader's catalog up to the last commit of its log.
@@ -55,8 +54,7 @@ pub(crate) fn leader_fold(
         return Ok(fold);
     }
     tracing::info!("replaying own log from {from} to {to} into the catalog");
-    fold.begin_loose();
-    replay(log, system, timeline, from, to, &mut fold)?;
+    fold.replay(Stored { dir: log.dir(), system, timeline }, to)?;
     fold.finish_loose_or_forget().context(
         || "the catalog does not match the log; put the state directory back from a backup, or begin a new system with an empty one",
     )?;
@@ -70,48 +68,4 @@ fn log_lost(state: &StateDir, end: Lsn, reached: Lsn) -> Error {
         state.log().display()
     );
     Error::new(ErrorKind::Missing, text)
-}
-
-/// Folds every complete change set of `(from, to]`; aborted ones are passed over.
-fn replay(
-    log: &Log,
-    system: SystemId,
-    timeline: TimelineId,
-    from: Lsn,
-    to: Lsn,
-    fold: &mut Fold,
-) -> Result<()> {
-    let mut ahead = FrameReader::open(log.dir(), system, timeline, from)?;
-    let mut reader = FrameReader::open(log.dir(), system, timeline, from)?;
-    // Headers tell how a change set ends, so its records are read only once it is known to count.
-    while let Some(header) = ahead.next_header(to)? {
-        if header.flags & flags::ENDS == 0 {
-            continue;
-        }
-        let (end, aborted) = (header.end(), header.flags & flags::ABORT != 0);
-        loop {
-            let frame = if aborted { skip(&mut reader, to)? } else { fold_frame(&mut reader, to, fold)? };
-            if frame.is_none_or(|at| at >= end) {
-                break;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn skip(reader: &mut FrameReader, to: Lsn) -> Result<Option<Lsn>> {
-    Ok(reader.next_header(to)?.map(|h| h.end()))
-}
-
-fn fold_frame(reader: &mut FrameReader, to: Lsn, fold: &mut Fold) -> Result<Option<Lsn>> {
-    let Some(frame) = reader.next(to)? else { return Ok(None) };
-    for item in Records::new(&frame.raw) {
-        let (_, record) = item?;
-        fold.record(&record)?;
-        if let Record::Commit(c) = record {
-            let mut catalog = fold.catalog.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-            catalog.set_position(frame.end, c.cut, c.time);
-        }
-    }
-    Ok(Some(frame.end))
 }

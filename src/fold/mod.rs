@@ -19,6 +19,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Cut, FileId};
 use crate::record::{BLOCK, Commit, Kind, Record};
 
+mod replay;
+
+pub use replay::Stored;
+
 /// A catalog with its block hashes, as of the last record folded.
 #[derive(Debug)]
 pub struct Fold {

@@ -41,7 +41,7 @@ pub(crate) fn place(point: &str) -> Option<Place> {
         "tls" => trust::POINTS.contains(&point).then_some(Place::Trust),
         "archive" => Some(Place::Archive),
         "restore" => Some(Place::Restore),
-        "backup" => backup::POINTS.contains(&point).then_some(Place::Backup),
+        "backup" => backup::kills(point).then_some(Place::Backup),
         "fill" => Some(Place::Fill),
         "resync" => Some(Place::Resync),
         "capture" => work(true, false),

@@ -308,6 +308,53 @@ fn without_an_exact_cut_in_time_the_backup_says_so() {
     assert!(ended_so > 0, "no backup met a cut of files");
 }
 
+/// A follower that stands on a cut of files gives a copy that needs no log; an exact cut is waited for all the same.
+#[test]
+fn a_copy_that_stands_on_a_cut_of_files_waits_for_an_exact_one() {
+    let pair = Pair::with(
+        Bed::new("backup-waits"),
+        |l| l.set("max_cut_delay", "\"20ms\"").set("hot_interval", "\"20ms\""),
+        |f| f.set("apply_cuts", "\"file\""),
+    );
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let (node, data) = (&pair.follower, pair.data());
+    std::thread::scope(|scope| {
+        for n in 0..3 {
+            let (stop, path) = (&stop, data.join(format!("w{n}")));
+            scope.spawn(move || {
+                let file = fs::File::create(path).expect("create");
+                while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+                    let at = fastrand::u64(..200_000);
+                    std::os::unix::fs::FileExt::write_all_at(&file, &noise(3000), at).expect("write");
+                }
+            });
+        }
+        let rested = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            until(within(60), "a rest on a cut of files", || {
+                let rest = node.try_pause()?;
+                if rest.cut == "file" {
+                    return Ok(());
+                }
+                node.resume();
+                Err(format!("the cut is {}", rest.cut))
+            });
+        }));
+        stop.store(true, std::sync::atomic::Ordering::SeqCst);
+        rested.unwrap_or_else(|e| std::panic::resume_unwind(e));
+    });
+    let (tree, tar) = (pair.bed.path("tree"), pair.bed.path("out.tar"));
+    let port = node.spec.listen;
+    let short = Backup::new(port, &pair.bed.path("short")).args(["--exact-timeout", "0s"]).run();
+    let made = Backup::new(port, &tree).good();
+    assert!(made.exact);
+    let streamed = Backup::new(port, Path::new("-")).run_into(fs::File::create(tar).expect("create").into());
+    assert_eq!(streamed.status.code(), Some(0));
+    assert!(matches!(short.status.code(), Some(0 | 3)));
+    node.resume();
+    pair.equal(30);
+    assert_equal(pair.data(), &tree.join("data"));
+}
+
 fn towline_ok(words: &[&OsStr]) -> Vec<u8> {
     let out = std::process::Command::new(crate::support::node::towline()).args(words).output().expect("run");
     assert!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));

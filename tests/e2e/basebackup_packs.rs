@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use towline::catalog::Catalog;
 use towline::checkpoint;
+use towline::log::FrameReader;
 use towline::manifest::{Form, Manifest};
 use towline::pack;
 use towline::position::FileId;
+use towline::record::{Record, Records};
 use towline::wire::{Item, Items};
 
 use super::full::noise;
@@ -60,6 +62,40 @@ fn apply(contents: &mut Contents, dir: &Path, manifest: &Manifest) {
         }
     }
     sized(contents);
+}
+
+/// Replays the log of a backup over contents, as a restore does.
+fn replay(contents: &mut Contents, dir: &Path, manifest: &Manifest) {
+    if manifest.log.is_empty() {
+        return;
+    }
+    let (log, system) = (dir.join("log"), manifest.system);
+    let mut reader = FrameReader::open(&log, system, manifest.timeline, manifest.start).expect("log");
+    let size = |n: u64| usize::try_from(n).expect("size");
+    while let Some(frame) = reader.next(manifest.end).expect("a frame") {
+        for record in Records::new(&frame.raw) {
+            match record.expect("a record").1 {
+                Record::Write { id, offset, data } => {
+                    let (to, at) = (contents.entry(id).or_default(), size(offset));
+                    to.resize(to.len().max(at + data.len()), 0);
+                    to[at..at + data.len()].copy_from_slice(data);
+                }
+                Record::Truncate { id, size: n } => contents.entry(id).or_default().resize(size(n), 0),
+                Record::Punch { id, offset, len } => {
+                    let to = contents.entry(id).or_default();
+                    let end = size(offset + len).min(to.len());
+                    to[size(offset)..end].fill(0);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The contents of a backup in form tar that was unpacked, by file.
+fn of_tar(dir: &Path, manifest: &Manifest) -> Contents {
+    let path = |p: &[u8]| dir.join("base").join(std::ffi::OsStr::from_bytes(p));
+    manifest.files.iter().map(|f| (f.id, fs::read(path(&f.path)).expect("read"))).collect()
 }
 
 /// Compares contents with a directory that stands still, by the names of the catalog.
@@ -144,6 +180,93 @@ fn only_what_has_changed_travels_and_the_chain_gives_the_directory() {
         fs::read(outs[1].join("blocks")).expect("read"),
         fs::read(outs[2].join("blocks")).expect("read")
     );
+    forgotten(&leader);
+}
+
+/// A backup that took everything before the change, and ends after it.
+fn changed_meanwhile(
+    bed: &Bed,
+    leader: &Node,
+    (form, name): (Form, &str),
+    put: &dyn Fn(&[u8]),
+    (old, new): (&[u8], &[u8]),
+) -> (PathBuf, Manifest) {
+    for tries in 0..6 {
+        let base = bed.path(format!("{name}{tries}"));
+        let url = format!("file://{}", base.display());
+        fs::create_dir(&base).expect("mkdir");
+        let out = if form == Form::Packs { url.as_str() } else { "-" };
+        // Contents that have come are held back for a while, and the copy does not end before.
+        let held = format!("backup::contents=sleep:{}@1", 500 << tries);
+        let backup = Backup::new(leader.spec.listen, Path::new(out)).args(["--label", name]);
+        let tar = File::create(bed.path("tar")).expect("create");
+        let mut running = backup.env("TOWLINE_FAILPOINTS", &held).start_into(tar.into());
+        until(within(30), "everything was read", || {
+            let status = leader.status()?.0;
+            if status["backups"][0]["files"] == 4 { Ok(()) } else { Err(status["backups"].to_string()) }
+        });
+        put(new);
+        leader.wait_confirmed(&["--timeout", "5s"]);
+        rest(leader);
+        assert_eq!(running.wait().code(), Some(0));
+        let dir = if form == Form::Packs { base.join("backup").join(name) } else { base };
+        if form == Form::Tar {
+            let mut tar = std::process::Command::new("tar");
+            tar.arg("-xf").arg(bed.path("tar")).arg("-C").arg(&dir);
+            assert!(tar.status().expect("tar").success());
+        }
+        let manifest = checked(&dir);
+        if manifest.end > manifest.start {
+            return (dir, manifest);
+        }
+        // The host was busy: the copy had ended before the change.
+        put(old);
+        leader.wait_confirmed(&["--timeout", "5s"]);
+        rest(leader);
+    }
+    panic!("the change never came before the end");
+}
+
+/// A block is what it was at the start again, and something else in between: at the end of the base.
+#[test]
+fn a_block_that_was_changed_back_after_the_end_of_its_base_is_not_taken_for_unchanged() {
+    let bed = Bed::new("incremental-back");
+    let spec = bed.leader("leader");
+    let data = spec.data.clone();
+    let (old, new) = ([b'a'; 64 << 10], [b'b'; 64 << 10]);
+    for name in ["many", "one", "more", "most"] {
+        fs::write(data.join(name), old).expect("write");
+    }
+    let put = |bytes: &[u8]| {
+        // As a database does: in its place, without a change of size.
+        let write = |name: &str, from: usize, n: usize| {
+            let file = File::options().write(true).open(data.join(name)).expect("open");
+            file.write_all_at(&bytes[..n], from as u64).expect("write");
+        };
+        write("many", 16 << 10, 16 << 10);
+        write("one", 0, 100);
+    };
+    File::options().write(true).open(data.join("one")).expect("open").set_len(100).expect("truncate");
+    let leader = spec.start();
+    rest(&leader);
+    let from = leader.spec.listen;
+    for (form, name) in [(Form::Packs, "packs"), (Form::Tar, "tar")] {
+        let (base, manifest) = changed_meanwhile(&bed, &leader, (form, name), &put, (&old, &new));
+        let mut contents = if form == Form::Tar { of_tar(&base, &manifest) } else { Contents::new() };
+        apply(&mut contents, &base, &manifest);
+        let stored = contents.clone();
+        replay(&mut contents, &base, &manifest);
+        assert!(stored.values().all(|b| !b.contains(&b'b')), "what is stored is of the start");
+        assert_eq!(contents.values().filter(|b| b.contains(&b'b')).count(), 2, "the end is another");
+        put(&old);
+        leader.wait_confirmed(&["--timeout", "5s"]);
+        rest(&leader);
+        let out = bed.path(format!("{name}-next"));
+        let next = incremental(from, &out, &base, &[]);
+        apply(&mut contents, &out, &next);
+        replay(&mut contents, &out, &next);
+        assert_same(&contents, &out, &data);
+    }
     forgotten(&leader);
 }
 
