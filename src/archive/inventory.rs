@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::coverage::Coverage;
+use super::making::{self, Making};
 use super::{Archive, SegmentName, names};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{Manifest, Sha, seal};
@@ -60,6 +61,8 @@ pub struct Inventory {
     pub coverage: Coverage,
     /// The backups, by label.
     pub backups: Vec<Backup>,
+    /// Those that are being made, or whose making was broken off.
+    pub making: Vec<Making>,
     /// Objects that are none of an archive's, the first of them.
     pub strays: Vec<String>,
 }
@@ -81,7 +84,13 @@ impl Inventory {
             Ok(true)
         })?;
         found.coverage = std::mem::take(&mut found.coverage).finish();
+        // Before the backups: one that is complete by then is no surprise.
+        found.making = making::all(archive)?;
         found.backups = backups(archive, &pinned, &mut found.strays)?;
+        for making in &mut found.making {
+            let objects = found.backups.iter().find(|b| b.label == making.label);
+            making.modified = making.modified.max(objects.map_or(0, |b| b.modified));
+        }
         Ok(found)
     }
 

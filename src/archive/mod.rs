@@ -6,6 +6,7 @@
 //! | `log/TTTTTTTT/NNNNNNNNNNNNNNNN-LLLLLLLL-SHA.zst` | a sealed segment as it is: timeline, number and length as upper-case hexadecimal digits, the first 16 bytes of the SHA-256 of the whole file as lower-case ones |
 //! | `history/TTTTTTTT.history` | where a timeline branched off |
 //! | `backup/LABEL/manifest.json`, ... | a backup set; without a manifest it is none |
+//! | `making/LABEL` | that backup is being made; what it stands on is kept by `prune` |
 //! | `pin/LABEL` | that backup is kept by `prune` |
 //! | `tmp/` | of a directory only: what is being written; nothing in it counts |
 //!
@@ -33,6 +34,7 @@ pub mod check;
 pub mod coverage;
 pub mod inventory;
 mod local;
+pub mod making;
 pub mod names;
 pub mod prune;
 mod remote;

@@ -20,6 +20,8 @@ pub const HISTORY: &str = "history";
 pub const BACKUP: &str = "backup";
 /// Where it stands which backups are pinned.
 pub const PIN: &str = "pin";
+/// Where it stands which backups are being made.
+pub const MAKING: &str = "making";
 /// What makes a directory of objects a backup set.
 pub const MANIFEST: &str = "manifest.json";
 
@@ -131,6 +133,12 @@ pub fn number(timeline: TimelineId, segment: SegmentNo) -> String {
 #[must_use]
 pub fn backup_dir(label: &str) -> String {
     format!("{BACKUP}/{label}")
+}
+
+/// The note that the backup `label` is being made.
+#[must_use]
+pub fn making(label: &str) -> String {
+    format!("{MAKING}/{label}")
 }
 
 /// The object that pins the backup `label`.

@@ -5,18 +5,23 @@
 //! An incremental backup goes with its full one, unless it is pinned. Log is kept from the start of the oldest backup that
 //! is kept for another reason than its pin: a pinned one carries the log it needs, or keeps what it does not carry.
 //!
+//! A backup without a manifest is one that is being made, until two days after its newest object, and what it stands on, by the
+//! note that it left in the archive, is kept meanwhile. After that its making was broken off: it goes, and so does the note.
+//!
 //! What is not understood is never removed, and as long as it is there no log is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::inventory::{Backup, Inventory, What};
+use super::making::{self, Making};
 use super::{Archive, SegmentName, names};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{self, Manifest};
 use crate::position::{Lsn, SegmentNo, TimelineId};
 use crate::segment;
 
-/// A backup without a manifest is taken for one that is being made for this long after its newest object: seconds.
+/// A backup without a manifest is taken for one that is being made for this long after its newest object: seconds. No part of
+/// one takes so long: each has at most 256 MiB.
 const UNFINISHED_AFTER: i64 = 48 * 3600;
 const DAY_NS: i64 = 86_400_000_000_000;
 
@@ -55,6 +60,10 @@ pub struct Plan {
     pub except: BTreeSet<(TimelineId, SegmentNo)>,
     /// Why no log goes, if it is so.
     pub log_stays: Option<String>,
+    /// Notes of backups that are not being made any more.
+    pub notes: Vec<String>,
+    /// Notes that were known.
+    pub known: BTreeSet<String>,
 }
 
 fn full(b: &Backup) -> Option<&Manifest> {
@@ -101,9 +110,27 @@ pub fn plan(inventory: &Inventory, rule: Rule, now: i64) -> Plan {
             why.entry(&base.label).or_insert_with(|| format!("pinned '{}' stands on it", b.label));
         }
     }
+    let (making, over): (Vec<&Making>, Vec<&Making>) = inventory
+        .making
+        .iter()
+        .partition(|m| !whole.contains_key(m.label.as_str()) && is_fresh(m.modified, now));
+    for m in &making {
+        let Some(base) = m.base.as_deref().and_then(|b| whole.get(b)) else { continue };
+        for base in std::iter::once(*base).chain(chain(&whole, base)) {
+            why.entry(&base.label)
+                .or_insert_with(|| format!("'{}', which is being made, stands on it", m.label));
+        }
+    }
     let mut plan = Plan { backups: fates(inventory, &why, now), ..Plan::default() };
+    plan.notes = over.iter().map(|m| m.label.clone()).collect();
+    plan.known = inventory.making.iter().map(|m| m.label.clone()).collect();
     plan.log(inventory, &window, &why);
     plan
+}
+
+/// Whether something may still come of what was made then.
+fn is_fresh(modified: i64, now: i64) -> bool {
+    now / 1_000_000_000 - modified < UNFINISHED_AFTER
 }
 
 /// What a backup stands on, the nearest first.
@@ -127,7 +154,7 @@ fn fates(inventory: &Inventory, why: &BTreeMap<&str, String>, now: i64) -> Vec<F
             (What::Whole(m, _), None) if m.base.is_some() => Err("stands on nothing that is kept".to_owned()),
             (What::Whole(..), None) => Err("not asked for".to_owned()),
             (What::Damaged(e), None) => Ok(format!("not understood: {e}")),
-            (What::Unfinished, None) if now / 1_000_000_000 - b.modified < UNFINISHED_AFTER => {
+            (What::Unfinished, None) if is_fresh(b.modified, now) => {
                 Ok("no manifest: it may be being made".to_owned())
             }
             (What::Unfinished, None) => Err("never finished".to_owned()),
@@ -246,6 +273,7 @@ fn each_segment(archive: &Archive, plan: &Plan, each: &mut dyn FnMut(SegmentName
 /// Why it can't be done; what was not removed yet is found by the next one.
 pub fn carry_out(archive: &Archive, plan: &Plan) -> Result<()> {
     for fate in plan.backups.iter().filter(|f| !f.keep) {
+        unchanged(archive, plan)?;
         let dir = names::backup_dir(&fate.label);
         archive.delete(&format!("{dir}/{}", names::MANIFEST))?;
         let mut all = Vec::new();
@@ -257,10 +285,25 @@ pub fn carry_out(archive: &Archive, plan: &Plan) -> Result<()> {
             archive.delete(&name)?;
         }
     }
+    for label in &plan.notes {
+        making::end(archive, label)?;
+    }
     let mut log = Vec::new();
     each_segment(archive, plan, &mut |name, _| log.push(name.to_string()))?;
     for name in log {
         archive.delete(&name)?;
     }
     Ok(())
+}
+
+/// A backup that began since the plan was made may stand on what goes.
+fn unchanged(archive: &Archive, plan: &Plan) -> Result<()> {
+    let begun =
+        making::all(archive)?.into_iter().find(|m| m.base.is_some() && !plan.known.contains(&m.label));
+    let Some(begun) = begun else { return Ok(()) };
+    let text = format!(
+        "the backup '{}' has begun since the plan was made, and may stand on what was to go; prune again",
+        begun.label
+    );
+    Err(Error::new(ErrorKind::Refused, text))
 }

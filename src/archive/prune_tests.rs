@@ -216,6 +216,40 @@ fn one_that_was_never_finished_goes_after_two_days() {
 }
 
 #[test]
+fn what_one_that_is_being_made_stands_on_stays_until_it_is_there_or_was_broken_off() {
+    let bed = three();
+    let now = crate::net::wall_clock() / DAY;
+    making::begin(&bed.archive, "new", Some("a1")).unwrap();
+    making::begin(&bed.archive, "other", None).unwrap();
+    assert_eq!(bed.prune(fulls(1), now), ["b2", "b1", "b", "a2"]);
+    assert_eq!(making::all(&bed.archive).unwrap().len(), 2);
+    let inventory = Inventory::take(&bed.archive).unwrap();
+    let why = |label: &str| {
+        let plan = plan(&inventory, fulls(1), now * DAY);
+        plan.backups.into_iter().find(|f| f.label == label).unwrap().why
+    };
+    assert_eq!(
+        (why("a").as_str(), why("a1").as_str()),
+        ("'new', which is being made, stands on it", why("a").as_str())
+    );
+    // What is old counts as broken off, unless something of it is new; and so do notes of what is there.
+    let late = plan(&inventory, fulls(1), (now + 4) * DAY);
+    assert_eq!((late.notes.len(), late.backups.iter().filter(|f| !f.keep).count()), (2, 2));
+    // Another one begins before that is carried out: nothing goes.
+    making::begin(&bed.archive, "newest", Some("a1")).unwrap();
+    let e = carry_out(&bed.archive, &late).unwrap_err();
+    assert!(e.kind() == ErrorKind::Refused && e.to_string().contains("'newest' has begun"), "{e}");
+    assert_eq!(bed.labels(), ["a", "a1", "c", "c1", "c2"]);
+    making::end(&bed.archive, "newest").unwrap();
+    bed.backup("new", 40, 30, Some("a1"));
+    making::begin(&bed.archive, "new", Some("a1")).unwrap();
+    assert_eq!(bed.prune(fulls(1), now), ["new", "a1", "a"], "once it is there it counts like any other");
+    assert_eq!(making::all(&bed.archive).unwrap().len(), 1);
+    assert_eq!(bed.prune(fulls(1), now + 4), [""; 0]);
+    assert!(making::all(&bed.archive).unwrap().is_empty());
+}
+
+#[test]
 fn the_last_full_backup_is_kept_whatever_is_asked() {
     let bed = Bed::new();
     bed.backup("only", 1, 3, None);

@@ -5,13 +5,14 @@
 //! the digest of the last commit comes out proves them right.
 
 use std::fs::{self, File};
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use sha2::{Digest, Sha256};
 
 use super::hashes::HashReader;
+use crate::archive::{Address, Archive, names};
 use crate::blocks::Blocks;
 use crate::catalog::{Catalog, blocks_of};
 use crate::checkpoint;
@@ -20,6 +21,32 @@ use crate::fold::{Fold, Stored};
 use crate::manifest::{self, Form, Manifest, Part, Sha};
 use crate::position::FileId;
 use crate::record::Kind;
+
+/// Where the base of an incremental backup is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// Its directory, or its manifest.
+    Path(PathBuf),
+    /// An archive, and its label there.
+    Archive(Address, String),
+}
+
+impl Origin {
+    /// What was written: a path, or an address with `#` and the label behind it.
+    ///
+    /// # Errors
+    /// In words: it is meant as an address, and is none.
+    pub fn parse(path: &Path) -> std::result::Result<Self, String> {
+        let Some(text) = path.to_str().filter(|t| t.contains("://")) else {
+            return Ok(Self::Path(path.to_owned()));
+        };
+        let Some((address, label)) = text.rsplit_once('#') else {
+            return Err(format!("'{text}' names an archive, and no backup in it: write {text}#LABEL"));
+        };
+        manifest::check_label(label)?;
+        Ok(Self::Archive(address.parse()?, label.to_owned()))
+    }
+}
 
 /// A base at its end.
 #[derive(Debug)]
@@ -31,11 +58,31 @@ pub(super) struct Base {
 }
 
 impl Base {
-    /// Reads the backup whose manifest is at `path`; `scratch` becomes a directory of block hashes.
+    /// Reads the backup; `scratch` becomes a directory.
     ///
     /// # Errors
     /// What is wrong with it, by name.
-    pub(super) fn open(path: &Path, scratch: &Path) -> Result<Self> {
+    pub(super) fn open(origin: &Origin, scratch: &Path) -> Result<Self> {
+        fs::create_dir_all(scratch).map_err(|e| Error::io("create", scratch, e))?;
+        let blocks = scratch.join("blocks");
+        match origin {
+            Origin::Path(path) => Self::at(path, &blocks),
+            Origin::Archive(address, label) => {
+                let set = scratch.join("set");
+                let failed =
+                    |e: Error| e.wrap(&format!("the base '{label}' can't be taken from '{address}'"));
+                fetch(address, label, &set).map_err(failed)?;
+                let base = Self::at(&set, &blocks)?;
+                if base.manifest.label != *label {
+                    return Err(failed(damaged(format!("its manifest is of '{}'", base.manifest.label))));
+                }
+                fs::remove_dir_all(&set).map_err(|e| Error::io("remove", &set, e))?;
+                Ok(base)
+            }
+        }
+    }
+
+    fn at(path: &Path, scratch: &Path) -> Result<Self> {
         let path = if path.is_dir() { path.join(manifest::NAME) } else { path.to_owned() };
         Self::read(&path, scratch)
             .map_err(|e| e.wrap(&format!("the base '{}' can't be stood on", path.display())))
@@ -50,7 +97,7 @@ impl Base {
         let sha256 = manifest::seal(&text)?;
         let manifest = Manifest::parse(&text)?;
         let dir = path.parent().unwrap_or(Path::new("."));
-        for part in manifest.parts.iter().filter(|p| !p.name.starts_with("pack-")) {
+        for part in manifest.parts.iter().filter(|p| !is_content(p)) {
             check(dir, part)?;
         }
         let name = dir.join(manifest::CATALOG);
@@ -93,6 +140,31 @@ impl Base {
         }
         Ok(self.blocks.get(id, 0, 1)?.first().copied().unwrap_or_default())
     }
+}
+
+/// Copies a backup without its contents.
+fn fetch(address: &Address, label: &str, to: &Path) -> Result<()> {
+    let archive = Archive::open(address)?;
+    let copy = |name: &str| {
+        let object = format!("{}/{name}", names::backup_dir(label));
+        let Some(mut reader) = archive.reader(&object)? else {
+            let text = format!("the archive has no '{object}'; 'towline archive list' shows what there is");
+            return Err(Error::new(ErrorKind::Missing, text));
+        };
+        let path = to.join(name);
+        let mut file = File::create(&path).map_err(|e| Error::io("create", &path, e))?;
+        io::copy(&mut reader, &mut file).map_err(|e| Error::io("write", &path, e)).map(drop)
+    };
+    let log = to.join(manifest::LOG);
+    fs::create_dir_all(&log).map_err(|e| Error::io("create", &log, e))?;
+    copy(manifest::NAME)?;
+    let path = to.join(manifest::NAME);
+    let manifest = Manifest::parse(&fs::read(&path).map_err(|e| Error::io("read", &path, e))?)?;
+    manifest.parts.iter().filter(|p| !is_content(p)).try_for_each(|part| copy(&part.name))
+}
+
+fn is_content(part: &Part) -> bool {
+    part.name.starts_with("pack-")
 }
 
 fn damaged(why: String) -> Error {

@@ -37,6 +37,7 @@ mod tar;
 mod tarball;
 mod tree;
 
+pub use base::Origin;
 pub use hashes::{HashReader, HashWriter};
 pub use packs::{Target, take as packs};
 pub use place::WORK;

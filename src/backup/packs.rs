@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::base::Base;
+use super::base::{Base, Origin};
 use super::place::{Begun, Place};
 use super::shelf::{Folder, Prefix, Shelf, write_part};
 use super::source::{blocking, stopped};
@@ -48,7 +48,7 @@ pub enum Target {
     Archive(Address),
 }
 
-/// Takes a backup as packs; of an incremental one `base` is the manifest of what it stands on.
+/// Takes a backup as packs; of an incremental one `base` is what it stands on.
 ///
 /// # Errors
 /// Whatever keeps it from being complete, what is wrong with the base, or [`ErrorKind::Cancelled`] when it was stopped. What
@@ -56,7 +56,7 @@ pub enum Target {
 pub async fn take(
     order: Order,
     target: Target,
-    base: Option<PathBuf>,
+    base: Option<Origin>,
     progress: Progress,
     cancel: CancellationToken,
 ) -> Result<Made> {
@@ -109,10 +109,10 @@ impl Ground {
     }
 
     /// Where the parts go, of a backup of this system.
-    fn shelf(&self, system: SystemId) -> Result<Arc<dyn Shelf>> {
+    fn shelf(&self, system: SystemId, base: Option<&Base>) -> Result<Arc<dyn Shelf>> {
         match self {
             Self::Folder(place) => Ok(Arc::new(Folder(place.dir().to_owned()))),
-            Self::Prefix(prefix) => prefix.open(system),
+            Self::Prefix(prefix) => prefix.open(system, base.map(|b| (b.manifest.label.as_str(), b.sha256))),
         }
     }
 
@@ -135,14 +135,14 @@ async fn make(
     order: &Order,
     at: &Arc<Ground>,
     work: &Path,
-    base: Option<PathBuf>,
+    base: Option<Origin>,
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<Manifest> {
     let (shown, ground) = (progress.clone(), Arc::clone(at));
     let begin = move |state: &StateDir| {
-        let dir = state.path().join("base-blocks");
-        let base = base.map(|path| Base::open(&path, &dir)).transpose()?;
+        let dir = state.path().join("base");
+        let base = base.map(|origin| Base::open(&origin, &dir)).transpose()?;
         let blocks = match &base {
             Some(base) => base.blocks.clone(),
             None => Blocks::open(&state.blocks())?,
@@ -309,7 +309,7 @@ impl Taker for Packs {
         if let Some(base) = &self.base {
             fits(base, catalog)?;
         }
-        self.shelf = Some(self.ground.shelf(catalog.system())?);
+        self.shelf = Some(self.ground.shelf(catalog.system(), self.base.as_ref())?);
         let files = tar::files(catalog);
         let Some(base) = self.base.take() else {
             self.progress.enters(Phase::Copying, files.len() as u64, files.iter().map(|f| f.1).sum());

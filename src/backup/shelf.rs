@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::summed::Summed;
-use crate::archive::{Address, Archive, Upload, names};
+use crate::archive::{Address, Archive, Upload, making, names};
 use crate::disk::{self, AtomicFile};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{self, Manifest, Part};
+use crate::manifest::{self, Manifest, Part, Sha};
 use crate::position::SystemId;
 
 /// Bytes that are handed on at once.
@@ -70,6 +70,9 @@ pub(super) struct Prefix {
 struct Objects {
     archive: Archive,
     dir: String,
+    label: String,
+    /// What the backup stands on, if it is in the archive, too.
+    base: Option<(String, Sha)>,
     made: Mutex<Vec<String>>,
 }
 
@@ -82,8 +85,8 @@ impl Prefix {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Opens the archive for a backup of this system.
-    pub(super) fn open(&self, system: SystemId) -> Result<Arc<dyn Shelf>> {
+    /// Opens the archive for a backup of this system, that stands on the one of this label and manifest.
+    pub(super) fn open(&self, system: SystemId, base: Option<(&str, Sha)>) -> Result<Arc<dyn Shelf>> {
         let archive = Archive::open_or_create(&self.address, system)?;
         let dir = names::backup_dir(&self.label);
         if archive.reader(&format!("{dir}/{}", manifest::NAME))?.is_some() {
@@ -93,7 +96,29 @@ impl Prefix {
             );
             return Err(Error::new(ErrorKind::Refused, text));
         }
-        let objects = Arc::new(Objects { archive, dir, made: Mutex::default() });
+        let mut left = false;
+        archive.list(&dir, "", &mut |_| {
+            left = true;
+            Ok(false)
+        })?;
+        if left {
+            let text = format!(
+                "in the archive '{}' there are parts of a backup '{}' that is being made, or whose making was broken off; give \
+                 this one another --label ('towline archive prune' removes what is left after two days)",
+                self.address, self.label
+            );
+            return Err(Error::new(ErrorKind::Refused, text));
+        }
+        // From here on nothing goes that it stands on; what is there now stays until it is made.
+        making::begin(&archive, &self.label, base.map(|b| b.0))?;
+        let label = self.label.clone();
+        let mut objects = Objects { archive, dir, label, base: None, made: Mutex::default() };
+        if let Some((label, sha)) = base
+            && objects.sha_of(label)? == Some(sha)
+        {
+            objects.base = Some((label.to_owned(), sha));
+        }
+        let objects = Arc::new(objects);
         *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&objects));
         Ok(Arc::new(Kept(objects)))
     }
@@ -103,7 +128,18 @@ impl Prefix {
         let Some(objects) = self.objects() else { return Ok(()) };
         let mut text = Vec::new();
         manifest.write(&mut text).map_err(|e| Error::from(e).wrap("cannot write the manifest"))?;
-        objects.archive.put(&format!("{}/{}", objects.dir, manifest::NAME), &text).map(drop)
+        if let Some((label, sha)) = &objects.base
+            && objects.sha_of(label)? != Some(*sha)
+        {
+            let text = format!(
+                "the backup '{label}', on which this one stands, was removed from the archive '{}' meanwhile; stand on another one",
+                self.address
+            );
+            return Err(Error::new(ErrorKind::Missing, text));
+        }
+        objects.archive.put(&format!("{}/{}", objects.dir, manifest::NAME), &text)?;
+        objects.end();
+        Ok(())
     }
 
     /// The backup failed: what was put there goes.
@@ -113,7 +149,24 @@ impl Prefix {
         for name in made {
             if let Err(e) = objects.archive.delete(&name) {
                 tracing::warn!("'{name}' of a backup that failed can't be removed from the archive: {e}");
+                return;
             }
+        }
+        objects.end();
+    }
+}
+
+impl Objects {
+    /// What the last line of the manifest of a backup in the archive says.
+    fn sha_of(&self, label: &str) -> Result<Option<Sha>> {
+        let name = format!("{}/{}", names::backup_dir(label), manifest::NAME);
+        Ok(self.archive.get(&name, manifest::BYTES_MAX)?.and_then(|text| manifest::seal(&text).ok()))
+    }
+
+    /// It is no longer being made.
+    fn end(&self) {
+        if let Err(e) = making::end(&self.archive, &self.label) {
+            tracing::warn!("the note of the backup can't be removed from the archive; prune does so: {e}");
         }
     }
 }

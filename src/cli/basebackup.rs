@@ -13,7 +13,6 @@
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -26,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::args::BaseBackup;
 use super::{json_line, load, print};
 use crate::apply::StopAt;
-use crate::backup::{self, Access, Compression, Made, Order, Phase, Progress, Target, View};
+use crate::backup::{self, Access, Compression, Made, Order, Origin, Phase, Progress, Target, View};
 use crate::config::Config;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::manifest;
@@ -87,14 +86,16 @@ fn stored(args: &BaseBackup) -> Result<Form> {
     if args.resume || args.keep_partial {
         return wrong("packs can't be gone on with: leave --resume and --keep-partial out");
     }
-    Ok(Form::Packs(target, args.incremental.clone()))
+    let base = args.incremental.as_deref().map(Origin::parse).transpose();
+    let base = base.map_err(|e| Error::new(ErrorKind::Usage, format!("--incremental {e}")))?;
+    Ok(Form::Packs(target, base))
 }
 
 /// What the backup is made as.
 enum Form {
     Tree,
     Tar(Compression),
-    Packs(Target, Option<PathBuf>),
+    Packs(Target, Option<Origin>),
 }
 
 fn form(args: &BaseBackup) -> Result<Form> {

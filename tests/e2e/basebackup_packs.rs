@@ -312,6 +312,104 @@ fn an_archive_takes_full_and_incremental_backups_while_the_application_writes() 
     forgotten(&leader);
 }
 
+/// As if it had been made so many days earlier.
+fn age(dir: &Path, days: u64) {
+    for entry in walkdir::WalkDir::new(dir).into_iter().flatten().filter(|e| e.file_type().is_file()) {
+        let then = std::time::SystemTime::now() - Duration::from_secs(days * 86_400);
+        File::options().write(true).open(entry.path()).expect("open").set_modified(then).expect("utimes");
+    }
+}
+
+/// What there is of backups and of notes in an archive.
+fn in_archive(dir: &Path) -> (Vec<String>, usize) {
+    let list = |name: &str| fs::read_dir(dir.join(name)).into_iter().flatten().flatten();
+    let mut labels: Vec<String> =
+        list("backup").map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    labels.sort();
+    (labels, list("making").count())
+}
+
+#[test]
+fn a_base_in_an_archive_is_stood_on_and_what_was_broken_off_is_pruned_but_nothing_that_is_needed() {
+    let pair = Pair::start("incremental-archive");
+    for i in 0..5 {
+        fs::write(pair.data().join(format!("f{i}")), noise(50_000)).expect("write");
+    }
+    pair.equal(30);
+    rest(&pair.leader);
+    let (archive, url) = (pair.bed.path("archive"), format!("file://{}", pair.bed.path("archive").display()));
+    fs::create_dir(&archive).expect("mkdir");
+    let set = |label: &str| archive.join("backup").join(label);
+    let into = |node: &Node, label: &str, base: &str| {
+        let new = Backup::new(node.spec.listen, Path::new(&url)).args(["--label", label]);
+        if base.is_empty() { new } else { new.args(["--incremental", &format!("{url}#{base}")]) }
+    };
+    assert_eq!(into(&pair.leader, "full", "").run().status.code(), Some(0));
+    let mut contents = Contents::new();
+    apply(&mut contents, &set("full"), &checked(&set("full")));
+    for (node, label, base) in [(&pair.leader, "one", "full"), (&pair.follower, "two", "one")] {
+        fs::write(pair.data().join("f1"), noise(40_000)).expect("write");
+        pair.equal(30);
+        rest(&pair.leader);
+        let run = into(node, label, base).run();
+        assert_eq!(run.status.code(), Some(0), "{}", String::from_utf8_lossy(&run.stderr));
+        let manifest = checked(&set(label));
+        assert_eq!(manifest.base.as_ref().map(|b| b.label.as_str()), Some(base));
+        let held: u64 = manifest.parts.iter().filter(|p| p.name.starts_with("pack-")).map(|p| p.size).sum();
+        assert!(held < 60_000, "{held} bytes of packs");
+        apply(&mut contents, &set(label), &manifest);
+        replay(&mut contents, &set(label), &manifest);
+    }
+    assert_same(&contents, &set("two"), pair.data());
+    for (base, word) in [("none", "the archive has no"), ("", "write"), ("a b", "label")] {
+        let run = Backup::new(pair.leader.spec.listen, &pair.bed.path("x"))
+            .args(["--incremental", &if base.is_empty() { url.clone() } else { format!("{url}#{base}") }])
+            .run();
+        let said = String::from_utf8_lossy(&run.stderr);
+        assert!(matches!(run.status.code(), Some(1 | 64)) && said.contains(word), "{base}: {said}");
+    }
+    let prune = || {
+        let out =
+            crate::support::archive::archive(&["prune", "--archive", &url, "--keep-full", "1", "--yes"]);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    // The store takes no manifest: nothing stays of it.
+    let fault = |fault: &str, base: &str| {
+        into(&pair.leader, "bad", base).env("TOWLINE_FAILPOINTS", fault).run().status
+    };
+    assert_eq!(fault("archive::aside=enospc@2", "two").code(), Some(1));
+    assert_eq!(in_archive(&archive), (vec!["full".into(), "one".into(), "two".into()], 0));
+    // One that is being made holds what it stands on, though a newer full one is there.
+    fs::write(pair.data().join("f2"), noise(40_000)).expect("write");
+    pair.equal(30);
+    rest(&pair.leader);
+    assert_eq!(fault("backup::pack=kill", "one").code(), None);
+    assert_eq!(into(&pair.leader, "newer", "").run().status.code(), Some(0));
+    prune();
+    assert_eq!(in_archive(&archive), (["bad", "full", "newer", "one"].map(str::to_owned).into(), 1));
+    assert!(
+        Backup::new(pair.leader.spec.listen, Path::new(&url))
+            .args(["--label", "bad"])
+            .fails(1)
+            .contains("two days")
+    );
+    age(&set("bad"), 3);
+    age(&archive.join("making"), 3);
+    prune();
+    assert_eq!(in_archive(&archive), (["newer"].map(str::to_owned).into(), 0));
+    // A base that is taken away all the same is missed before it is too late.
+    let held = "backup::parts=sleep:1500@1";
+    let mut running = into(&pair.leader, "late", "newer").env("TOWLINE_FAILPOINTS", held).start();
+    until(within(30), "it is being made", || match in_archive(&archive) {
+        (_, 1) if set("late").join("blocks").exists() => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    fs::remove_file(set("newer").join("manifest.json")).expect("rm");
+    assert_eq!(running.wait().code(), Some(1));
+    assert_eq!(in_archive(&archive), (["newer"].map(str::to_owned).into(), 0));
+    forgotten(&pair.leader);
+}
+
 #[test]
 fn a_base_that_can_not_be_stood_on_is_refused_with_the_reason() {
     let pair = Pair::start("incremental-refused");

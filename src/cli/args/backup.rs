@@ -18,9 +18,9 @@ pub struct BaseBackup {
     /// like file:///DIR or s3://BUCKET/PREFIX: it goes into that archive.
     #[arg(long, value_name = "DIR|-|URL")]
     pub out: PathBuf,
-    /// Take what has changed since this backup only, as packs: its manifest, or its directory. It is not changed, and the
-    /// new one can't be restored without it.
-    #[arg(long, value_name = "MANIFEST")]
+    /// Take what has changed since this backup only, as packs: its manifest, its directory, or URL#LABEL of one in an archive.
+    /// It is not changed, and the new one can't be restored without it.
+    #[arg(long, value_name = "MANIFEST|URL#LABEL")]
     pub incremental: Option<PathBuf>,
     /// Name of the backup; default: the time at which it begins.
     #[arg(long)]
