@@ -360,7 +360,7 @@ complete -c towline -n "__fish_towline_using_subcommand resync" -l log-json -d '
 complete -c towline -n "__fish_towline_using_subcommand resync" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l leader -d 'The node to read: a leader, or a follower' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l out -d 'The directory that becomes the backup: new or empty. `-`: the backup is one tar stream on standard output. An address like file:///DIR or s3://BUCKET/PREFIX: it goes into that archive' -r -F
-complete -c towline -n "__fish_towline_using_subcommand basebackup" -l incremental -d 'Take what has changed since this backup only, as packs: its manifest, or its directory. It is not changed, and the new one can\'t be restored without it' -r -F
+complete -c towline -n "__fish_towline_using_subcommand basebackup" -l incremental -d 'Take what has changed since this backup only, as packs: its manifest, its directory, or URL#LABEL of one in an archive. It is not changed, and the new one can\'t be restored without it' -r -F
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l label -d 'Name of the backup; default: the time at which it begins' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l exact-timeout -d 'How long to wait for an exact cut, once everything else is there. Without one the backup ends on a cut of files, and the exit code is 3' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l max-rate -d 'Take at most so many bytes a second from the node; 0: as many as come' -r
