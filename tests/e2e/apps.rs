@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::backup::Backup;
 use crate::support::bed::{Bed, copy_tree, free_port, nap, py, soak_or};
-use crate::support::node::STAGE;
+use crate::support::node::{STAGE, towline};
 use crate::support::tree::python;
 use crate::support::{Pair, until, within};
 
@@ -75,21 +75,40 @@ fn check_copies(pair: &Pair, app: &mut Running, count: usize, mut check: impl Fn
     assert!(distinct.len() > count / 4, "the follower hardly moved: {seen:?}");
 }
 
-/// Takes base backups while `app` runs, of the leader and the follower in turn, and checks each.
+/// Takes a stream from a node, unpacks it and restores that.
+fn restored(pair: &Pair, port: u16, out: &Path) -> PathBuf {
+    let (tar, set, data) = (pair.bed.path("b.tar"), out.join("set"), out.join("restored"));
+    fs::create_dir_all(&set).expect("mkdir");
+    let made = Backup::new(port, Path::new("-")).run_into(fs::File::create(&tar).expect("create").into());
+    assert_eq!(made.status.code(), Some(0), "{}", String::from_utf8_lossy(&made.stderr));
+    let run = |command: &mut Command, what: &str| good(command.output().expect(what), what);
+    // With owners: PostgreSQL takes a directory of its own only.
+    run(Command::new("tar").args(["-x", "-p", "--numeric-owner", "-f"]).arg(&tar).arg("-C").arg(&set), "tar");
+    let mut restore = Command::new(towline());
+    restore.args(["restore", "--target", "exact", "--from"]).arg(&set).arg("--out").arg(&data);
+    run(&mut restore, "towline restore");
+    fs::remove_file(&tar).expect("rm");
+    data
+}
+
+/// Takes base backups while `app` runs, of the leader and the follower in turn, as directories and as streams that are
+/// restored, and checks each.
 fn check_backups(pair: &Pair, app: &mut Running, check: impl Fn(&Path) -> u64) {
-    for (i, node) in [&pair.leader, &pair.follower].into_iter().cycle().take(soak_or(20, 3)).enumerate() {
+    // The other way round for the other form.
+    let nodes = [&pair.leader, &pair.follower, &pair.follower, &pair.leader];
+    for (i, node) in nodes.into_iter().cycle().take(soak_or(20, 3)).enumerate() {
         nap(20, 300);
         app.assert_alive();
         let out = pair.bed.path(format!("backup{i}"));
-        let manifest = Backup::new(node.spec.listen, &out).good();
-        assert!(manifest.exact && manifest.end >= manifest.start);
+        let (form, data) = if i % 2 == 0 {
+            let manifest = Backup::new(node.spec.listen, &out).good();
+            assert!(manifest.exact && manifest.end >= manifest.start);
+            ("tree", out.join("data"))
+        } else {
+            ("tar", restored(pair, node.spec.listen, &out))
+        };
         fs::set_permissions(&out, fs::Permissions::from_mode(0o755)).expect("chmod");
-        println!(
-            "base backup {i}: {} to {}, progress {}",
-            manifest.start,
-            manifest.end,
-            check(&out.join("data"))
-        );
+        println!("base backup {i}, {form}: progress {}", check(&data));
         fs::remove_dir_all(&out).expect("rm");
     }
 }

@@ -187,6 +187,18 @@ fn one_that_fails_removes_what_it_made_and_one_that_is_kept_goes_on() {
 }
 
 #[test]
+fn no_more_comes_than_the_rate_allows() {
+    let bed = Bed::new("backup-rate");
+    let spec = bed.leader("leader");
+    fs::write(spec.data.join("big"), noise(4 << 20)).expect("write");
+    let leader = spec.start();
+    let began = Instant::now();
+    Backup::new(leader.spec.listen, &bed.path("out")).args(["--max-rate", "2M"]).good();
+    // A second's worth may have been saved up.
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?} for 4 MiB at 2 MiB/s", began.elapsed());
+}
+
+#[test]
 fn signals_clean_up() {
     let bed = Bed::new("backup-signals");
     let spec = bed.leader("leader");

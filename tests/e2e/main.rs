@@ -25,6 +25,7 @@ mod links;
 mod lost;
 mod names;
 mod network;
+mod nightly;
 mod objects;
 mod order;
 mod pages;

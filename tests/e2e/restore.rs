@@ -13,7 +13,8 @@ use super::full::{Small, noise};
 use crate::support::backup::Backup;
 use crate::support::bed::{copy_tree, soak_or};
 use crate::support::node::{lsn, towline};
-use crate::support::{Bed, Node, assert_equal, assert_equal_within, load, until, within};
+use crate::support::tree::python;
+use crate::support::{Bed, Load, Node, assert_equal, assert_equal_within, load, until, within};
 
 /// A state that the leader's directory had, and what names it.
 struct Entry {
@@ -152,6 +153,60 @@ fn every_kind_of_target_gives_the_state_it_names() {
     want.extend(["first".to_owned(), "latest".to_owned()]);
     want.sort();
     assert_eq!(names(&home), want, "nothing is left beside them");
+}
+
+/// One SHA-256 over all of a tree, by a program that shares no code with this one.
+fn digest(dir: &Path) -> String {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/treecheck.py");
+    let out = Command::new(python()).args([script, "--digest"]).arg(dir).output().expect("treecheck.py");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).trim().to_owned()
+}
+
+/// Long, and in a soak only: a journal of times, positions, names and digests, while an application writes without a pause
+/// beside what the journal is about.
+#[test]
+fn a_journal_kept_while_the_application_writes_is_reproduced() {
+    let points = soak_or(30, 0);
+    if points == 0 {
+        println!("skipped: TOWLINE_SOAK is not set");
+        return;
+    }
+    let bed = Bed::new("journal");
+    let leader = bed.leader("leader").set("keep_segments", "1000").set("max_delete", "100").start();
+    let other = Load::start(&leader.data().join("other"), 5, std::time::Duration::from_millis(1));
+    let app = leader.data().join("app");
+    load::burst(&app, 1, 120);
+    settle(&leader);
+    let backup = bed.path("backup");
+    Backup::new(leader.spec.listen, &backup).args(["--label", "base"]).good();
+    let mut journal = Vec::new();
+    for i in 0..3 * points {
+        load::burst(&app, 10 + i as u64, fastrand::usize(5..80));
+        if i % 3 > 0 {
+            // States between the points that nobody noted.
+            continue;
+        }
+        let name = format!("j{i}");
+        let out = leader.ask(&["restore-point", &name, "--json"]);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let answer: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("time");
+        let time = Moment(i64::try_from(now.as_nanos()).expect("time")).to_string();
+        journal.push(([name, answer["lsn"].as_str().expect("LSN").to_owned(), time], digest(&app)));
+    }
+    let written = other.finish();
+    settle(&leader);
+    let mut kinds = [0; 3];
+    for (i, (targets, want)) in journal.iter().enumerate() {
+        let kind = (i + fastrand::usize(0..2)) % 3;
+        kinds[kind] += 1;
+        let out = bed.path(format!("out{i}"));
+        Restore::new(&backup, &targets[kind], &out).log(&leader.spec.state).good();
+        assert_eq!(digest(&out.join("app")), *want, "{}", targets[kind]);
+        fs::remove_dir_all(&out).expect("rm");
+    }
+    println!("{points} points reproduced: {kinds:?} names, positions, times; {written} steps beside them");
 }
 
 #[test]
