@@ -87,6 +87,8 @@ pub const ALL: &[&str] = &[
     "fill::file",
     "fill::done",
     "fill::end",
+    "restore::spool",
+    "restore::fetch",
     "restore::segment",
     "restore::whole",
     "restore::done",

@@ -51,6 +51,52 @@ impl FromStr for Moment {
     }
 }
 
+/// What a clock on the wall shows: a time without its zone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wall {
+    /// Year, month and day.
+    pub date: (u16, u8, u8),
+    /// Hour, minute and second.
+    pub clock: (u8, u8, u8),
+    /// Of the second.
+    pub nanosecond: u32,
+}
+
+impl Wall {
+    /// Reads a time without zone, like 2026-11-24 14:05; `None`: it is none.
+    #[must_use]
+    pub fn parse(s: &str) -> Option<Self> {
+        let at: toml::value::Datetime = s.parse().ok()?;
+        let (date, time) = at.date.zip(at.time).filter(|_| at.offset.is_none())?;
+        Some(Self {
+            date: (date.year, date.month, date.day),
+            clock: (time.hour, time.minute, time.second.unwrap_or(0)),
+            nanosecond: time.nanosecond.unwrap_or(0),
+        })
+    }
+
+    /// The instant, by what the clock of a place makes of it: seconds since 1970 in winter and in summer, if it shows this
+    /// then.
+    ///
+    /// # Errors
+    /// It never shows this, or twice.
+    pub fn instant(&self, s: &str, winter: Option<i64>, summer: Option<i64>) -> Result<Moment, String> {
+        let seconds = match (winter, summer) {
+            (Some(a), Some(b)) if a != b => {
+                let (a, b) =
+                    (Moment(b.saturating_mul(1_000_000_000)), Moment(a.saturating_mul(1_000_000_000)));
+                return Err(format!("the clock of this machine shows '{s}' twice: write {a} or {b}"));
+            }
+            (Some(at), _) | (None, Some(at)) => at,
+            (None, None) => {
+                return Err(format!("the clock of this machine never shows '{s}': write it with its zone"));
+            }
+        };
+        let ns = i128::from(seconds) * 1_000_000_000 + i128::from(self.nanosecond);
+        i64::try_from(ns).map(Moment).map_err(|_| NoMoment(s.to_owned()).to_string())
+    }
+}
+
 /// Days since 1970 of a date of the Gregorian calendar.
 fn days(year: i64, month: i64, day: i64) -> i64 {
     // Years that begin in March have their leap day at the end; 400 of them are 146,097 days.
@@ -86,6 +132,29 @@ mod tests {
         assert_eq!("2262-04-11T23:47:16.854775807Z".parse(), Ok(Moment(i64::MAX)));
         assert!("2262-04-11T23:47:16.854775808Z".parse::<Moment>().is_err());
         assert!("2026-11-25T17:30:00".parse::<Moment>().unwrap_err().to_string().contains("with its zone"));
+    }
+
+    #[test]
+    fn a_time_without_zone_is_what_the_wall_clock_shows() {
+        let wall = Wall::parse("2026-10-25 02:30:05.5").unwrap();
+        assert_eq!((wall.date, wall.clock), ((2026, 10, 25), (2, 30, 5)));
+        assert_eq!(Wall::parse("2026-11-24 14:05").map(|w| w.clock), Some((14, 5, 0)));
+        assert_eq!(Wall::parse("2026-11-24T14:05:00").map(|w| w.clock), Some((14, 5, 0)));
+        for none in [
+            "2026-11-24",
+            "14:05",
+            "2026-11-24 14:05Z",
+            "2026-11-24 14:05:00+01:00",
+            "v1",
+            "2026-13-24 14:05",
+        ] {
+            assert_eq!(Wall::parse(none), None, "{none}");
+        }
+        assert_eq!(wall.instant("T", Some(5), None), Ok(Moment(5_500_000_000)));
+        assert_eq!(wall.instant("T", None, Some(7)), Ok(Moment(7_500_000_000)));
+        assert!(wall.instant("T", None, None).unwrap_err().contains("never shows 'T'"));
+        let twice = wall.instant("T", Some(3600), Some(0)).unwrap_err();
+        assert!(twice.contains("write 1970-01-01T00:00:00Z or 1970-01-01T01:00:00Z"), "{twice}");
     }
 
     proptest! {

@@ -11,7 +11,7 @@ use super::inventory::{Backup, Inventory, What};
 use super::{Archive, SegmentName, names};
 use crate::error::{Error, Result};
 use crate::log;
-use crate::manifest::{Manifest, Part};
+use crate::manifest::{Manifest, Part, chain};
 use crate::segment::{Header, Trailer};
 
 /// Bytes hashed at once.
@@ -145,14 +145,7 @@ fn backup(archive: &Archive, backup: &Backup, found: &mut Found) -> Result<()> {
 
 fn base(m: &Manifest, inventory: &Inventory) -> Option<String> {
     let base = m.base.as_ref()?;
-    match inventory.backup(&base.label).map(|b| &b.what) {
-        Some(What::Whole(_, sha)) if *sha == base.manifest_sha256 => None,
-        Some(What::Whole(..)) => {
-            Some(format!("'{}', on which it stands, is another one than it was made on", base.label))
-        }
-        Some(_) => Some(format!("'{}', on which it stands, is no whole backup", base.label)),
-        None => Some(format!("'{}', on which it stands, is missing", base.label)),
-    }
+    chain::link(m, &inventory.found(&base.label)).err()
 }
 
 fn check_part(archive: &Archive, dir: &str, part: &Part, found: &mut Found) -> Result<Option<String>> {

@@ -6,6 +6,7 @@ use super::coverage::Coverage;
 use super::making::{self, Making};
 use super::{Archive, SegmentName, names};
 use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::chain::Found;
 use crate::manifest::{Manifest, Sha, seal};
 
 /// Most bytes of a manifest that is read: one of packs lists parts only.
@@ -74,7 +75,6 @@ impl Inventory {
     /// Why the archive can't be asked.
     pub fn take(archive: &Archive) -> Result<Self> {
         let mut found = Self::default();
-        let pinned = pins(archive)?;
         archive.list(names::LOG, "", &mut |entry| {
             match SegmentName::parse(&entry.name) {
                 Some(name) => found.coverage.add(name, entry.size),
@@ -86,7 +86,7 @@ impl Inventory {
         found.coverage = std::mem::take(&mut found.coverage).finish();
         // Before the backups: one that is complete by then is no surprise.
         found.making = making::all(archive)?;
-        found.backups = backups(archive, &pinned, &mut found.strays)?;
+        found.backups = backups(archive, &pins(archive)?, &mut found.strays)?;
         for making in &mut found.making {
             let objects = found.backups.iter().find(|b| b.label == making.label);
             making.modified = making.modified.max(objects.map_or(0, |b| b.modified));
@@ -94,10 +94,33 @@ impl Inventory {
         Ok(found)
     }
 
+    /// Looks at the backups only.
+    ///
+    /// # Errors
+    /// Why the archive can't be asked.
+    pub fn of_backups(archive: &Archive) -> Result<Self> {
+        let mut found = Self::default();
+        found.backups = backups(archive, &pins(archive)?, &mut found.strays)?;
+        Ok(found)
+    }
+
     /// The backup of this label.
     #[must_use]
     pub fn backup(&self, label: &str) -> Option<&Backup> {
         self.backups.iter().find(|b| b.label == label)
+    }
+}
+
+impl Inventory {
+    /// What there is of this label, for a backup that stands on it.
+    #[must_use]
+    pub fn found(&self, label: &str) -> Found<'_> {
+        match self.backup(label).map(|b| &b.what) {
+            Some(What::Whole(m, sha256)) => Found::Whole(m, *sha256),
+            Some(What::Damaged(why)) => Found::Unusable(why.clone()),
+            Some(What::Unfinished) => Found::Unusable("it was never finished, or is being made".to_owned()),
+            None => Found::Missing,
+        }
     }
 }
 

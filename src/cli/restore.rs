@@ -41,6 +41,8 @@ pub(super) fn run(args: &Restore) -> Result<ExitCode> {
 fn work(args: &Restore) -> Result<ExitCode> {
     let order = Order {
         from: args.from.clone(),
+        backup: args.backup.clone(),
+        bases: args.base.clone(),
         logs: args.log.clone(),
         target: args.target,
         out: args.out.clone(),
@@ -112,6 +114,12 @@ fn words(plan: &Plan, args: &Restore) -> String {
             "backup    {} ({}), whole at {} ({})",
             plan.label, plan.form, plan.base, plan.base_time
         );
+        for passed in &plan.passed {
+            let _ = writeln!(text, "passed    {passed}");
+        }
+        if !plan.chain.is_empty() {
+            let _ = writeln!(text, "stands on {}", plan.chain.join(", "));
+        }
         let _ =
             writeln!(text, "files     {}, {} bytes; {} are free", plan.files, plan.bytes, plan.free_bytes);
         let _ = writeln!(text, "log       {log}");
@@ -119,6 +127,9 @@ fn words(plan: &Plan, args: &Restore) -> String {
         let _ = writeln!(text, "ends on   {} ({})", plan.lsn, plan.time);
         let _ = writeln!(text, "into      {out}");
     } else {
+        for passed in &plan.passed {
+            let _ = writeln!(text, "a newer backup was passed over: {passed}");
+        }
         let _ = writeln!(text, "'{out}' is as it was at {} ({})", plan.lsn, plan.time);
     }
     if plan.gap {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::lay::{Kept, Layout, compare, snapshot};
+use super::lay::{Layout, compare, snapshot};
 use super::resync::{self, Order};
 use super::target::{BATCH_BYTES, FillContext, Token, finish, local};
 use crate::catalog::{Catalog, block_hashes};
@@ -13,8 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::{End, Ended};
 use crate::position::FileId;
 use crate::record::BLOCK;
+use crate::set::Content;
 use crate::state::{FillState, LogFate};
-use crate::sys;
 use crate::wire::{Encoding, Message, Outcome, Range, put_item_end, put_item_head, put_item_hole};
 
 /// Blocks read at once: 256 KiB.
@@ -134,8 +134,9 @@ impl Answers<'_> {
             put_item_end(&mut self.items, range.id, Outcome::Gone, 0);
             return Ok(());
         };
-        let Some(kept) = self.layout.shelf.file(&path)? else {
-            if self.layout.shelf.exact() {
+        let layout = self.layout;
+        let Some(mut kept) = layout.shelf.file(range.id, &path)? else {
+            if layout.shelf.exact() {
                 let text =
                     format!("the backup is damaged: it lacks '{}'; take another one", path.escape_ascii());
                 return Err(Error::new(ErrorKind::Corrupt, text));
@@ -150,7 +151,7 @@ impl Answers<'_> {
                 let from = usize::try_from(at).unwrap_or(usize::MAX);
                 h.get(from..).unwrap_or_default()
             });
-            self.piece(&kept, range.id, (range.first + at, n), inode.size, known)
+            self.piece(&mut *kept, range.id, (range.first + at, n), inode.size, known)
                 .map_err(|e| Error::io("read", format!("{} in the backup", path.escape_ascii()), e))?;
             self.send_items()?;
             at += n;
@@ -161,7 +162,7 @@ impl Answers<'_> {
 
     fn piece(
         &mut self,
-        kept: &Kept,
+        kept: &mut dyn Content,
         id: FileId,
         (first, count): (u64, u64),
         size: u64,
@@ -170,9 +171,9 @@ impl Answers<'_> {
         let (from, to) = (first * BLOCK, ((first + count) * BLOCK).min(size));
         let mut bytes = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(0)];
         // What is not kept is in the log, and until then it is zero.
-        let there = usize::try_from(kept.len.saturating_sub(from)).unwrap_or(usize::MAX).min(bytes.len());
+        let there = usize::try_from(kept.len().saturating_sub(from)).unwrap_or(usize::MAX).min(bytes.len());
         let buf = bytes.get_mut(..there).unwrap_or_default();
-        if sys::read_at(&kept.file, buf, kept.at.saturating_add(from))? < there {
+        if kept.read_at(buf, from)? < there {
             return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "it is shorter than it was"));
         }
         let block = usize::try_from(BLOCK).unwrap_or(usize::MAX);
@@ -184,7 +185,8 @@ impl Answers<'_> {
             }
             let at = from + (i * block) as u64;
             if hash == 0 {
-                put_item_hole(&mut self.items, id, at, data.len() as u64);
+                // A hole is whole blocks, the last one of a file too.
+                put_item_hole(&mut self.items, id, at, (data.len() as u64).next_multiple_of(BLOCK));
             } else {
                 put_item_head(&mut self.items, id, at, u32::try_from(data.len()).unwrap_or(0));
                 self.items.extend_from_slice(data);

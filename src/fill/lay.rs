@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,25 +21,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::{End, Ended, FillProgress, Sources, Upstream};
 use crate::position::{FileId, Lsn, NodeId, SystemId, TimelineId};
 use crate::record::{BLOCK, Kind};
+use crate::set::Content;
 use crate::state::{FillState, StateDir};
-use crate::sys::{self, Root};
+use crate::sys::Root;
 use crate::wire::{Encoding, Message, Outcome, Purpose, put_item_end, put_item_head};
 
 /// Bytes read at once.
 const PIECE: usize = 256 << 10;
 /// Items of one message.
 const FULL: usize = 256 << 10;
-
-/// A file that is kept, as bytes `at` to `at + len` of another one.
-#[derive(Debug)]
-pub struct Kept {
-    /// Where the bytes are.
-    pub file: File,
-    /// The first of them.
-    pub at: u64,
-    /// How many.
-    pub len: u64,
-}
 
 /// Contents that are kept.
 pub trait Shelf: Send + Sync {
@@ -50,11 +39,11 @@ pub trait Shelf: Send + Sync {
     /// Why it can't be read.
     fn catalog(&self) -> Result<Box<dyn Read + Send>>;
 
-    /// What is kept of the file at `path`; `None`: nothing.
+    /// What is kept of a file and where it is in the tree; `None`: nothing.
     ///
     /// # Errors
     /// Why it can't be read.
-    fn file(&self, path: &[u8]) -> Result<Option<Kept>>;
+    fn file(&self, id: FileId, path: &[u8]) -> Result<Option<Box<dyn Content + '_>>>;
 
     /// Whether the contents have to be those of the catalog.
     fn exact(&self) -> bool;
@@ -250,7 +239,7 @@ impl Feed<'_> {
         let (Some(inode), Some(path)) = (self.catalog.get(id), self.catalog.path(id)) else {
             return Ok(Ok(()));
         };
-        let Some(kept) = self.shelf.file(&path)? else {
+        let Some(mut kept) = self.shelf.file(id, &path)? else {
             if self.shelf.exact() {
                 let text =
                     format!("the backup is damaged: it lacks '{}'; take another one", path.escape_ascii());
@@ -259,10 +248,10 @@ impl Feed<'_> {
             put_item_end(&mut self.items, id, Outcome::Gone, 0);
             return Ok(self.flush_full());
         };
-        let size = kept.len.min(inode.size);
+        let size = kept.len().min(inode.size);
         let failed = |e| Error::io("read", format!("{} in the backup", path.escape_ascii()), e);
         let mut at = 0;
-        while let Some((start, end)) = next_data(&kept, at, size).map_err(failed)? {
+        while let Some((start, end)) = kept.next_data(at, size).map_err(failed)? {
             at = (start / BLOCK * BLOCK).max(at);
             let end = end.next_multiple_of(BLOCK).min(size);
             while at < end {
@@ -271,7 +260,7 @@ impl Feed<'_> {
                 let from = self.items.len();
                 self.items.resize(from + want, 0);
                 let buf = self.items.get_mut(from..).unwrap_or_default();
-                let n = sys::read_at(&kept.file, buf, kept.at.saturating_add(at)).map_err(failed)?;
+                let n = kept.read_at(buf, at).map_err(failed)?;
                 if n < want {
                     let e =
                         std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "it is shorter than it was");
@@ -301,12 +290,4 @@ impl Feed<'_> {
             Message::FillData { batch: self.batch, encoding: Encoding::Raw, raw_len, bytes: items.into() };
         self.lane.blocking_send(message).map_err(|_| Closed)
     }
-}
-
-/// The next range that holds data, of a file that is kept as a file of its own; of others everything does.
-fn next_data(kept: &Kept, from: u64, size: u64) -> std::io::Result<Option<(u64, u64)>> {
-    if kept.at == 0 {
-        return sys::next_data(kept.file.as_fd(), from, size);
-    }
-    Ok((from < size).then_some((from, size)))
 }

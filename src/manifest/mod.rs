@@ -38,6 +38,7 @@ use crate::position::{FileId, Lsn, SystemId, TimelineId};
 use crate::record::{NAME_MAX, Time};
 use crate::segment;
 
+pub mod chain;
 mod read;
 
 pub use read::seal;

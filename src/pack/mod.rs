@@ -215,6 +215,11 @@ impl<R: Read> Reader<R> {
         Err(Error::Foreign { found: it.system, expected: system })
     }
 
+    /// For an input that begins with a frame of a pack of `system`, whose header was read.
+    pub fn within(input: R, system: SystemId) -> Self {
+        Self { input, system, at: 0 }
+    }
+
     /// Whose contents these are.
     pub fn system(&self) -> SystemId {
         self.system

@@ -8,14 +8,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::set::Set;
 use crate::archive::{Address, Archive, names};
 use crate::disk::AtomicFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::log::{self, Log, LogOptions};
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
-use crate::segment::{self, FILE_MAX, Parser, Step};
+use crate::record::{PointName, Record, Records};
+use crate::segment::{self, FILE_MAX, FRAME_LEN, Item, Parser, Step, flags};
+use crate::set::Set;
 
 /// A log that is not written to.
 const NEVER: std::time::Duration = std::time::Duration::from_secs(1 << 30);
@@ -229,7 +230,10 @@ impl<'a> Sources<'a> {
                     Error::new(ErrorKind::Missing, text)
                 });
             }
-            Copy::Part(name) => (self.set.part(name)?, self.set.path().join(name)),
+            Copy::Part(name) => {
+                let kept = self.set.part(name)?;
+                return whole(&mut kept.reader(), Path::new(name));
+            }
             Copy::File(path) => match File::open(path) {
                 Ok(file) => (file, path.clone()),
                 // It was sealed since it was listed.
@@ -240,13 +244,7 @@ impl<'a> Sources<'a> {
                 Err(e) => return Err(Error::io("open", path, e)),
             },
         };
-        let mut bytes = Vec::new();
-        file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", &path, e))?;
-        if bytes.len() as u64 > FILE_MAX {
-            let text = format!("'{}' is larger than a segment can be", path.display());
-            return Err(Error::new(ErrorKind::Corrupt, text));
-        }
-        Ok(bytes)
+        whole(&mut &file, &path)
     }
 
     fn put_open(&self, segment: SegmentNo, bytes: &[u8], dir: &Path) -> Result<()> {
@@ -256,6 +254,97 @@ impl<'a> Sources<'a> {
         let mut file = AtomicFile::create(dir, &name)?;
         file.write_all(bytes).map_err(failed)?;
         file.commit()
+    }
+}
+
+/// All of a segment's file.
+fn whole(input: &mut dyn Read, path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    input.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
+    if bytes.len() as u64 > FILE_MAX {
+        let text = format!("'{}' is larger than a segment can be", path.display());
+        return Err(Error::new(ErrorKind::Corrupt, text));
+    }
+    Ok(bytes)
+}
+
+/// The newest restore point of this name in the log of an archive from `from` on; the segments are gone through from the
+/// newest one back, some at a time.
+///
+/// # Errors
+/// The archive can't be read.
+pub(super) fn point_in(
+    archive: &Archive,
+    timeline: TimelineId,
+    from: SegmentNo,
+    name: PointName,
+) -> Result<Option<Lsn>> {
+    let mut numbers = Vec::new();
+    archive.segments(timeline, from, &mut |segment, _| {
+        numbers.push(segment.segment);
+        Ok(true)
+    })?;
+    numbers.dedup();
+    for some in numbers.rchunks(AT_ONCE) {
+        let look = |segment| match archive.get_segment(timeline, segment) {
+            Ok(Some(bytes)) => points(archive.system(), timeline, segment, &bytes, name),
+            Ok(None) => Ok(None),
+            // Damaged: it may not be needed.
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                tracing::warn!("a restore point may not be found: {e}");
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        };
+        let found: Vec<Result<Option<Lsn>>> = std::thread::scope(|scope| {
+            let tasks: Vec<_> = some.iter().map(|&segment| scope.spawn(move || look(segment))).collect();
+            let panicked = || Err(Error::new(ErrorKind::Io, "a thread has panicked"));
+            tasks.into_iter().map(|t| t.join().unwrap_or_else(|_| panicked())).collect()
+        });
+        for found in found.into_iter().rev() {
+            if let Some(lsn) = found? {
+                return Ok(Some(lsn));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The last restore point of this name in a segment.
+fn points(
+    system: SystemId,
+    timeline: TimelineId,
+    segment: SegmentNo,
+    bytes: &[u8],
+    name: PointName,
+) -> Result<Option<Lsn>> {
+    let mut parser = Parser::new(system, timeline, segment);
+    let mut zstd = zstd::bulk::Decompressor::new().map_err(|e| Error::from(e).wrap("cannot decompress"))?;
+    let (mut raw, mut found) = (Vec::new(), None);
+    loop {
+        let at = usize::try_from(parser.offset()).unwrap_or(usize::MAX);
+        let header = match parser.next(bytes.get(at..).unwrap_or_default()) {
+            Step::Item(Item::Frame(header)) => header,
+            Step::Item(_) if !parser.done() => continue,
+            _ => return Ok(found),
+        };
+        // A restore point is a change set of its own.
+        if header.flags & flags::ENDS == 0 {
+            continue;
+        }
+        let stored = bytes.get(at + FRAME_LEN..at + header.stored()).unwrap_or_default();
+        raw.clear();
+        raw.reserve_exact(header.raw_len as usize);
+        if zstd.decompress_to_buffer(stored, &mut raw).ok() != Some(header.raw_len as usize) {
+            return Ok(found);
+        }
+        for item in Records::new(&raw) {
+            if let Ok((_, Record::RestorePoint { name: this, .. })) = item
+                && this == name.as_bytes()
+            {
+                found = Some(header.end());
+            }
+        }
     }
 }
 

@@ -8,7 +8,11 @@
 //! | --- | --- |
 //! | `OUT.restoring` | the directory while it is being made; it becomes `OUT` when it is whole |
 //! | | with `delta` it is `OUT` itself, under that name until it is whole |
+//! | `OUT.restoring.tar` | a backup that comes through a pipe, or compressed; it goes |
 //! | `OUT.restoring.state`, or `STATE.restoring` | its state directory; it goes, or becomes `STATE` of a follower |
+//!
+//! The backup is a directory, a tar, or one of an archive, which [`choose`] finds; of an incremental one [`gather`] takes each
+//! block from the newest member of its chain that has it. What is fetched of a bucket lies in the state directory meanwhile.
 //!
 //! In the state directory the note `restore.json` says which restore it is: the same command goes on with it.
 
@@ -19,6 +23,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::StopAt;
+use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fill::{self, Layout};
 use crate::log::FrameReader;
@@ -26,27 +31,33 @@ use crate::net::FillProgress;
 use crate::position::{Cut as Quality, Lsn, SegmentNo, SystemId, TimelineId};
 use crate::record::{PointName, Record, Records};
 use crate::segment::flags;
+use crate::set::{Set, gather};
 use crate::sys::Root;
-use crate::{checkpoint, disk};
 
+mod choose;
 mod logs;
+mod origin;
 mod place;
 mod replay;
-mod set;
+mod shelf;
 pub mod target;
 
 pub use logs::Source;
 use logs::Sources;
+pub use origin::{Origin, chained};
 use place::Place;
-pub use set::{Set, is_set};
 use target::{Commit, Search};
 pub use target::{Cut, Goal, Target};
 
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// The directory of the backup.
-    pub from: PathBuf,
+    /// The backup, or the archive that holds it.
+    pub from: Origin,
+    /// The label of a backup of the archive, instead of the newest one that fits.
+    pub backup: Option<String>,
+    /// Backups that an incremental one stands on, outside of an archive.
+    pub bases: Vec<PathBuf>,
     /// Where there is log.
     pub logs: Vec<Source>,
     /// To which state.
@@ -66,6 +77,10 @@ pub struct Order {
 #[allow(missing_docs, reason = "the names say it; the manual page lists them")]
 pub struct Plan {
     pub label: String,
+    /// What it stands on, the next one first.
+    pub chain: Vec<String>,
+    /// Newer backups of the archive that were passed over, and why.
+    pub passed: Vec<String>,
     pub form: &'static str,
     pub system: String,
     pub timeline: u32,
@@ -84,6 +99,8 @@ pub struct Plan {
     pub files: u64,
     /// Bytes of the files of the base.
     pub bytes: u64,
+    /// Bytes of the packs that they are read from.
+    pub pack_bytes: u64,
     pub free_bytes: u64,
     pub out: PathBuf,
 }
@@ -93,7 +110,11 @@ pub type Tell = Arc<dyn Fn(FillProgress) + Send + Sync>;
 
 struct Restore {
     order: Order,
+    /// The backup, and those it stands on.
+    chain: Vec<Arc<Set>>,
     set: Arc<Set>,
+    passed: Vec<String>,
+    logs: Vec<Source>,
 }
 
 /// Finds out what a restore would do. The log is read into a temporary directory.
@@ -101,10 +122,10 @@ struct Restore {
 /// # Errors
 /// Whatever would refuse the restore.
 pub fn plan(order: &Order) -> Result<Plan> {
-    let restore = Restore::new(order)?;
     Place::look(order)?;
     let dir = tempfile::tempdir().map_err(|e| Error::from(e).wrap("cannot make a temporary directory"))?;
-    let sources = Sources::open(&restore.set, &order.logs)?;
+    let restore = Restore::new(order, &dir.path().join("set.tar"), &dir.path().join("fetched"))?;
+    let sources = Sources::open(&restore.set, &restore.logs)?;
     let (goal, segments) = restore.find(&sources, dir.path())?;
     restore.plan(&sources, goal, &segments)
 }
@@ -115,9 +136,12 @@ pub fn plan(order: &Order) -> Result<Plan> {
 /// The backup, the log or the target is not what it has to be; disk errors. What was made stays, and the same
 /// command goes on with it.
 pub fn run(order: &Order, tell: &Tell, cancel: &CancellationToken) -> Result<Plan> {
-    let restore = Restore::new(order)?;
-    let place = Place::open(order, restore.set.manifest())?;
-    let sources = Sources::open(&restore.set, &order.logs)?;
+    Place::look(order)?;
+    let (spool, fetched) = place::aside(order)?;
+    let restore = Restore::new(order, &spool, &fetched);
+    let opened = restore.and_then(|restore| Ok((Place::open(order, restore.set.manifest())?, restore)));
+    let (place, restore) = opened.inspect_err(|_| place::forget(&spool))?;
+    let sources = Sources::open(&restore.set, &restore.logs)?;
     let found = restore
         .find(&sources, &place.state().log())
         .and_then(|(goal, segments)| Ok((goal, restore.plan(&sources, goal, &segments)?)));
@@ -140,7 +164,10 @@ pub fn run(order: &Order, tell: &Tell, cancel: &CancellationToken) -> Result<Pla
         .map_err(|e| Error::from(e).wrap("cannot start"))?;
     place.enter()?;
     let root = Arc::new(Root::open(place.work()).map_err(|e| Error::io("open", place.work(), e))?);
-    runtime.block_on(restore.lay(&place, &root, tell, cancel))?;
+    if !is_laid(&place)? {
+        let shelf = shelf::open(&restore.chain, &fetched)?;
+        runtime.block_on(restore.lay(&place, &root, shelf, tell, cancel))?;
+    }
     runtime.block_on(replay::run(&root, place.state(), goal.cut.lsn, cancel))?;
     drop(root);
     place.finish()?;
@@ -148,9 +175,23 @@ pub fn run(order: &Order, tell: &Tell, cancel: &CancellationToken) -> Result<Pla
 }
 
 impl Restore {
-    fn new(order: &Order) -> Result<Self> {
-        let set = Arc::new(Set::open(&order.from)?);
-        Ok(Self { order: order.clone(), set })
+    /// A tar is written down as `spool`, parts are fetched into `fetched`.
+    fn new(order: &Order, spool: &Path, fetched: &Path) -> Result<Self> {
+        // One that broke off goes on with the backup that it began with, whatever is newer by now.
+        let begun = place::begun_with(order)?;
+        let opened = origin::open(&origin::Wanted {
+            from: &order.from,
+            backup: order.backup.as_deref().or(begun.as_deref()),
+            bases: &order.bases,
+            target: order.target,
+            spool,
+            fetched,
+        })?;
+        let origin::Opened { chain, passed, log } = opened;
+        let none = || Error::new(ErrorKind::Missing, "there is no backup");
+        let set = Arc::clone(chain.first().ok_or_else(none)?);
+        let logs = order.logs.iter().cloned().chain(log).collect();
+        Ok(Self { order: order.clone(), chain, set, passed, logs })
     }
 
     /// Fetches log until the target is found in it. The goal, and the segments that lead there.
@@ -207,23 +248,15 @@ impl Restore {
 
     fn plan(&self, sources: &Sources<'_>, goal: Goal, segments: &[SegmentNo]) -> Result<Plan> {
         let manifest = self.set.manifest();
-        let catalog = checkpoint::decode(std::io::BufReader::new(self.set.part(crate::manifest::CATALOG)?))?;
-        if catalog.system() != manifest.system || catalog.lsn() != self.set.start() {
-            let text = format!(
-                "the backup is damaged: its catalog is of system {} at {}, its manifest of system {} at {}",
-                catalog.system(),
-                catalog.lsn(),
-                manifest.system,
-                self.set.start()
-            );
-            return Err(Error::new(ErrorKind::Corrupt, text));
-        }
+        let catalog = gather::catalog(&self.set)?;
         let files = catalog.inodes().filter(|i| i.kind == crate::record::Kind::File);
         let (files, bytes) = files.fold((0, 0_u64), |(n, b), i| (n + 1, b.saturating_add(i.size)));
         let moment = |time| crate::moment::Moment(time).to_string();
         let name = |s: &SegmentNo| crate::segment::file_name(manifest.timeline, *s, false);
         Ok(Plan {
             label: manifest.label.clone(),
+            chain: self.chain.iter().skip(1).map(|s| s.manifest().label.clone()).collect(),
+            passed: self.passed.clone(),
             form: manifest.form.word(),
             system: manifest.system.to_string(),
             timeline: manifest.timeline.0,
@@ -237,6 +270,7 @@ impl Restore {
             log_bytes: sources.bytes(segments),
             files,
             bytes,
+            pack_bytes: self.chain.iter().flat_map(|s| s.packs()).map(|p| p.size).sum(),
             free_bytes: disk::free_bytes(place::existing(&self.order.out))?,
             out: self.order.out.clone(),
         })
@@ -246,25 +280,16 @@ impl Restore {
         &self,
         place: &Place,
         root: &Arc<Root>,
+        shelf: Arc<dyn fill::Shelf>,
         tell: &Tell,
         cancel: &CancellationToken,
     ) -> Result<()> {
         let manifest = self.set.manifest();
-        let laid = |place: &Place| {
-            let fill = place.state().set_up()?.fill;
-            Ok::<_, Error>(matches!(
-                fill,
-                crate::state::FillState::Filled { .. } | crate::state::FillState::Done
-            ))
-        };
-        if laid(place)? {
-            return Ok(());
-        }
         let tell = Arc::clone(tell);
         let layout = Layout {
             root: Arc::clone(root),
             state: Arc::clone(place.state()),
-            shelf: Arc::clone(&self.set) as Arc<dyn fill::Shelf>,
+            shelf,
             system: manifest.system,
             timeline: manifest.timeline,
             start: self.set.start(),
@@ -274,6 +299,12 @@ impl Restore {
         };
         fill::lay(Arc::new(layout), cancel.clone()).await
     }
+}
+
+/// Whether the base is laid out already.
+fn is_laid(place: &Place) -> Result<bool> {
+    let fill = place.state().set_up()?.fill;
+    Ok(matches!(fill, crate::state::FillState::Filled { .. } | crate::state::FillState::Done))
 }
 
 fn point(target: Target) -> Option<PointName> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Order;
+use super::{Order, Origin};
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
@@ -19,6 +19,8 @@ use crate::state::{Control, Role, StateDir};
 
 /// Says in the state directory which restore it belongs to.
 const NOTE: &str = "restore.json";
+/// What was fetched, in the state directory.
+const FETCHED: &str = "fetched";
 
 /// Which restore it is.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -93,6 +95,32 @@ fn paths(order: &Order) -> Result<(PathBuf, PathBuf, PathBuf)> {
     };
     let work = beside(&out, ".restoring");
     Ok((out, work, state))
+}
+
+/// Where a tar is written down, and where parts are fetched to.
+pub(super) fn aside(order: &Order) -> Result<(PathBuf, PathBuf)> {
+    let (out, _, state) = paths(order)?;
+    Ok((beside(&out, ".restoring.tar"), state.join(FETCHED)))
+}
+
+/// The label of the backup with which this restore began, if it broke off.
+pub(super) fn begun_with(order: &Order) -> Result<Option<String>> {
+    let archive = match &order.from {
+        Origin::Archive(_) => true,
+        Origin::Path(path) => path.join(crate::archive::names::IDENTITY).is_file(),
+    };
+    let (_, _, state) = paths(order)?;
+    Ok(read_note(&state)?.map(|n| n.label).filter(|_| archive))
+}
+
+/// Removes a tar that was written down.
+pub(super) fn forget(spool: &Path) {
+    match fs::remove_file(spool) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!("'{}' can't be removed: {e}", spool.display());
+        }
+        _ => {}
+    }
 }
 
 fn read_note(state: &Path) -> Result<Option<Begun>> {
@@ -232,6 +260,7 @@ impl Place {
 
     /// Nothing comes of a restore that has just begun.
     pub(super) fn discard(self) {
+        forget(&beside(&self.out, ".restoring.tar"));
         if !self.new {
             return;
         }
@@ -256,6 +285,12 @@ impl Place {
             })?;
         }
         pass("restore::moved", &self.out)?;
+        forget(&beside(&self.out, ".restoring.tar"));
+        let fetched = self.state.path().join(FETCHED);
+        match fs::remove_dir_all(&fetched) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", &fetched, e)),
+            _ => {}
+        }
         let state = self.state.path().to_owned();
         match &self.follower {
             Some(follower) => {
@@ -295,7 +330,9 @@ mod tests {
     fn names_beside_a_directory_are_beside_it_however_it_is_written() {
         for written in ["/srv/pg", "/srv/pg/", "/srv//pg/."] {
             let order = Order {
-                from: PathBuf::new(),
+                from: Origin::Path(PathBuf::new()),
+                backup: None,
+                bases: Vec::new(),
                 logs: Vec::new(),
                 target: crate::restore::Target::Latest,
                 out: PathBuf::from(written),

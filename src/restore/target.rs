@@ -1,13 +1,15 @@
-//! To which state a restore goes, and where in the log that is. Pure: commits in, the cut or why there is none.
+//! To which state a restore goes, and where in the log that is. Pure, but for the time zone of this machine: commits in, the
+//! cut or why there is none.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::apply::StopAt;
 use crate::error::{Error, ErrorKind};
-use crate::moment::Moment;
+use crate::moment::{Moment, Wall};
 use crate::position::Lsn;
 use crate::record::PointName;
+use crate::sys;
 
 /// What was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,12 +33,20 @@ impl FromStr for Target {
         if s == "latest" {
             return Ok(Self::Latest);
         }
+        if let Some(wall) = Wall::parse(s) {
+            let (year, month, day) = wall.date;
+            let at = |summer| sys::raw::local_seconds((i32::from(year), month, day), wall.clock, summer);
+            return wall.instant(s, at(false), at(true)).map(|Moment(ns)| Self::Time(ns));
+        }
         match s.parse() {
             Ok(StopAt::Lsn(lsn)) => Ok(Self::Lsn(lsn)),
             Ok(StopAt::Time(time)) => Ok(Self::Time(time)),
             Ok(StopAt::Exact) => Ok(Self::First),
             Ok(StopAt::Point(name)) => Ok(Self::Point(name)),
-            Err(e) => Err(e.replace("exact, or", "exact, latest, or")),
+            Err(e) => Err(e.replace("exact, or", "exact, latest, or").replace(
+                "a time with its zone like",
+                "a time like 2026-11-25 18:30 by this machine's clock or with its zone like",
+            )),
         }
     }
 }
@@ -262,6 +272,10 @@ mod tests {
         ] {
             assert_eq!((text.parse(), want.to_string().as_str()), (Ok(want), shown));
         }
+        // What the clock shows is a time of this machine, whatever its zone.
+        let Ok(Target::Time(at)) = "2026-07-24 14:05:01.5".parse() else { panic!() };
+        let utc = "2026-07-24T14:05:01.5Z".parse::<Moment>().unwrap().0;
+        assert!((at - utc).abs() <= 14 * 3_600_000_000_000 && (at - utc) % 60_000_000_000 == 0, "{at}");
         for bad in ["", "2026-11-25", "17:30", "Latest", "x/y"] {
             let e = bad.parse::<Target>().unwrap_err();
             assert!(e.contains(&format!("'{bad}'")), "{e}");

@@ -47,6 +47,29 @@ pub fn take_variable(name: &str) -> Option<std::ffi::OsString> {
     Some(value)
 }
 
+/// Seconds since 1970 of what the clock of this machine shows, by its time zone; `summer` says which of two that it shows twice.
+/// `None`: it never shows that, or not in that time of the year.
+#[must_use]
+pub fn local_seconds(date: (i32, u8, u8), clock: (u8, u8, u8), summer: bool) -> Option<i64> {
+    use nix::libc;
+    let ((year, month, day), (hour, minute, second)) = (date, clock);
+    // SAFETY: all of it may be zero; the pointer is null then, and mktime(3) only writes it.
+    #[allow(unsafe_code, reason = "no safe function does this")]
+    let mut tm: libc::tm = unsafe { std::mem::zeroed() };
+    (tm.tm_year, tm.tm_mon, tm.tm_mday) = (year.checked_sub(1900)?, i32::from(month) - 1, i32::from(day));
+    (tm.tm_hour, tm.tm_min, tm.tm_sec) = (i32::from(hour), i32::from(minute), i32::from(second));
+    tm.tm_isdst = i32::from(summer);
+    let asked = tm;
+    // SAFETY: the pointer is to a value of ours. The environment, which it may read, is written to at the start of the
+    // program only.
+    #[allow(unsafe_code, reason = "no safe function does this")]
+    let seconds = unsafe { libc::mktime(&raw mut tm) };
+    let fields =
+        |t: &libc::tm| ((t.tm_year, t.tm_mon, t.tm_mday), (t.tm_hour, t.tm_min, t.tm_sec), t.tm_isdst > 0);
+    // It makes another time of one that there is not.
+    (fields(&tm) == fields(&asked)).then_some(seconds)
+}
+
 #[cfg(all(test, target_env = "gnu"))]
 mod tests {
     use super::*;

@@ -12,7 +12,6 @@ use rustix::fs::OFlags;
 use super::findings::{Class, Findings};
 use super::member::{self, Known, Packed, Role, Said, Seen};
 use super::presence::{self, Expected};
-use super::set::{self, Member, Source, What};
 use super::{Order, Outcome, chain};
 use crate::catalog::{Catalog, blocks_of};
 use crate::error::{Error, ErrorKind, Result};
@@ -20,6 +19,7 @@ use crate::log::inspect;
 use crate::manifest::{self, Form, Manifest};
 use crate::position::{Cut, FileId};
 use crate::record::Kind;
+use crate::set::{self, Member, Source, What};
 use crate::sys::Root;
 
 /// Most threads that read.

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
-use super::set::shown;
+use crate::set::shown;
 
 /// Problems that are listed; more are only counted.
 pub const LISTED_MAX: usize = 100_000;

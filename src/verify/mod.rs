@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::Form;
+use crate::set::{self, Source};
 use crate::state::StateDir;
 
 mod archive;
@@ -24,11 +25,9 @@ mod findings;
 mod member;
 mod presence;
 mod replay;
-mod set;
 mod state;
 
 pub use findings::{Class, LISTED_MAX, Problem};
-pub use set::{Member, Set, Source, What};
 
 use findings::Findings;
 

@@ -3,11 +3,12 @@
 use std::collections::{HashMap, HashSet};
 
 use super::findings::{Class, Findings};
-use super::set::{Member, What, shown};
+
 use crate::catalog::{Catalog, Inode};
 use crate::manifest::{self, Form, Manifest, Sha};
 use crate::position::FileId;
 use crate::record::Kind;
+use crate::set::{Member, What, shown};
 
 /// A file that the manifest names.
 #[derive(Clone, Copy, Debug)]

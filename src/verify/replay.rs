@@ -39,7 +39,9 @@ pub(super) fn check(
     let scratch = scratch.map_err(|e| Error::io("make a scratch directory in", &place, e))?;
     let (out, state) = (scratch.path().join("data"), scratch.path().join("state"));
     let restoring = restore::Order {
-        from: dir.to_owned(),
+        from: restore::Origin::Path(dir.to_owned()),
+        backup: None,
+        bases: Vec::new(),
         logs: Vec::new(),
         target: Target::Lsn(manifest.end),
         out: out.clone(),

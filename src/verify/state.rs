@@ -185,7 +185,7 @@ fn hashes(dir: &Path, catalog: &Catalog, findings: &Findings, still: impl Fn() -
                 return;
             }
             let path = catalog.path(inode.id).unwrap_or_default();
-            let text = format!("its hashes are not those of '{}' in the catalog", super::set::shown(&path));
+            let text = format!("its hashes are not those of '{}' in the catalog", crate::set::shown(&path));
             findings.add(Class::Blocks, name.as_bytes(), text);
         }
     }

@@ -33,6 +33,7 @@ mod points;
 mod privilege;
 mod reload;
 mod restore;
+mod restore_chain;
 mod resync;
 mod rot;
 mod s3;

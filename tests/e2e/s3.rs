@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -12,10 +12,12 @@ use towline::archive::{Address, Archive, Kept, Put, SegmentName};
 use towline::error::ErrorKind;
 use towline::position::{SegmentNo, SystemId, TimelineId};
 
+use super::restore::{Restore, names, note, settle};
 use crate::support::archive::{archive_until, archived_all};
+use crate::support::backup::Backup;
 use crate::support::bed::{Bed, free_port};
 use crate::support::slot::{brisk, next_segment, oldest};
-use crate::support::{Proxy, until, within};
+use crate::support::{Proxy, assert_equal, load, until, within};
 
 /// What the program is told of the server by the environment.
 fn environment(port: u16) -> Vec<(&'static str, String)> {
@@ -207,4 +209,44 @@ fn objects() {
     let last = Arc::clone(&shared);
     drop(shared);
     tokio::runtime::Runtime::new().expect("runtime").block_on(async move { drop(last) });
+}
+
+#[test]
+fn a_bucket_gives_the_directory_back() {
+    let bed = Bed::new("s3-restore");
+    let Some(server) = Server::start(&bed) else { return };
+    let mut spec = brisk(bed.leader("leader")).set("archive", "\"s3://towline/back\"");
+    for (key, value) in environment(server.port) {
+        spec = spec.env(key, &value);
+    }
+    let leader = spec.start();
+    load::burst(&leader.data().join("app"), 1, 80);
+    settle(&leader);
+    let mut backup =
+        Backup::new(leader.spec.listen, Path::new("s3://towline/back")).args(["--label", "full"]);
+    for (key, value) in environment(server.port) {
+        backup = backup.env(key, &value);
+    }
+    let out = backup.run();
+    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+    load::burst(&leader.data().join("app"), 2, 80);
+    let later = note(&bed, &leader, "later");
+    for _ in 0..2 {
+        next_segment(&leader);
+    }
+    archived_all(&leader);
+    let out = bed.path("out");
+    let restore = || {
+        let mut restore = Restore::new(Path::new("s3://towline/back"), "later", &out);
+        for (key, value) in environment(server.port) {
+            restore = restore.env(key, &value);
+        }
+        restore
+    };
+    let killed = restore().env("TOWLINE_FAILPOINTS", "restore::fetch=kill@2").run();
+    assert!(!killed.status.success(), "restore::fetch was never passed");
+    let said = restore().good();
+    assert!(said.contains(&later.lsn), "{said}");
+    assert_equal(&later.copy, &out);
+    assert!(names(&bed.path("")).iter().all(|n| !n.contains("restoring")));
 }

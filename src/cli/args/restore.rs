@@ -4,16 +4,24 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::restore::{Source, Target};
+use crate::restore::{Origin, Source, Target};
 
 /// Flags of `restore`.
 #[derive(Debug, Args)]
 pub struct Restore {
-    /// The backup: the directory that holds its manifest.json.
+    /// An archive (file:///DIR, s3://BUCKET/PREFIX, ..., or its directory): of its backups the newest one is taken that
+    /// ended at or before the target, and its log is used, too. Or one backup: the directory that holds its manifest.json, a
+    /// tar, compressed with zstd or not, or `-`, a tar on standard input.
+    #[arg(long, value_name = "ARCHIVE|BACKUP|-")]
+    pub from: Origin,
+    /// The label of a backup of the archive, instead of the newest one that fits.
+    #[arg(long, value_name = "LABEL")]
+    pub backup: Option<String>,
+    /// A backup that an incremental --from stands on, outside of an archive; may be repeated, in any order.
     #[arg(long, value_name = "BACKUP")]
-    pub from: PathBuf,
-    /// To which state: `latest`, a time with its zone like 2026-11-25T14:05:00+01:00, a position like 0/16B3748, the name of
-    /// a restore point, or `exact`, the first exact cut.
+    pub base: Vec<PathBuf>,
+    /// To which state: `latest`, a time like '2026-11-24 14:05' by the clock of this machine, or with its zone like
+    /// 2026-11-25T14:05:00+01:00, a position like 0/16B3748, the name of a restore point, or `exact`, the first exact cut.
     #[arg(long, value_name = "latest|TIME|LSN|NAME|exact")]
     pub target: Target,
     /// The directory that is made: new or empty.

@@ -1,0 +1,210 @@
+//! Restores that find their backup in an archive, gather an incremental one out of its chain, or come out of a tar.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::full::noise;
+use super::restore::{Entry, Restore, names, note, settle};
+use crate::support::archive::{archived_all, archiving};
+use crate::support::backup::Backup;
+use crate::support::load::{self, Load};
+use crate::support::{Bed, Node, assert_equal};
+
+/// An archive with a full backup and two incremental ones, each taken while the application writes, and states after each.
+pub(super) struct Chain {
+    pub(super) bed: Bed,
+    pub(super) leader: Node,
+    pub(super) url: PathBuf,
+    before: Entry,
+    pub(super) after: Vec<Entry>,
+}
+
+impl Chain {
+    pub(super) fn new(name: &str) -> Self {
+        let bed = Bed::new(name);
+        let archive = bed.path("archive");
+        let leader = archiving(bed.leader("leader"), &archive).set("max_delete", "100").start();
+        let url = PathBuf::from(format!("file://{}", archive.display()));
+        let large = leader.data().join("large");
+        for name in ["shrinks", "grows", "same"] {
+            fs::write(leader.data().join(name), noise(100_000)).expect("write");
+        }
+        fs::write(&large, noise(3 << 20)).expect("write");
+        load::burst(&leader.data().join("app"), 1, 60);
+        let before = note(&bed, &leader, "before");
+        let mut after = Vec::new();
+        for (i, label) in ["full", "mon", "tue"].into_iter().enumerate() {
+            let n = i as u64;
+            load::burst(&leader.data().join("app"), 2 + n, 60);
+            let file = File::options().write(true).open(&large).expect("open");
+            file.write_all_at(&noise(20_000), 500_000 * (n + 1)).expect("write");
+            // What is cut off, and comes back as zeros, is in the oldest member still.
+            let size = |name: &str, size| {
+                File::options().write(true).open(leader.data().join(name)).expect("open").set_len(size)
+            };
+            size("shrinks", [90_000, 20_001, 80_000][i]).expect("truncate");
+            size("grows", 100_000 * (n + 2)).expect("truncate");
+            settle(&leader);
+            let work = Load::start(&leader.data().join(format!("load-{label}")), 4, Duration::from_millis(2));
+            let base = i.checked_sub(1).map(|i| archive.join("backup").join(["full", "mon"][i]));
+            let words = ["--label", label].into_iter().map(PathBuf::from);
+            let words = words.chain(base.into_iter().flat_map(|b| [PathBuf::from("--incremental"), b]));
+            let out = Backup::new(leader.spec.listen, &url).args(words).run();
+            assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+            work.finish();
+            after.push(note(&bed, &leader, &format!("after-{label}")));
+        }
+        load::burst(&leader.data().join("app"), 9, 60);
+        settle(&leader);
+        // Sealed a moment later, all that was noted is in the archive.
+        std::thread::sleep(Duration::from_millis(150));
+        settle(&leader);
+        archived_all(&leader);
+        Self { bed, leader, url, before, after }
+    }
+
+    pub(super) fn set(&self, label: &str) -> PathBuf {
+        self.bed.path("archive").join("backup").join(label)
+    }
+
+    fn restore(&self, target: &str, out: &Path) -> Restore {
+        Restore::new(&self.url, target, out).log(&self.leader.spec.state)
+    }
+
+    fn plan(&self, target: &str, words: &[&str]) -> Value {
+        let out = self.bed.path("never");
+        let plan = self.restore(target, &out).args(&["--dry-run", "--json"]).args(words).good();
+        serde_json::from_str(&plan).expect("JSON")
+    }
+}
+
+#[test]
+fn an_archive_gives_every_target_from_the_newest_backup_before_it() {
+    let chain = Chain::new("restore-chain");
+    let [full, mon, tue] = &chain.after[..] else { panic!("three") };
+    for (target, label, below) in [
+        (&full.name, "full", &[][..]),
+        (&mon.time, "mon", &["full"]),
+        (&tue.lsn, "tue", &["mon", "full"]),
+        (&"latest".to_owned(), "tue", &["mon", "full"]),
+    ] {
+        let plan = chain.plan(target, &[]);
+        let said: Vec<&str> =
+            plan["chain"].as_array().expect("chain").iter().filter_map(Value::as_str).collect();
+        assert_eq!((plan["label"].as_str(), &said[..]), (Some(label), below), "{target}: {plan}");
+    }
+    let out = |name: &str| chain.bed.path(name);
+    chain.restore(&full.name, &out("full")).good();
+    assert_equal(&full.copy, &out("full"));
+    chain.restore(&mon.time, &out("mon")).good();
+    assert_equal(&mon.copy, &out("mon"));
+    chain.restore("latest", &out("latest")).good();
+    assert_equal(chain.leader.data(), &out("latest"));
+    // What is there is made equal, out of a chain too.
+    chain.restore(&tue.lsn, &out("full")).args(&["--delta"]).good();
+    assert_equal(&tue.copy, &out("full"));
+    let e = chain.restore(&chain.before.lsn, &out("out")).fails(1);
+    assert!(e.contains("no backup in the archive") && e.contains("'full' ended at"), "{e}");
+    let e = chain.restore("latest", &out("out")).args(&["--backup", "wed"]).fails(1);
+    assert!(e.contains("no backup 'wed'") && e.contains("'tue' ended at"), "{e}");
+    assert_eq!(chain.plan("latest", &["--backup", "mon"])["label"], "mon");
+    let left = names(&out(""));
+    assert!(left.iter().all(|n| !n.contains("restoring") && n != "out" && n != "never"), "{left:?}");
+}
+
+#[test]
+fn a_broken_chain_is_refused_by_the_name_of_its_link() {
+    let chain = Chain::new("restore-broken");
+    let (tue, out) = (&chain.after[2], chain.bed.path("out"));
+    let (state, sets) = (&chain.leader.spec.state, ["full", "mon", "tue"].map(|l| chain.set(l)));
+    let base = |i: usize| sets[i].to_str().expect("UTF-8");
+    let plain = |bases: &[&str]| {
+        let words: Vec<&str> = bases.iter().flat_map(|b| ["--base", b]).collect();
+        Restore::new(&sets[2], &tue.name, &out).log(state).args(&words)
+    };
+    // Members named one by one: in any order, and none may be missing.
+    let e = plain(&[base(1)]).fails(1);
+    assert!(e.contains("'full', on which 'mon' stands, is missing") && e.contains("--base"), "{e}");
+    assert!(plain(&[base(0)]).fails(1).contains("'mon', on which 'tue' stands, is missing"));
+    plain(&[base(0), base(1)]).good();
+    assert_equal(&tue.copy, &out);
+    fs::remove_dir_all(&out).expect("rm");
+    // A pack of the oldest is damaged.
+    let pack = sets[0].join("pack-00001");
+    let whole = fs::read(&pack).expect("read");
+    let mut bad = whole.clone();
+    bad[whole.len() / 2] ^= 1;
+    fs::write(&pack, &bad).expect("write");
+    let e = chain.restore(&tue.name, &out).fails(1);
+    assert!(e.contains("another SHA-256") && e.contains("full/pack-00001"), "{e}");
+    assert!(!out.exists());
+    for left in ["out.restoring", "out.restoring.state"] {
+        let _ = fs::remove_dir_all(chain.bed.path(left));
+    }
+    fs::write(&pack, &whole).expect("write");
+    // The link in the middle is gone: an older backup does, and that is said.
+    fs::remove_file(sets[1].join("manifest.json")).expect("rm");
+    let plan = chain.plan(&tue.lsn, &[]);
+    let passed = plan["passed"][0].as_str().unwrap_or_default().to_owned();
+    assert!(plan["label"] == "full" && passed.contains("'mon', on which 'tue' stands"), "{plan}");
+    let said = chain.restore(&tue.lsn, &out).good();
+    assert!(said.contains("passed over: 'tue'"), "{said}");
+    assert_equal(&tue.copy, &out);
+    let e = chain.restore(&tue.lsn, &chain.bed.path("other")).args(&["--backup", "tue"]).fails(1);
+    assert!(e.contains("'mon', on which 'tue' stands, is no whole backup"), "{e}");
+}
+
+#[test]
+fn a_stream_is_restored_as_it_comes() {
+    let bed = Bed::new("restore-stream");
+    let leader = bed.leader("leader").set("keep_segments", "1000").start();
+    fs::write(leader.data().join("large"), noise(2 << 20)).expect("write");
+    fs::hard_link(leader.data().join("large"), leader.data().join("again")).expect("link");
+    load::burst(&leader.data().join("app"), 1, 60);
+    settle(&leader);
+    let tar = |name: &str, words: &[&str]| {
+        let path = bed.path(name);
+        let to = Stdio::from(File::create(&path).expect("create"));
+        let work = Load::start(&leader.data().join(name), 4, Duration::from_millis(2));
+        let out = Backup::new(leader.spec.listen, Path::new("-")).args(words).run_into(to);
+        work.finish();
+        assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+        path
+    };
+    let (plain, squeezed) = (tar("plain", &[]), tar("squeezed", &["--compress", "zstd"]));
+    load::burst(&leader.data().join("app"), 3, 60);
+    let later = note(&bed, &leader, "later");
+    let out = bed.path("out");
+    let restore = |from: &Path| Restore::new(from, &later.name, &out).log(&leader.spec.state);
+    let piped = |from: &Path| restore(Path::new("-")).stdin(File::open(from).expect("open"));
+    let good = |mut restore: Restore| {
+        restore.good();
+        assert_equal(&later.copy, &out);
+        fs::remove_dir_all(&out).expect("rm");
+        let left = names(&bed.path(""));
+        assert!(left.iter().all(|n| !n.contains("restoring")), "{left:?}");
+    };
+    good(restore(&plain));
+    good(restore(&squeezed));
+    good(piped(&plain));
+    for point in ["restore::spool", "fill::file", "restore::done"] {
+        let killed = piped(&squeezed).env("TOWLINE_FAILPOINTS", &format!("{point}=kill")).run();
+        assert!(!killed.status.success(), "{point} was never passed");
+        good(piped(&squeezed));
+    }
+    let text = piped(&squeezed).args(&["--dry-run"]).good();
+    assert!(text.contains("(tar)"), "{text}");
+    // Cut anywhere it is no backup.
+    let bytes = fs::read(&plain).expect("read");
+    for part in [3, 2] {
+        fs::write(&plain, &bytes[..bytes.len() / part]).expect("write");
+        let e = restore(&plain).fails(1);
+        assert!(e.contains("no whole tar") || e.contains("manifest.json is missing"), "{e}");
+        assert!(names(&bed.path("")).iter().all(|n| !n.contains("restoring")));
+    }
+}
