@@ -214,7 +214,8 @@ pub(super) fn segments(
         return Ok(Vec::new());
     }
     let stored = log::stored(&state.log(), timeline)?;
-    let each = stored.into_iter().map(|s| {
+    // Where the log ends with a segment, the next one may have been begun: it holds nothing yet.
+    let each = stored.into_iter().filter(|s| s.segment.start() < end.log).map(|s| {
         let name = segment::file_name(timeline, s.segment, !s.sealed);
         (format!("{}/{name}", manifest::LOG), state.log().join(name))
     });
