@@ -1069,13 +1069,21 @@ _towline() {
             return 0
             ;;
         towline__subcmd__restore)
-            opts="-h --from --target --out --log --as-follower --state --delta --allow-gap --dry-run --json --log-level --log-json --help"
+            opts="-h --from --backup --base --target --out --log --as-follower --state --delta --allow-gap --dry-run --json --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --from)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --backup)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --base)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -337,8 +337,10 @@ complete -c towline -n "__fish_towline_using_subcommand restore-point" -l log-le
 complete -c towline -n "__fish_towline_using_subcommand restore-point" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand restore-point" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand restore-point" -s h -l help -d 'Print help'
-complete -c towline -n "__fish_towline_using_subcommand restore" -l from -d 'The backup: the directory that holds its manifest.json' -r -F
-complete -c towline -n "__fish_towline_using_subcommand restore" -l target -d 'To which state: `latest`, a time with its zone like 2026-11-25T14:05:00+01:00, a position like 0/16B3748, the name of a restore point, or `exact`, the first exact cut' -r
+complete -c towline -n "__fish_towline_using_subcommand restore" -l from -d 'An archive (file:///DIR, s3://BUCKET/PREFIX, ..., or its directory): of its backups the newest one is taken that ended at or before the target, and its log is used, too. Or one backup: the directory that holds its manifest.json, a tar, compressed with zstd or not, or `-`, a tar on standard input' -r
+complete -c towline -n "__fish_towline_using_subcommand restore" -l backup -d 'The label of a backup of the archive, instead of the newest one that fits' -r
+complete -c towline -n "__fish_towline_using_subcommand restore" -l base -d 'A backup that an incremental --from stands on, outside of an archive; may be repeated, in any order' -r -F
+complete -c towline -n "__fish_towline_using_subcommand restore" -l target -d 'To which state: `latest`, a time like \'2026-11-24 14:05\' by the clock of this machine, or with its zone like 2026-11-25T14:05:00+01:00, a position like 0/16B3748, the name of a restore point, or `exact`, the first exact cut' -r
 complete -c towline -n "__fish_towline_using_subcommand restore" -l out -d 'The directory that is made: new or empty' -r -F
 complete -c towline -n "__fish_towline_using_subcommand restore" -l log -d 'Log after the backup: an archive (file:///DIR, s3://BUCKET/PREFIX, ...), a state directory, or a directory of segments; may be repeated' -r
 complete -c towline -n "__fish_towline_using_subcommand restore" -l state -d 'The state directory of that follower: new or empty' -r -F
