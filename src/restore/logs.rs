@@ -297,6 +297,7 @@ pub(super) fn point_in(
             Err(e) => Err(e),
         };
         let found: Vec<Result<Option<Lsn>>> = std::thread::scope(|scope| {
+            // A panic: an error, below.
             let tasks: Vec<_> = some.iter().map(|&segment| scope.spawn(move || look(segment))).collect();
             let panicked = || Err(Error::new(ErrorKind::Io, "a thread has panicked"));
             tasks.into_iter().map(|t| t.join().unwrap_or_else(|_| panicked())).collect()

@@ -306,6 +306,7 @@ fn parts(set: &Set) -> Result<Vec<(String, Kept)>> {
     let mut out = Vec::with_capacity(names.len());
     for some in names.chunks(AT_ONCE) {
         let found: Vec<Result<Kept>> = std::thread::scope(|scope| {
+            // A panic: an error, below.
             let tasks: Vec<_> = some.iter().map(|name| scope.spawn(|| set.part(name))).collect();
             let panicked = || Err(Error::new(ErrorKind::Io, "a thread has panicked"));
             tasks.into_iter().map(|t| t.join().unwrap_or_else(|_| panicked())).collect()
