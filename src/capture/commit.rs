@@ -136,6 +136,14 @@ impl Engine {
             catalog.set_seen(*id, Some(staged.seen));
         }
         catalog.set_position(end, cut, time);
+        drop(catalog);
+        drop(fold);
+        if self.waiting.is_empty() {
+            self.shared.log.wake();
+        } else {
+            // Nothing that this thread could do meanwhile is of use to those who wait.
+            self.shared.log.write_here();
+        }
         Ok(end)
     }
 

@@ -113,13 +113,14 @@ impl Journal {
         result
     }
 
-    /// Ends the change set by a commit record; returns where it ends.
+    /// Ends the change set by a commit record; returns where it ends. The log has to be told to write it:
+    /// [`Log::write_here`] or [`Log::wake`].
     pub(super) fn commit(&mut self, commit: &Record<'_>, exact: bool) -> Result<Lsn> {
         commit.encode(&mut self.raw);
         let flags =
             flags::ENDS | if exact { flags::EXACT } else { 0 } | if self.open { 0 } else { flags::STARTS };
         let raw = std::mem::take(&mut self.raw);
-        let (_, end) = self.log.append(raw, flags)?;
+        let (_, end) = self.log.enqueue(raw, flags)?;
         (self.open, self.records, self.data) = (false, 0, 0);
         Ok(end)
     }

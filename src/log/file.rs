@@ -1,7 +1,9 @@
 //! The segment file that is being written, on a leader and on a follower alike.
 //!
 //! While it is open it is called `.partial` and is longer than its content: space is allocated
-//! ahead, so that a sync need not write a new size each time. Sealing cuts it to its length, syncs
+//! ahead, so that a sync need not write a new size each time; where small pieces are appended it is also written
+//! ahead, with zeros: what a sync writes there for the first time is a change of the file system's own records
+//! (ext4 and xfs keep which blocks were written), and costs its journal a commit each time. Sealing cuts it to its length, syncs
 //! it and takes `.partial` off its name.
 
 use std::path::{Path, PathBuf};
@@ -19,6 +21,11 @@ const ALLOCATE_FIRST: u64 = 1 << 20;
 /// Space allocated each time the file grows out of what it has.
 const ALLOCATE_STEP: u64 = 4 << 20;
 
+/// Appends of less than this are followed by [`ZERO_AHEAD`] zeros when they come to what was not written before.
+const SMALL_APPEND: usize = 16 << 10;
+/// A multiple of the block size of any file system: those zeros are in the same write, and the same sync.
+const ZERO_AHEAD: u64 = 128 << 10;
+
 /// The open end of the log.
 #[derive(Debug)]
 pub(super) struct SegmentFile {
@@ -29,6 +36,10 @@ pub(super) struct SegmentFile {
     len: u64,
     synced: u64,
     allocated: u64,
+    /// Up to here the file was written, by data or zeros.
+    written: u64,
+    /// A piece and zeros behind it.
+    ahead: Vec<u8>,
     sha: Sha256,
     /// Whether the file's name may not be durable yet.
     new_name: bool,
@@ -68,6 +79,8 @@ impl SegmentFile {
             len: 0,
             synced: 0,
             allocated: ALLOCATE_FIRST,
+            written: 0,
+            ahead: Vec::new(),
             sha: Sha256::new(),
             new_name: true,
             end: segment.start(),
@@ -104,7 +117,18 @@ impl SegmentFile {
             self.file.allocate(self.allocated, allocated)?;
             self.allocated = allocated;
         }
-        self.file.write_at(bytes, self.len)?;
+        if bytes.len() < SMALL_APPEND && end > self.written {
+            // No further than what is allocated: zeros must not be what finds the disk full.
+            let until = (end + ZERO_AHEAD).next_multiple_of(ZERO_AHEAD).min(self.allocated).max(end);
+            self.ahead.clear();
+            self.ahead.extend_from_slice(bytes);
+            self.ahead.resize(usize::try_from(until - self.len).unwrap_or(bytes.len()), 0);
+            self.file.write_at(&self.ahead, self.len)?;
+            self.written = until;
+        } else {
+            self.file.write_at(bytes, self.len)?;
+            self.written = self.written.max(end);
+        }
         self.sha.update(bytes);
         self.len = end;
         Ok(())

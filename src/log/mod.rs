@@ -11,7 +11,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,7 @@ mod writer;
 
 use intake::Intake;
 use queue::{Job, Queue};
+use writer::Writer;
 
 pub use extent::{remove_before, start_before, stored};
 pub use reader::{Frame, FrameReader};
@@ -50,6 +51,8 @@ pub use whole::{sealed, sealed_at, whole};
 
 /// Most bytes that wait for the writer thread: 16 MiB.
 pub const QUEUE_BYTES: usize = 16 << 20;
+/// Most stored bytes that are written by whoever has them: copying more takes longer than waking a thread.
+const PIECE_HERE: usize = 64 << 10;
 /// A long change set is synced each time so many bytes were written: 8 MiB.
 pub const SYNC_BYTES: u64 = 8 << 20;
 
@@ -148,6 +151,7 @@ impl Shared {
         drop(queue);
         lock(&self.progress).failed.get_or_insert_with(|| error.clone());
         self.room.notify_all();
+        self.work.notify_all();
         self.moved.notify_all();
         self.published.send_modify(|_| {});
     }
@@ -162,6 +166,8 @@ impl Shared {
 #[derive(Debug)]
 struct WriterHandle {
     shared: Arc<Shared>,
+    /// None: the log can't be written.
+    desk: Option<Arc<Mutex<Writer>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -253,12 +259,14 @@ impl Log {
     fn open(options: LogOptions, leader: bool) -> Result<Self> {
         let found = recover::recover(&options, leader)?;
         let shared = Arc::new(Shared::new(options, &found, leader));
-        let writer = writer::Writer::new(Arc::clone(&shared), found)?;
+        let desk = Arc::new(Mutex::new(Writer::new(Arc::clone(&shared), found)?));
+        let (works, at) = (Arc::clone(&shared), Arc::clone(&desk));
         let thread = std::thread::Builder::new()
             .name("log-writer".to_owned())
-            .spawn(vital::thread("the thread that writes the log", move || writer.run()))
+            .spawn(vital::thread("the thread that writes the log", move || writer::run(&works, &at)))
             .map_err(|e| Error::from(e).wrap("cannot start the thread that writes the log"))?;
-        let writer = WriterHandle { shared: Arc::clone(&shared), thread: Mutex::new(Some(thread)) };
+        let thread = Mutex::new(Some(thread));
+        let writer = WriterHandle { shared: Arc::clone(&shared), desk: Some(desk), thread };
         Ok(Self { shared, writer: Arc::new(writer) })
     }
 
@@ -271,7 +279,7 @@ impl Log {
         let found = shelf::find(&options)?;
         let shared = Arc::new(Shared::new(options, &found, true));
         shared.fail(why);
-        let writer = WriterHandle { shared: Arc::clone(&shared), thread: Mutex::new(None) };
+        let writer = WriterHandle { shared: Arc::clone(&shared), desk: None, thread: Mutex::new(None) };
         Ok(Self { shared, writer: Arc::new(writer) })
     }
 
@@ -279,6 +287,14 @@ impl Log {
     /// final at once; the bytes are compressed and written by the log's thread. Blocks while the
     /// queue is full.
     pub fn append(&self, raw: Vec<u8>, flags: u16) -> Result<(Lsn, Lsn)> {
+        let placed = self.enqueue(raw, flags)?;
+        self.shared.work.notify_one();
+        Ok(placed)
+    }
+
+    /// As [`append`](Self::append), but the log's thread is not woken: [`write_here`](Self::write_here) or
+    /// [`wake`](Self::wake) has to follow.
+    pub fn enqueue(&self, raw: Vec<u8>, flags: u16) -> Result<(Lsn, Lsn)> {
         let summary = summarize(&raw, flags)?;
         if raw.len() > RAW_MAX || !self.shared.leader {
             return Err(Error::new(ErrorKind::Usage, "only a leader appends records, at most 1 MiB at once"));
@@ -302,9 +318,33 @@ impl Log {
             crc: 0,
         };
         queue.push(Job::Frame { header, raw });
-        drop(queue);
-        self.shared.work.notify_one();
         Ok((start, end))
+    }
+
+    /// Has the log's thread write what has queued up.
+    pub fn wake(&self) {
+        self.shared.work.notify_one();
+    }
+
+    /// Writes and syncs what has queued up in the calling thread, unless the log's thread is at work already: that
+    /// spares two changes of threads to a caller that waits. A failure is the log's.
+    pub fn write_here(&self) {
+        if let Some(mut writer) = self.free_desk() {
+            // It is the log's failure, and found there.
+            let _ = writer.turn(true);
+        }
+        if lock(&self.shared.queue).has_work() {
+            self.shared.work.notify_one();
+        }
+    }
+
+    /// The writer, if nobody writes.
+    fn free_desk(&self) -> Option<MutexGuard<'_, Writer>> {
+        match self.writer.desk.as_ref()?.try_lock() {
+            Ok(writer) => Some(writer),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     fn wait_room(&self, bytes: usize) -> Result<MutexGuard<'_, Queue>> {
@@ -340,6 +380,37 @@ impl Log {
             lock(&self.shared.queue).check()?;
         }
         verdict
+    }
+
+    /// Follower: as [`append_stored`](Self::append_stored), without blocking for the disk or for others: a small piece
+    /// within a segment is given to the operating system at once, and its sync left to the log's thread. False: that
+    /// can't be done now, and nothing was taken.
+    pub fn append_stored_here(&self, segment: SegmentNo, offset: u64, bytes: &[u8]) -> Result<bool> {
+        if self.shared.leader || bytes.len() > PIECE_HERE {
+            return Ok(false);
+        }
+        let Ok(mut intake) = self.shared.intake.try_lock() else { return Ok(false) };
+        let Some(mut writer) = self.free_desk() else { return Ok(false) };
+        if !lock(&self.shared.queue).at_rest() {
+            return Ok(false);
+        }
+        let (run, verdict) = intake.take(segment, offset, bytes)?;
+        let Some(run) = run else {
+            lock(&self.shared.queue).check()?;
+            return verdict.map(|()| true);
+        };
+        let here = run.trailer.is_none() && writer.is_amid_a_file();
+        {
+            let mut queue = lock(&self.shared.queue);
+            queue.check()?;
+            queue.push(Job::Stored(run));
+        }
+        if here {
+            writer.turn(false)?;
+        }
+        drop(writer);
+        self.shared.work.notify_one();
+        verdict.map(|()| true)
     }
 
     /// Follower: forgets a frame received in part, waits until the rest is durable, and says where

@@ -38,6 +38,8 @@ pub(super) struct Queue {
     bytes: usize,
     /// The writer has taken jobs and is not done with them.
     writing: bool,
+    /// What was written has yet to be synced, by the writer's thread.
+    sync_due: bool,
     /// No more is taken in.
     pub(super) closing: bool,
     failed: Option<Error>,
@@ -72,6 +74,7 @@ impl Queue {
             jobs: VecDeque::new(),
             bytes: 0,
             writing: false,
+            sync_due: false,
             closing: false,
             failed: None,
             next: if started { found.tail.end } else { segment.start() },
@@ -98,7 +101,12 @@ impl Queue {
         self.failed.get_or_insert_with(|| error.clone());
         self.jobs.clear();
         self.bytes = 0;
-        self.writing = false;
+        (self.writing, self.sync_due) = (false, false);
+    }
+
+    /// Whether nothing is written any more.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.is_some()
     }
 
     pub(super) fn has_room(&self, bytes: usize) -> bool {
@@ -107,7 +115,12 @@ impl Queue {
 
     /// Whether all that was queued is written and synced.
     pub(super) fn at_rest(&self) -> bool {
-        self.jobs.is_empty() && !self.writing
+        self.jobs.is_empty() && !self.writing && !self.sync_due
+    }
+
+    /// Whether the writer has anything to do.
+    pub(super) fn has_work(&self) -> bool {
+        !self.jobs.is_empty() || self.sync_due
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -168,12 +181,14 @@ impl Queue {
             into.push(job);
         }
         self.bytes -= bytes;
-        self.writing = !into.is_empty();
+        self.writing = true;
+        self.sync_due = false;
     }
 
-    /// The writer is done with what it took.
-    pub(super) fn done(&mut self) {
+    /// The writer is done with what it took. `sync_due`: it has left the sync to its thread.
+    pub(super) fn done(&mut self, sync_due: bool) {
         self.writing = false;
+        self.sync_due = sync_due && self.failed.is_none();
     }
 }
 

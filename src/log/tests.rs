@@ -689,3 +689,4 @@ proptest! {
 
 #[cfg(feature = "failpoints")]
 mod faults;
+mod here;

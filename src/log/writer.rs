@@ -1,11 +1,15 @@
-//! The writer thread: compress, write, sync, publish.
+//! The writer: compress, write, sync, publish.
 //!
 //! It takes what has queued up, writes it with one call, and syncs once when a change set ended in
 //! it (group commit), or when a long change set has grown by [`SYNC_BYTES`]. A small change set on a
-//! quiet log costs one write and one fdatasync of space allocated before.
+//! quiet log costs one write and one fdatasync of space written before.
+//!
+//! A thread of its own does so, unless somebody waits: waking a thread costs as much as a third of the
+//! sync, so who has a caller waiting for his append takes the writer's place for it, if that is free
+//! ([`Log::write_here`](super::Log::write_here)). There is one [`Writer`]; who holds it takes from the queue, so the order
+//! is that of the queue whoever writes.
 
-use std::sync::Arc;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tracing::error;
@@ -40,6 +44,55 @@ pub(super) struct Writer {
     end: Lsn,
     /// A change set has ended since the last sync.
     ended: bool,
+    /// Room for what is taken from the queue.
+    jobs: Vec<Job>,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("end", &self.end).finish_non_exhaustive()
+    }
+}
+
+/// The thread of the writer: all turns that nobody else takes.
+pub(super) fn run(shared: &Shared, desk: &Mutex<Writer>) {
+    shared.pulse.adopt();
+    while wait(shared) {
+        if lock(desk).turn(true).is_err() {
+            return;
+        }
+    }
+    // A part of a change set that was written before the close was asked for is not synced yet.
+    if !lock(&shared.queue).has_failed() {
+        let mut writer = lock(desk);
+        let result = writer.sync_rest();
+        writer.note(&result);
+    }
+}
+
+/// Waits for work; false when there is none any more: the log is closed or has failed.
+fn wait(shared: &Shared) -> bool {
+    let mut queue = lock(&shared.queue);
+    loop {
+        pulse::beat();
+        let deadline = queue.sleep_until();
+        if queue.has_failed() {
+            return false;
+        }
+        if queue.has_work() {
+            return true;
+        }
+        if queue.closing {
+            return false;
+        }
+        queue = match deadline {
+            None => shared.work.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            Some(d) => {
+                let left = d.saturating_duration_since(Instant::now());
+                shared.work.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+    }
 }
 
 impl Writer {
@@ -57,57 +110,56 @@ impl Writer {
             filled: 0,
             end: found.tail.end,
             ended: false,
+            jobs: Vec::new(),
         })
     }
 
-    pub(super) fn run(mut self) {
-        self.shared.pulse.adopt();
-        let mut jobs = Vec::new();
-        let mut result = Ok(());
-        while result.is_ok() && self.wait(&mut jobs) {
-            result = self.batch(&mut jobs);
-        }
-        // A part of a change set that was written before the close was asked for is not synced yet.
-        if let Err(e) = result.and_then(|()| self.sync_rest()) {
+    /// Writes what has queued up, about [`BATCH`] bytes at most. Without `sync` the sync that is due is left to the thread.
+    pub(super) fn turn(&mut self, sync: bool) -> Result<()> {
+        let mut jobs = std::mem::take(&mut self.jobs);
+        lock(&self.shared.queue).take(BATCH, &mut jobs);
+        self.shared.room.notify_all();
+        let result = self.batch(&mut jobs, sync);
+        jobs.clear();
+        self.jobs = jobs;
+        self.note(&result);
+        let due = self.sync_is_due();
+        lock(&self.shared.queue).done(due);
+        self.shared.room.notify_all();
+        result
+    }
+
+    /// Whether the writer can go on with the file it has: no other is begun.
+    pub(super) fn is_amid_a_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// A failure is final.
+    fn note(&self, result: &Result<()>) {
+        if let Err(e) = result {
             error!(error = %e, "the log can't be written; it is closed until it is opened again");
-            self.shared.fail(&e);
+            self.shared.fail(e);
         }
     }
 
     fn sync_rest(&mut self) -> Result<()> {
-        let unsynced = self.file.as_ref().map_or(0, |f| f.len() - f.synced());
-        if unsynced > 0 { self.sync() } else { Ok(()) }
+        if self.unsynced() > 0 { self.sync() } else { Ok(()) }
     }
 
-    /// Waits for jobs; false when the log is closed and the queue is empty.
-    fn wait(&self, jobs: &mut Vec<Job>) -> bool {
-        let mut queue = lock(&self.shared.queue);
-        queue.done();
-        self.shared.room.notify_all();
-        loop {
-            pulse::beat();
-            let deadline = queue.sleep_until();
-            queue.take(BATCH, jobs);
-            if !jobs.is_empty() {
-                drop(queue);
-                self.shared.room.notify_all();
-                return true;
-            }
-            if queue.closing {
-                return false;
-            }
-            let work = &self.shared.work;
-            queue = match deadline {
-                None => work.wait(queue).unwrap_or_else(PoisonError::into_inner),
-                Some(d) => {
-                    let left = d.saturating_duration_since(Instant::now());
-                    work.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
-        }
+    fn unsynced(&self) -> u64 {
+        self.file.as_ref().map_or(0, |f| f.len() - f.synced())
     }
 
-    fn batch(&mut self, jobs: &mut Vec<Job>) -> Result<()> {
+    fn sync_is_due(&self) -> bool {
+        let idle = || {
+            let queue = lock(&self.shared.queue);
+            queue.closing || (!self.shared.leader && queue.is_empty())
+        };
+        let unsynced = self.unsynced();
+        unsynced > 0 && (self.ended || unsynced >= SYNC_BYTES || idle())
+    }
+
+    fn batch(&mut self, jobs: &mut Vec<Job>, sync: bool) -> Result<()> {
         for job in jobs.drain(..) {
             pulse::beat();
             match job {
@@ -117,15 +169,7 @@ impl Writer {
             }
         }
         self.write()?;
-        let idle = || {
-            let queue = lock(&self.shared.queue);
-            queue.closing || (!self.shared.leader && queue.is_empty())
-        };
-        let unsynced = self.file.as_ref().map_or(0, |f| f.len() - f.synced());
-        if unsynced > 0 && (self.ended || unsynced >= SYNC_BYTES || idle()) {
-            self.sync()?;
-        }
-        Ok(())
+        if sync && self.sync_is_due() { self.sync() } else { Ok(()) }
     }
 
     /// Compresses one frame into the buffer.

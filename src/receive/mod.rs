@@ -3,12 +3,14 @@
 //!
 //! Received bytes go to [`Log::append_stored`], which checks every frame before it writes; damaged
 //! bytes end the connection and are asked for again. Three loops share a connection: one hears, one
-//! appends (a thread, since the log blocks while the disk does), one acknowledges. This module does not
+//! appends (a thread, since the log blocks while the disk does), one acknowledges. A small piece on a quiet line is
+//! written by the loop that heard it. This module does not
 //! know what applies the log, only how far it is.
 
 pub mod fetch;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -146,8 +148,9 @@ where
     P: Progress,
 {
     let (pieces, queue) = mpsc::channel(PIECES);
-    let log = context.log.clone();
-    let mut appending = tokio::task::spawn_blocking(move || append(&log, queue));
+    let (log, under_way) = (context.log.clone(), Arc::new(AtomicUsize::new(0)));
+    let pieces = Pieces { queue: pieces, under_way: Arc::clone(&under_way), refused: OnceLock::new() };
+    let mut appending = tokio::task::spawn_blocking(move || append(&log, queue, &under_way));
     let mut appended = None;
     let asks = watch::Sender::new(0);
     let asked = asks.subscribe();
@@ -162,7 +165,8 @@ where
         acked = acknowledge(&mut writer, context, version, asked) => acked,
     };
     // What was received whole is still appended; the next hello then speaks of all of it.
-    drop(pieces);
+    let Pieces { queue, refused, .. } = pieces;
+    drop(queue);
     let joined = match appended {
         Some(joined) => joined,
         None => appending.await,
@@ -171,7 +175,7 @@ where
     if let Some(e) = context.log.failure() {
         return Err(End::Local(e));
     }
-    if let Err(e) = appended {
+    if let Some(e) = appended.err().or(refused.into_inner()) {
         writer.goodbye(Code::Protocol, &e.to_string()).await;
         return Err(End::Lost(e.wrap("received log was not taken")));
     }
@@ -183,11 +187,48 @@ where
     result
 }
 
+/// Received log on its way to the thread that appends it.
+struct Pieces {
+    queue: mpsc::Sender<(SegmentNo, u64, Body)>,
+    /// Pieces that the thread has yet to append.
+    under_way: Arc<AtomicUsize>,
+    /// Why a piece was not taken here.
+    refused: OnceLock<Error>,
+}
+
+impl Pieces {
+    /// Takes a piece, by this task if it is small and nothing is before it. False: no more is taken, and who would have
+    /// says why.
+    async fn put(&self, log: &Log, (segment, offset, bytes): (SegmentNo, u64, Body)) -> bool {
+        if self.under_way.load(Ordering::Acquire) == 0 {
+            let here = log.append_stored_here(segment, offset, &bytes).and_then(|taken| {
+                let passed = if taken { failpoint::pass("receive::after_write") } else { Ok(()) };
+                passed.map(|()| taken).map_err(Error::from)
+            });
+            match here {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(e) => {
+                    let _ = self.refused.set(e);
+                    return false;
+                }
+            }
+        }
+        self.under_way.fetch_add(1, Ordering::AcqRel);
+        self.queue.send((segment, offset, bytes)).await.is_ok()
+    }
+}
+
 /// Hands received log to the log, in order. Ends with the queue or the first error.
-fn append(log: &Log, mut queue: mpsc::Receiver<(SegmentNo, u64, Body)>) -> Result<()> {
+fn append(
+    log: &Log,
+    mut queue: mpsc::Receiver<(SegmentNo, u64, Body)>,
+    under_way: &AtomicUsize,
+) -> Result<()> {
     while let Some((segment, offset, bytes)) = queue.blocking_recv() {
         log.append_stored(segment, offset, &bytes)?;
         failpoint::pass("receive::after_write")?;
+        under_way.fetch_sub(1, Ordering::AcqRel);
     }
     Ok(())
 }
@@ -195,15 +236,14 @@ fn append(log: &Log, mut queue: mpsc::Receiver<(SegmentNo, u64, Body)>) -> Resul
 async fn hear<R: AsyncRead + Unpin, P>(
     reader: &mut MessageReader<R>,
     context: &ReceiveContext<P>,
-    pieces: &mpsc::Sender<(SegmentNo, u64, Body)>,
+    pieces: &Pieces,
     asks: &watch::Sender<u8>,
 ) -> Ended<()> {
     loop {
         match reader.next().await? {
             Some(Message::Log { segment, offset, bytes }) => {
                 context.status.heard();
-                if pieces.send((segment, offset, bytes)).await.is_err() {
-                    // The appender has ended and says why.
+                if !pieces.put(&context.log, (segment, offset, bytes)).await {
                     return Ok(());
                 }
             }
