@@ -38,6 +38,9 @@ fn of_several_upstreams_one_of_the_wanted_role_is_followed_and_the_next_when_it_
     let bed = Bed::new("upstreams");
     let leader = bed.leader("leader").start();
     let mut middle = bed.follower("middle", leader.spec.listen).start();
+    // One that is being filled serves nobody, and the leader would be as good as any.
+    fs::write(leader.data().join("a"), "0").expect("write");
+    assert_equal_within(within(20), leader.data(), middle.data());
     let ports = [free_port(), leader.spec.listen, middle.spec.listen];
     let mut last = movable(&bed, "last", &ports).set("upstream_role", "\"prefer-follower\"").start();
     follows(&last, &middle);
