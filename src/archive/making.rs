@@ -1,12 +1,18 @@
 //! Notes of the backups that are being made: by them `prune` knows what must not go before they are there.
 //!
 //! `making/LABEL` is made before the first object of that backup, and goes after its manifest was written, or with what a
-//! failed one had put there. It holds the label of what the backup stands on, and is empty for a full one.
+//! failed one had put there. It holds `on LABEL`, the label of what the backup stands on, or `full`.
 
 use super::{Archive, names};
 use crate::error::Result;
-use crate::manifest::{LABEL_MAX, check_label};
+use crate::manifest::check_label;
 
+/// What the note of one that stands on another begins with.
+const ON: &str = "on ";
+/// The note of one that does not.
+const FULL: &str = "full";
+/// Most bytes of a note.
+const BYTES_MAX: u64 = 256;
 /// Most notes that are looked at.
 const NOTES_MAX: usize = 10_000;
 
@@ -29,7 +35,8 @@ pub fn begin(archive: &Archive, label: &str, base: Option<&str>) -> Result<()> {
     let name = names::making(label);
     // Of one that was broken off, perhaps on another base.
     archive.delete(&name)?;
-    archive.put(&name, base.unwrap_or_default().as_bytes()).map(drop)
+    let text = base.map_or_else(|| FULL.to_owned(), |base| format!("{ON}{base}"));
+    archive.put(&name, text.as_bytes()).map(drop)
 }
 
 /// It is there, or comes to nothing.
@@ -54,8 +61,8 @@ pub fn all(archive: &Archive) -> Result<Vec<Making>> {
         Ok(found.len() < NOTES_MAX)
     })?;
     for making in &mut found {
-        let text = archive.get(&names::making(&making.label), LABEL_MAX as u64)?.unwrap_or_default();
-        making.base = String::from_utf8(text).ok().filter(|base| !base.is_empty());
+        let text = archive.get(&names::making(&making.label), BYTES_MAX)?.unwrap_or_default();
+        making.base = std::str::from_utf8(&text).ok().and_then(|t| t.strip_prefix(ON)).map(str::to_owned);
     }
     Ok(found)
 }

@@ -109,6 +109,17 @@ fn a_leader_archives_to_a_bucket_and_catches_up_after_the_network_was_gone() {
     proxy.calm();
     let end = archived_all(&leader);
     assert_eq!((&end["gaps"], &end["error"]), (&0.into(), &serde_json::Value::Null), "{end}");
+    // Backups go there, too, and stand on each other there.
+    for (label, base) in [("full", None), ("more", Some("s3://towline/orders#full"))] {
+        fs::write(leader.data().join(label), vec![7; 70_000]).expect("write");
+        let mut backup = Backup::new(leader.spec.listen, Path::new("s3://towline/orders"));
+        backup = backup.args(["--label", label]).args(base.into_iter().flat_map(|b| ["--incremental", b]));
+        for (key, value) in environment(server.port) {
+            backup = backup.env(key, &value);
+        }
+        let out = backup.run();
+        assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+    }
     leader.stop();
     // The first line of each start is the harness's.
     let text = leader.log();
@@ -121,6 +132,14 @@ fn a_leader_archives_to_a_bucket_and_catches_up_after_the_network_was_gone() {
     let found: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
     assert!(out.status.success() && found["good"] == true, "{found}");
     assert_eq!(found["log"].as_array().map(Vec::len), Some(1), "no hole: {found}");
+    let on = |i: usize| (&found["backups"][i]["label"], &found["backups"][i]["base"]);
+    assert_eq!((on(0).0, on(1)), (&"full".into(), (&"more".into(), &"full".into())), "{found}");
+    let notes = Command::new(crate::support::node::towline())
+        .args(["archive", "prune", "--dry-run", "--keep-full", "1", "--archive", "s3://towline/orders"])
+        .envs(environment(server.port))
+        .output();
+    let text = String::from_utf8_lossy(&notes.expect("run towline").stdout).into_owned();
+    assert!(text.contains("keep backup more: stands on 'full'"), "{text}");
     assert_eq!(found["log"][0]["first"], "0000000000000001", "{found}");
     leader.assert_no_panic();
 }
