@@ -1,5 +1,6 @@
 //! Where the parts of a backup go: a directory, or one prefix of an archive.
 
+use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -128,6 +129,7 @@ impl Prefix {
         let Some(objects) = self.objects() else { return Ok(()) };
         let mut text = Vec::new();
         manifest.write(&mut text).map_err(|e| Error::from(e).wrap("cannot write the manifest"))?;
+        objects.complete(manifest)?;
         if let Some((label, sha)) = &objects.base
             && objects.sha_of(label)? != Some(*sha)
         {
@@ -161,6 +163,23 @@ impl Objects {
     fn sha_of(&self, label: &str) -> Result<Option<Sha>> {
         let name = format!("{}/{}", names::backup_dir(label), manifest::NAME);
         Ok(self.archive.get(&name, manifest::BYTES_MAX)?.and_then(|text| manifest::seal(&text).ok()))
+    }
+
+    /// Whether every part is there: one that rested for days may have been taken for broken off.
+    fn complete(&self, manifest: &Manifest) -> Result<()> {
+        let mut there = HashMap::new();
+        self.archive.list(&self.dir, "", &mut |entry| {
+            there.insert(entry.name, entry.size);
+            Ok(true)
+        })?;
+        let lacks = |p: &&Part| there.get(&format!("{}/{}", self.dir, p.name)) != Some(&p.size);
+        let Some(part) = manifest.parts.iter().find(lacks) else { return Ok(()) };
+        let text = format!(
+            "'{}' of the backup was removed from the archive '{}' while it was made; begin anew",
+            part.name,
+            self.archive.address()
+        );
+        Err(Error::new(ErrorKind::Missing, text))
     }
 
     /// It is no longer being made.

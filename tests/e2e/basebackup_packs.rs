@@ -329,29 +329,36 @@ fn in_archive(dir: &Path) -> (Vec<String>, usize) {
     (labels, list("making").count())
 }
 
+/// A backup into an archive, standing on one there unless `base` is empty.
+fn into(node: &Node, url: &str, label: &str, base: &str) -> Backup {
+    let new = Backup::new(node.spec.listen, Path::new(url)).args(["--label", label]);
+    if base.is_empty() { new } else { new.args(["--incremental", &format!("{url}#{base}")]) }
+}
+
+fn archive_in(bed: &Bed) -> (PathBuf, String) {
+    let archive = bed.path("archive");
+    fs::create_dir(&archive).expect("mkdir");
+    (archive.clone(), format!("file://{}", archive.display()))
+}
+
 #[test]
-fn a_base_in_an_archive_is_stood_on_and_what_was_broken_off_is_pruned_but_nothing_that_is_needed() {
+fn a_base_in_an_archive_is_stood_on_by_a_leader_and_by_a_follower() {
     let pair = Pair::start("incremental-archive");
     for i in 0..5 {
         fs::write(pair.data().join(format!("f{i}")), noise(50_000)).expect("write");
     }
     pair.equal(30);
     rest(&pair.leader);
-    let (archive, url) = (pair.bed.path("archive"), format!("file://{}", pair.bed.path("archive").display()));
-    fs::create_dir(&archive).expect("mkdir");
+    let (archive, url) = archive_in(&pair.bed);
     let set = |label: &str| archive.join("backup").join(label);
-    let into = |node: &Node, label: &str, base: &str| {
-        let new = Backup::new(node.spec.listen, Path::new(&url)).args(["--label", label]);
-        if base.is_empty() { new } else { new.args(["--incremental", &format!("{url}#{base}")]) }
-    };
-    assert_eq!(into(&pair.leader, "full", "").run().status.code(), Some(0));
+    assert_eq!(into(&pair.leader, &url, "full", "").run().status.code(), Some(0));
     let mut contents = Contents::new();
     apply(&mut contents, &set("full"), &checked(&set("full")));
     for (node, label, base) in [(&pair.leader, "one", "full"), (&pair.follower, "two", "one")] {
         fs::write(pair.data().join("f1"), noise(40_000)).expect("write");
         pair.equal(30);
         rest(&pair.leader);
-        let run = into(node, label, base).run();
+        let run = into(node, &url, label, base).run();
         assert_eq!(run.status.code(), Some(0), "{}", String::from_utf8_lossy(&run.stderr));
         let manifest = checked(&set(label));
         assert_eq!(manifest.base.as_ref().map(|b| b.label.as_str()), Some(base));
@@ -361,53 +368,72 @@ fn a_base_in_an_archive_is_stood_on_and_what_was_broken_off_is_pruned_but_nothin
         replay(&mut contents, &set(label), &manifest);
     }
     assert_same(&contents, &set("two"), pair.data());
-    for (base, word) in [("none", "the archive has no"), ("", "write"), ("a b", "label")] {
-        let run = Backup::new(pair.leader.spec.listen, &pair.bed.path("x"))
-            .args(["--incremental", &if base.is_empty() { url.clone() } else { format!("{url}#{base}") }])
-            .run();
-        let said = String::from_utf8_lossy(&run.stderr);
-        assert!(matches!(run.status.code(), Some(1 | 64)) && said.contains(word), "{base}: {said}");
+    for (base, code, word) in
+        [("#none", 1, "the archive has no"), ("", 64, "#LABEL"), ("#a b", 64, "is no label")]
+    {
+        let mut new = Backup::new(pair.leader.spec.listen, &pair.bed.path("x"));
+        new = new.args(["--incremental", &format!("{url}{base}")]);
+        let said = new.fails(code);
+        assert!(said.contains(word), "{base}: {said}");
     }
+}
+
+#[test]
+fn what_was_broken_off_is_pruned_but_nothing_that_one_under_way_needs() {
+    let bed = Bed::new("backup-pruned");
+    let leader = bed.leader("leader").start();
+    let (archive, url) = archive_in(&bed);
+    let set = |label: &str| archive.join("backup").join(label);
+    let holds = |labels: &[&str], notes: usize| {
+        assert_eq!(in_archive(&archive), (labels.iter().map(|l| (*l).to_owned()).collect(), notes));
+    };
+    let change = |name: &str| {
+        fs::write(leader.data().join(name), noise(40_000)).expect("write");
+        leader.wait_confirmed(&["--timeout", "5s"]);
+        rest(&leader);
+    };
+    let fault = |label: &str, base: &str, fault: &str| {
+        into(&leader, &url, label, base).env("TOWLINE_FAILPOINTS", fault).run().status.code()
+    };
     let prune = || {
-        let out =
-            crate::support::archive::archive(&["prune", "--archive", &url, "--keep-full", "1", "--yes"]);
+        let words = ["prune", "--archive", &url, "--keep-full", "1", "--yes"];
+        let out = crate::support::archive::archive(&words);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     };
-    // The store takes no manifest: nothing stays of it.
-    let fault = |fault: &str, base: &str| {
-        into(&pair.leader, "bad", base).env("TOWLINE_FAILPOINTS", fault).run().status
-    };
-    assert_eq!(fault("archive::aside=enospc@2", "two").code(), Some(1));
-    assert_eq!(in_archive(&archive), (vec!["full".into(), "one".into(), "two".into()], 0));
+    change("f0");
+    assert_eq!(into(&leader, &url, "full", "").run().status.code(), Some(0));
+    // The store takes the note, and no manifest: nothing stays of it.
+    assert_eq!(fault("bad", "full", "archive::aside=enospc@2"), Some(1));
+    holds(&["full"], 0);
     // One that is being made holds what it stands on, though a newer full one is there.
-    fs::write(pair.data().join("f2"), noise(40_000)).expect("write");
-    pair.equal(30);
-    rest(&pair.leader);
-    assert_eq!(fault("backup::pack=kill", "one").code(), None);
-    assert_eq!(into(&pair.leader, "newer", "").run().status.code(), Some(0));
+    change("f1");
+    assert_eq!(fault("bad", "full", "backup::pack=kill"), None);
+    assert_eq!(into(&leader, &url, "newer", "").run().status.code(), Some(0));
     prune();
-    assert_eq!(in_archive(&archive), (["bad", "full", "newer", "one"].map(str::to_owned).into(), 1));
-    assert!(
-        Backup::new(pair.leader.spec.listen, Path::new(&url))
-            .args(["--label", "bad"])
-            .fails(1)
-            .contains("two days")
-    );
+    holds(&["bad", "full", "newer"], 1);
+    let said = into(&leader, &url, "bad", "").fails(1);
+    assert!(said.contains("two days"), "{said}");
     age(&set("bad"), 3);
     age(&archive.join("making"), 3);
     prune();
-    assert_eq!(in_archive(&archive), (["newer"].map(str::to_owned).into(), 0));
-    // A base that is taken away all the same is missed before it is too late.
-    let held = "backup::parts=sleep:1500@1";
-    let mut running = into(&pair.leader, "late", "newer").env("TOWLINE_FAILPOINTS", held).start();
-    until(within(30), "it is being made", || match in_archive(&archive) {
-        (_, 1) if set("late").join("blocks").exists() => Ok(()),
-        other => Err(format!("{other:?}")),
-    });
-    fs::remove_file(set("newer").join("manifest.json")).expect("rm");
-    assert_eq!(running.wait().code(), Some(1));
-    assert_eq!(in_archive(&archive), (["newer"].map(str::to_owned).into(), 0));
-    forgotten(&pair.leader);
+    holds(&["newer"], 0);
+    // A part that is taken away while it is made is missed before it is too late, and so is a base.
+    change("f2");
+    for (label, base, goes) in
+        [("torn", "", set("torn").join("pack-00001")), ("late", "newer", set("newer").join("manifest.json"))]
+    {
+        let mut backup =
+            into(&leader, &url, label, base).env("TOWLINE_FAILPOINTS", "backup::parts=sleep:1000@1");
+        let mut running = backup.start();
+        until(within(30), "it is being made", || match in_archive(&archive) {
+            (_, 1) if set(label).join("blocks").exists() => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+        fs::remove_file(goes).expect("rm");
+        assert_eq!(running.wait().code(), Some(1), "{label}");
+        holds(&["newer"], 0);
+    }
+    forgotten(&leader);
 }
 
 #[test]
