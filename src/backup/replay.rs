@@ -186,8 +186,11 @@ impl Intake<'_> {
             Ok(log.tail())
         };
         let tail = self.while_taken(&control, (&log, span.start), cancel, waiting).await;
-        blocking(move || log.close()).await?;
-        tail
+        let closing = log.clone();
+        blocking(move || closing.close()).await?;
+        // More may have come since; it is there, too.
+        let end = log.tail().end;
+        tail.map(|tail| Tail { end, ..tail })
     }
 
     /// Waits until all log is there that the copy needs.

@@ -265,6 +265,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_segment_that_was_begun_behind_the_end_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open_or_create(&dir.path().join("state")).unwrap();
+        let (timeline, first) = (TimelineId::FIRST, SegmentNo(7));
+        std::fs::create_dir_all(state.log()).unwrap();
+        for (segment, partial) in [(first, false), (first.next(), true)] {
+            std::fs::write(state.log().join(segment::file_name(timeline, segment, partial)), "x").unwrap();
+        }
+        let at = |log| End { lsn: log, exact: true, time: 0, log };
+        let names = |log: Lsn| -> Vec<String> {
+            let found = segments(&state, timeline, &at(log), first.start()).unwrap();
+            found.into_iter().map(|(name, _)| name).collect()
+        };
+        let (one, two) = (first.next().start(), Lsn(first.next().start().0 + 1));
+        assert_eq!((names(first.start()).len(), names(one).len(), names(two).len()), (0, 1, 2));
+        assert!(names(two)[1].ends_with(".partial"), "{:?}", names(two));
+    }
+
+    #[test]
     fn compressions_are_read_and_shown_and_bad_ones_are_refused_by_name() {
         for (text, shown) in [("none", "none"), ("zstd", "zstd:3"), ("zstd:19", "zstd:19")] {
             assert_eq!(text.parse::<Compression>().unwrap().to_string(), shown);
