@@ -48,7 +48,7 @@
 //! | 3 seams | [`sys`] [`disk`] [`quiesce`] [`tls`] [`net`] | safe system calls beneath the root; durable writes, small notes and the lock; holding the application still; keys, certificates and whom they prove; framed connections |
 //! | 4 stores | [`log`] [`blocks`] [`fold`] [`checkpoint`] [`state`] [`slots`] [`archive`] [`set`] | segments on disk; block hashes; catalog and blocks kept in step; catalog files; control file; what followers still need; segments and backups elsewhere; reading a backup wherever it is |
 //! | 5 engines | [`capture`] [`apply`] [`archiver`] | directory to log; log to directory; log to archive |
-//! | 6 links | [`fill`] [`sync`] [`send`] [`receive`] [`backup`] [`restore`] [`verify`] | the first copy; waits for confirmations; serving followers; following a leader; base backups; a backup and log as a directory; checking what is kept |
+//! | 6 links | [`fill`] [`sync`] [`send`] [`receive`] [`backup`] [`restore`] [`verify`] [`combine`] | the first copy; waits for confirmations; serving followers; following a leader; base backups; a backup and log as a directory; checking what is kept; one full backup of a chain |
 //! | 7 process | [`config`] [`control`] [`http`] [`status`] [`daemon`] | the file; the control socket; pages for load balancers and Prometheus; what status shows; wiring, signals, restarts |
 //! | 8 cli | [`cli`] | commands, output, exit codes |
 
@@ -63,6 +63,7 @@ pub mod certificate;
 pub mod checkpoint;
 pub mod cli;
 pub mod codec;
+pub mod combine;
 pub mod config;
 pub mod control;
 pub mod daemon;

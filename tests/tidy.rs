@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["sys", "disk", "quiesce", "tls", "net"],
     &["log", "blocks", "fold", "checkpoint", "state", "slots", "archive", "set"],
     &["status", "capture", "apply", "archiver"],
-    &["fill", "sync", "send", "receive", "backup", "restore", "verify"],
+    &["fill", "sync", "send", "receive", "backup", "restore", "verify", "combine"],
     &["config", "control", "http", "daemon"],
     &["cli"],
 ];

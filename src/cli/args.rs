@@ -13,6 +13,7 @@ use crate::trust::Role;
 
 mod archive;
 mod backup;
+mod combine;
 mod health;
 mod restore;
 mod slot;
@@ -20,6 +21,7 @@ mod verify;
 
 pub use archive::{Archive, Labelled, Prune, Which};
 pub use backup::BaseBackup;
+pub use combine::Combine;
 pub use health::{Check, Show};
 pub use restore::Restore;
 pub use slot::Slot;
@@ -86,6 +88,9 @@ pub enum Command {
     /// usage.
     #[command(name = "basebackup")]
     BaseBackup(Box<BaseBackup>),
+    /// Make one full backup of a full one and the incremental ones that stand on it. Exit code: 0 done, 1 failed, 64 wrong
+    /// usage.
+    Combine(Combine),
     /// What an archive holds: list it, check it, remove what is not to be kept.
     #[command(subcommand)]
     Archive(Archive),

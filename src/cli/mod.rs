@@ -4,6 +4,7 @@ mod archive;
 pub mod args;
 mod basebackup;
 mod check;
+mod combine;
 mod demo;
 mod generate;
 mod logging;
@@ -39,7 +40,8 @@ pub fn main() -> ExitCode {
         Err(e) => return mistyped(&e),
     };
     // A command that works for a while says how it went; its log is for those who ask.
-    let quiet = matches!(cli.command, Command::BaseBackup(_) | Command::Restore(_)).then_some("warn");
+    let quiet = matches!(cli.command, Command::BaseBackup(_) | Command::Restore(_) | Command::Combine(_))
+        .then_some("warn");
     if let Err(e) = logging::start(cli.log_level.as_deref().or(quiet), cli.log_json) {
         return unusable(&cli.command, &e);
     }
@@ -57,7 +59,7 @@ fn failed(e: &Error) -> ExitCode {
 fn unusable(command: &Command, e: &Error) -> ExitCode {
     match command {
         Command::Check(args) => check::fail(&e.to_string(), args.json),
-        Command::Wait(_) | Command::Restore(_) => {
+        Command::Wait(_) | Command::Restore(_) | Command::Combine(_) => {
             failed(e);
             ExitCode::from(wait::USAGE)
         }
@@ -82,7 +84,7 @@ fn mistyped(e: &clap::Error) -> ExitCode {
     }
     let _ = e.print();
     match command.as_deref() {
-        Some("wait" | "restore") if e.use_stderr() => return ExitCode::from(wait::USAGE),
+        Some("wait" | "restore" | "combine") if e.use_stderr() => return ExitCode::from(wait::USAGE),
         Some("basebackup") if e.use_stderr() => return ExitCode::from(basebackup::USAGE),
         Some("verify") if e.use_stderr() => return ExitCode::from(verify::USAGE),
         _ => {}
@@ -159,6 +161,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::RestorePoint(args) => restore_point(args),
         Command::Restore(args) => restore::run(&args),
+        Command::Combine(args) => combine::run(&args),
         Command::Resync(ask) => show(&ask, &Request::Resync, |v| {
             let word = v.get("resync").and_then(Value::as_str).unwrap_or("-");
             format!("resync {word}; `towline status` shows how far it is\n")

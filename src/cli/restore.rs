@@ -48,6 +48,7 @@ fn work(args: &Restore) -> Result<ExitCode> {
         out: args.out.clone(),
         follower: args.state.clone().filter(|_| args.as_follower),
         delta: args.delta,
+        cloning: args.copy_mode,
         allow_gap: args.allow_gap,
     };
     if let Some(state) = &order.follower {
@@ -122,6 +123,9 @@ fn words(plan: &Plan, args: &Restore) -> String {
         }
         let _ =
             writeln!(text, "files     {}, {} bytes; {} are free", plan.files, plan.bytes, plan.free_bytes);
+        if plan.pack_bytes > 0 {
+            let _ = writeln!(text, "packs     {} bytes", plan.pack_bytes);
+        }
         let _ = writeln!(text, "log       {log}");
         let _ = writeln!(text, "target    {}", plan.target);
         let _ = writeln!(text, "ends on   {} ({})", plan.lsn, plan.time);

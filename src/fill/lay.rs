@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, Read};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,9 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::equal;
 use super::target::{
-    self, BATCH_BYTES, Begun, FillContext, Received, SNAPSHOT, Token, WRITERS, batch, close, finish, local,
-    prepare, take_up,
+    self, BATCH_BYTES, Begun, FillContext, Job, Received, SNAPSHOT, Token, WRITERS, batch, close, finish,
+    local, prepare, take_up,
 };
+use super::write::Donor;
 use crate::catalog::{Catalog, Inode};
 use crate::checkpoint;
 use crate::disk::AtomicFile;
@@ -49,6 +51,41 @@ pub trait Shelf: Send + Sync {
     fn exact(&self) -> bool;
 }
 
+/// Whether a file shares its blocks with what is kept of it (FICLONE), until one of them changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Cloning {
+    /// Where the file system can.
+    #[default]
+    Auto,
+    /// Never: its bytes are written.
+    Copy,
+    /// Always, or the command fails.
+    Clone,
+}
+
+impl std::str::FromStr for Cloning {
+    type Err = String;
+
+    fn from_str(s: &str) -> std::result::Result<Self, String> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "copy" => Ok(Self::Copy),
+            "clone" => Ok(Self::Clone),
+            _ => Err(format!("'{}' is no way to copy: auto, copy or clone", s.escape_debug())),
+        }
+    }
+}
+
+impl std::fmt::Display for Cloning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Copy => "copy",
+            Self::Clone => "clone",
+        })
+    }
+}
+
 /// What is laid out, and where.
 pub struct Layout {
     /// The data directory: empty, or holding what an earlier attempt has laid out.
@@ -67,6 +104,8 @@ pub struct Layout {
     pub end: Lsn,
     /// The directory holds something, which is made equal.
     pub equalize: bool,
+    /// Whether files are cloned.
+    pub cloning: Cloning,
     /// Told how far it is.
     pub progress: Box<dyn Fn(FillProgress) + Send + Sync>,
 }
@@ -114,7 +153,8 @@ async fn either(layout: &Arc<Layout>, context: &Arc<FillContext>, token: Token) 
 async fn work(layout: &Arc<Layout>, context: &Arc<FillContext>, token: Token) -> Ended<()> {
     let (layout, making) = (Arc::clone(layout), Arc::clone(context));
     let beginning = Arc::clone(&layout);
-    let (job, mut wanted) = local(&token, move || prepare(&making, begin(&beginning, &making)?)).await?;
+    let (mut job, mut wanted) = local(&token, move || prepare(&making, begin(&beginning, &making)?)).await?;
+    lend(&layout, &mut job);
     let (mut job, _) = job.start(context, token.clone());
     let mut batches: Vec<Vec<(u32, Vec<FileId>)>> = vec![Vec::new(); WRITERS];
     let mut count = 0_u32;
@@ -164,6 +204,25 @@ async fn work(layout: &Arc<Layout>, context: &Arc<FillContext>, token: Token) ->
         close(&closing, &catalog, end)
     })
     .await
+}
+
+/// Lets the writing threads clone what is kept as a file of its own.
+fn lend(layout: &Arc<Layout>, job: &mut Job) {
+    if layout.cloning == Cloning::Copy {
+        return;
+    }
+    let (keeper, catalog) = (Arc::clone(layout), Arc::clone(&job.work.catalog));
+    let lend = move |id| {
+        let Some(path) = catalog.path(id) else { return Ok(None) };
+        let Some(content) = keeper.shelf.file(id, &path)? else { return Ok(None) };
+        let alone = content.alone().map(File::try_clone).transpose();
+        alone.map_err(|e| Error::io("open", format!("{} in the backup", path.escape_ascii()), e))
+    };
+    // Nobody else has it yet.
+    if let Some(work) = Arc::get_mut(&mut job.work) {
+        let always = layout.cloning == Cloning::Clone;
+        work.donor = Some(Donor { lend: Box::new(lend), always, cannot: AtomicBool::new(false) });
+    }
 }
 
 /// Reads the catalog, or finds what an earlier attempt has left.

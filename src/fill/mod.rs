@@ -43,7 +43,7 @@ mod target;
 mod tree;
 mod write;
 
-pub use lay::{Layout, Shelf, lay};
+pub use lay::{Cloning, Layout, Shelf, lay};
 pub use resync::{Order, Report, is_due as resyncs};
 pub use source::{Serving, serve};
 pub use take::{Batch, Opened, Taken, Taker, Wish, open};

@@ -428,6 +428,7 @@ pub(super) fn shape(
         skipped: Mutex::new(skipped),
         changing: Mutex::default(),
         resync: Some(Resync::new(base, whole, pace, Arc::new(tally))),
+        donor: None,
     };
     let done = kept.into_iter().map(|f| (f.id, f)).collect();
     Ok((Job { work: Arc::new(work), dirs: Vec::new(), done, journal, total }, todo))

@@ -422,6 +422,7 @@ pub(super) fn prepare(context: &FillContext, begun: Begun) -> Result<(Job, VecDe
         skipped: Mutex::default(),
         changing: Mutex::default(),
         resync: None,
+        donor: None,
     };
     let lsn = work.catalog.lsn();
     tracing::info!(

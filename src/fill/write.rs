@@ -47,6 +47,48 @@ pub(super) struct Work {
     pub(super) changing: Mutex<Vec<Finished>>,
     /// The directory was not empty: files are made equal in place.
     pub(super) resync: Option<Resync>,
+    /// Where a file may be cloned from before its content comes.
+    pub(super) donor: Option<Donor>,
+}
+
+/// The file that holds just the content of another one, if there is any.
+pub(super) type Lend = Box<dyn Fn(FileId) -> Result<Option<std::fs::File>> + Send + Sync>;
+
+/// What files are cloned from (FICLONE).
+pub(super) struct Donor {
+    pub(super) lend: Lend,
+    /// It has to be cloned; otherwise what can't be is written.
+    pub(super) always: bool,
+    /// A file could not be cloned: no other one is tried.
+    pub(super) cannot: std::sync::atomic::AtomicBool,
+}
+
+impl Donor {
+    /// Whether the new file has the content now.
+    fn give(&self, id: FileId, size: u64, to: &OwnedFd) -> Result<bool> {
+        if self.cannot.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let Some(from) = (self.lend)(id)? else { return Ok(false) };
+        // What it holds past the end would stay.
+        if from.metadata().map_or(true, |m| m.len() > size) {
+            return Ok(false);
+        }
+        match rfs::ioctl_ficlone(to, &from) {
+            Ok(()) => Ok(true),
+            Err(e) if self.always => {
+                let text = format!(
+                    "a file of the backup can't be cloned to where it is restored ({}): give --copy-mode copy",
+                    std::io::Error::from(e)
+                );
+                Err(Error::new(ErrorKind::Refused, text))
+            }
+            Err(_) => {
+                self.cannot.store(true, Ordering::Relaxed);
+                Ok(false)
+            }
+        }
+    }
 }
 
 impl Work {
@@ -70,6 +112,8 @@ struct Open {
     /// The length that writing has given it.
     len: u64,
     sum: u128,
+    /// It shares its blocks with what it is read from.
+    cloned: bool,
 }
 
 /// One writing thread.
@@ -180,8 +224,15 @@ impl Writer {
             return Err(Error::new(ErrorKind::Corrupt, "the sender began too many files at once"));
         }
         let parent = self.parent(parent)?;
+        let mut cloned = false;
         let fd = match &work.resync {
-            None => create(&parent, name, &inode).map_err(|e| self.error("make", id, e))?,
+            None => {
+                let fd = create(&parent, name, &inode).map_err(|e| self.error("make", id, e))?;
+                if let Some(donor) = &work.donor {
+                    cloned = donor.give(id, inode.size, &fd)?;
+                }
+                fd
+            }
             Some(resync) => {
                 let fd = open_own(&parent, name, OFlags::WRONLY).map_err(|e| self.error("open", id, e))?;
                 if resync.touch(id, 0)? && resync.whole {
@@ -192,7 +243,7 @@ impl Writer {
                 fd
             }
         };
-        Ok(Open { fd, parent, name: name.into(), next: 0, len: 0, sum: 0 })
+        Ok(Open { fd, parent, name: name.into(), next: 0, len: 0, sum: 0, cloned })
     }
 
     fn data(&mut self, id: FileId, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -207,7 +258,9 @@ impl Writer {
         let room = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
         let bytes = &bytes[..bytes.len().min(room)];
         if !bytes.is_empty() {
-            crate::sys::write_at(&open.fd, bytes, offset).map_err(|e| self.error("write", id, e))?;
+            if !open.cloned {
+                crate::sys::write_at(&open.fd, bytes, offset).map_err(|e| self.error("write", id, e))?;
+            }
             let (system, first) = (self.work.catalog.system(), offset / BLOCK);
             let hashes: Vec<u128> = block_hashes(system, id, first, bytes).collect();
             open.sum = hashes.iter().fold(open.sum, |sum, h| sum.wrapping_add(*h));

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::StopAt;
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
+pub use crate::fill::Cloning;
 use crate::fill::{self, Layout};
 use crate::log::FrameReader;
 use crate::net::FillProgress;
@@ -68,6 +69,8 @@ pub struct Order {
     pub follower: Option<PathBuf>,
     /// `out` may hold something: it is made equal, and only what differs is moved.
     pub delta: bool,
+    /// Whether files are cloned.
+    pub cloning: Cloning,
     /// A target within a gap of the history will do.
     pub allow_gap: bool,
 }
@@ -295,6 +298,7 @@ impl Restore {
             start: self.set.start(),
             end: manifest.end,
             equalize: place.is_delta(),
+            cloning: self.order.cloning,
             progress: Box::new(move |p| tell(p)),
         };
         fill::lay(Arc::new(layout), cancel.clone()).await

@@ -338,6 +338,7 @@ mod tests {
                 out: PathBuf::from(written),
                 follower: None,
                 delta: false,
+                cloning: crate::restore::Cloning::Auto,
                 allow_gap: false,
             };
             let (out, work, state) = paths(&order).unwrap();

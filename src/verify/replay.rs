@@ -47,6 +47,7 @@ pub(super) fn check(
         out: out.clone(),
         follower: Some(state.clone()),
         delta: false,
+        cloning: restore::Cloning::Auto,
         allow_gap: true,
     };
     let restored = restore::run(&restoring, &(Arc::new(|_| ()) as restore::Tell), &CancellationToken::new());

@@ -16,10 +16,10 @@ const MIB: u64 = 128;
 const LARGE: u64 = MIB << 20;
 
 /// A file system of its own in a file without a name; gone on drop, with its loop device.
-struct Disk(tempfile::TempDir);
+pub(super) struct Disk(tempfile::TempDir);
 
 impl Disk {
-    fn mount(fs: &str) -> Option<Self> {
+    pub(super) fn mount(fs: &str) -> Option<Self> {
         if !is_root() {
             println!("SKIPPED: {fs} can't be mounted without root");
             return None;
@@ -43,7 +43,7 @@ impl Disk {
         Some(Self(dir))
     }
 
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.0.path().join("at")
     }
 }

@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::clones::Disk;
 use super::full::noise;
 use super::restore::{Entry, Restore, names, note, settle};
 use crate::support::archive::{archived_all, archiving};
-use crate::support::backup::Backup;
+use crate::support::backup::{Backup, checked};
 use crate::support::load::{self, Load};
+use crate::support::node::towline;
 use crate::support::{Bed, Node, assert_equal};
 
 /// An archive with a full backup and two incremental ones, each taken while the application writes, and states after each.
@@ -207,4 +209,151 @@ fn a_stream_is_restored_as_it_comes() {
         assert!(e.contains("no whole tar") || e.contains("manifest.json is missing"), "{e}");
         assert!(names(&bed.path("")).iter().all(|n| !n.contains("restoring")));
     }
+}
+
+/// `towline` with these words: exit code, and what it said.
+fn run(words: &[&std::ffi::OsStr], points: &str) -> (Option<i32>, String) {
+    let mut command = std::process::Command::new("timeout");
+    command.args(["-k", "1", "60", &towline()]).args(words).env("TOWLINE_FAILPOINTS", points);
+    let out = command.output().expect("run towline");
+    let text = [out.stdout, out.stderr].concat();
+    (out.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+#[test]
+fn a_chain_becomes_one_full_backup() {
+    let chain = Chain::new("combine");
+    let (bed, tue) = (&chain.bed, &chain.after[2]);
+    // The oldest as a tree of files, too: what did not change since is brought as a whole.
+    let tree = bed.path("tree");
+    Backup::new(chain.leader.spec.listen, &tree).args(["--label", "tree"]).good();
+    fs::write(chain.leader.data().join("tiny"), "tiny").expect("write");
+    let file = File::options().write(true).open(chain.leader.data().join("large")).expect("open");
+    file.write_all_at(&noise(9_000), 1 << 20).expect("write");
+    settle(&chain.leader);
+    let last = bed.path("last");
+    let words = ["--label", "last", "--incremental", tree.to_str().expect("UTF-8")];
+    Backup::new(chain.leader.spec.listen, &last).args(words).good();
+    let sets = ["full", "mon", "tue"].map(|l| chain.set(l));
+    let out = bed.path("combined");
+    let combine = |members: &[&Path], more: &[&str], points: &str| {
+        let words = ["combine", "--out"].map(std::ffi::OsStr::new).into_iter().chain([out.as_os_str()]);
+        let members = members.iter().map(|m| m.as_os_str());
+        run(&words.chain(members).chain(more.iter().map(std::ffi::OsStr::new)).collect::<Vec<_>>(), points)
+    };
+    let all: Vec<&Path> = sets.iter().map(PathBuf::as_path).collect();
+    let verified = || {
+        let (code, said) = run(&["verify".as_ref(), out.as_os_str()], "");
+        assert_eq!(code, Some(0), "{said}");
+    };
+    // What can't be combined is refused by name, and nothing is made.
+    for (members, code, word) in [
+        (&all[..1], 64, "required"),
+        (&[all[1], all[0]][..], 64, "is a full one"),
+        (&[all[0], all[2]], 1, "'mon', on which 'tue' stands, is missing"),
+        (&[all[0], all[1], &tree, all[2]], 1, "leave out those"),
+    ] {
+        let (got, said) = combine(members, &[], "");
+        assert!(got == Some(code) && (said.contains(word) || members.len() == 1), "{said}");
+    }
+    let (code, said) = combine(&all, &["--dry-run"], "");
+    assert!(code == Some(0) && said.contains("members   tue, mon, full"), "{said}");
+    assert!(names(&bed.path("")).iter().all(|n| !n.starts_with("combined")));
+    // Killed anywhere it is no backup, and the same command makes it.
+    for point in ["combine::file", "combine::written", "combine::sealed"] {
+        let (code, said) = combine(&all, &[], &format!("{point}=kill"));
+        assert!(code != Some(0) && !out.exists(), "{point}: {said}");
+    }
+    assert_eq!(combine(&all, &[], "").0, Some(0));
+    verified();
+    Restore::new(&out, &tue.name, &bed.path("out")).log(&chain.leader.spec.state).good();
+    assert_equal(&tue.copy, &bed.path("out"));
+    assert!(combine(&all, &[], "").1.contains("is not an empty directory"));
+    verified();
+    fs::remove_dir_all(&out).expect("rm");
+    let (_, said) = combine(&all, &[], "combine::whole=kill");
+    assert!(!out.exists(), "{said}");
+    let (code, said) = combine(&all, &[], "");
+    assert!(code == Some(1) && said.contains("only lacks its name"), "{said}");
+    fs::rename(bed.path("combined.combining"), &out).expect("mv");
+    verified();
+    fs::remove_dir_all(&out).expect("rm");
+    // Links are the same file; the sources stay what they were.
+    let members = [tree.as_path(), &last];
+    let (code, said) = combine(&members, &["--copy-mode", "link", "--label", "linked"], "");
+    assert!(code == Some(0) && said.contains("one file with it"), "{said}");
+    let inode = |path: PathBuf| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).expect("stat"));
+    assert_eq!(inode(out.join("base/same")), inode(tree.join("data/same")));
+    assert_ne!(inode(out.join("base/large")), inode(tree.join("data/large")));
+    verified();
+    checked(&tree);
+    fs::remove_dir_all(&out).expect("rm");
+    let (code, said) = combine(&members, &["--copy-mode", "clone"], "");
+    match code {
+        Some(0) => verified(),
+        _ => assert!(code == Some(1) && said.contains("--copy-mode copy"), "{said}"),
+    }
+    let _ = fs::remove_dir_all(&out);
+    // A file of the oldest that is not what it was.
+    let victim = tree.join("data/same");
+    let bytes = fs::read(&victim).expect("read");
+    fs::write(&victim, [&bytes[..bytes.len() - 1], b"?"].concat()).expect("write");
+    let (code, said) = combine(&members, &[], "");
+    assert!(code == Some(1) && said.contains("content of 'same' is not what"), "{said}");
+    assert!(names(&bed.path("")).iter().all(|n| !n.starts_with("combined")));
+}
+
+#[test]
+fn where_the_file_system_clones_nothing_is_written_twice() {
+    let Some(disk) = Disk::mount("xfs") else { return };
+    let bed = Bed::new("restore-clones");
+    let leader = bed.leader("leader").set("keep_segments", "1000").start();
+    fs::write(leader.data().join("large"), noise(48 << 20)).expect("write");
+    settle(&leader);
+    let (tree, last) = (disk.path().join("tree"), disk.path().join("last"));
+    Backup::new(leader.spec.listen, &tree).args(["--label", "tree"]).good();
+    fs::write(leader.data().join("small"), "small").expect("write");
+    settle(&leader);
+    let words = ["--label", "last", "--incremental", tree.to_str().expect("UTF-8")];
+    Backup::new(leader.spec.listen, &last).args(words).good();
+    let free = || {
+        nix::unistd::sync();
+        towline::disk::free_bytes(&disk.path()).expect("statfs")
+    };
+    let spent = |what: &str, work: &dyn Fn()| {
+        let before = free();
+        work();
+        let spent = before.saturating_sub(free());
+        println!("{what}: {spent} bytes");
+        spent
+    };
+    let out = disk.path().join("out");
+    let restore = |mode: &str| {
+        Restore::new(&tree, "exact", &out).args(&["--copy-mode", mode]).good();
+        assert_equal(&tree.join("data"), &out);
+    };
+    assert!(spent("restored", &|| restore("auto")) < 16 << 20);
+    fs::remove_dir_all(&out).expect("rm");
+    assert!(spent("restored by copying", &|| restore("copy")) > 40 << 20);
+    let combined = disk.path().join("combined");
+    let combine = || {
+        let words = [
+            "combine".as_ref(),
+            tree.as_os_str(),
+            last.as_os_str(),
+            "--out".as_ref(),
+            combined.as_os_str(),
+            "--copy-mode".as_ref(),
+            "clone".as_ref(),
+        ];
+        let (code, said) = run(&words, "");
+        assert_eq!(code, Some(0), "{said}");
+    };
+    assert!(spent("combined", &combine) < 16 << 20);
+    assert_eq!(run(&["verify".as_ref(), combined.as_os_str()], "").0, Some(0));
+    // A clone changes nothing of what it was made from, and out of it can't be made elsewhere.
+    fs::write(out.join("large"), "changed").expect("write");
+    checked(&tree);
+    let e = Restore::new(&tree, "exact", &bed.path("elsewhere")).args(&["--copy-mode", "clone"]).fails(1);
+    assert!(e.contains("give --copy-mode copy"), "{e}");
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::restore::{Origin, Source, Target};
+use crate::restore::{Cloning, Origin, Source, Target};
 
 /// Flags of `restore`.
 #[derive(Debug, Args)]
@@ -41,6 +41,10 @@ pub struct Restore {
     /// the backup excludes is left alone. Until it is whole it is called OUT.restoring.
     #[arg(long)]
     pub delta: bool,
+    /// How a file comes there that the backup holds as a file: `auto` shares its blocks where the file system can (xfs, btrfs;
+    /// one for both), `copy` writes its bytes, `clone` shares or fails.
+    #[arg(long, value_name = "auto|copy|clone", default_value_t = Cloning::Auto, conflicts_with = "delta")]
+    pub copy_mode: Cloning,
     /// Where the history around the target is approximate, the last exact cut before it will do.
     #[arg(long)]
     pub allow_gap: bool,
