@@ -25,6 +25,9 @@ _towline() {
             towline,check)
                 cmd="towline__subcmd__check"
                 ;;
+            towline,combine)
+                cmd="towline__subcmd__combine"
+                ;;
             towline,config)
                 cmd="towline__subcmd__config"
                 ;;
@@ -143,7 +146,7 @@ _towline() {
 
     case "${cmd}" in
         towline)
-            opts="-h -V --log-level --log-json --help --version leader follower run status check pause resume wait reload id trust sync confirm slot restore-point restore resync basebackup archive verify log config demo"
+            opts="-h -V --log-level --log-json --help --version leader follower run status check pause resume wait reload id trust sync confirm slot restore-point restore resync basebackup combine archive verify log config demo"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -467,6 +470,36 @@ _towline() {
                     ;;
                 --accept)
                     COMPREPLY=($(compgen -W "archive-failing archive-gap gap skipped unreadable hidden unwatched edits inexact certificate paused starting sync released slot-lost lost-logs" -- "${cur}"))
+                    return 0
+                    ;;
+                --log-level)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        towline__subcmd__combine)
+            opts="-h --out --label --copy-mode --dry-run --json --log-level --log-json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --out)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --label)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --copy-mode)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --log-level)
@@ -1069,7 +1102,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__restore)
-            opts="-h --from --backup --base --target --out --log --as-follower --state --delta --allow-gap --dry-run --json --log-level --log-json --help"
+            opts="-h --from --backup --base --target --out --log --as-follower --state --delta --copy-mode --allow-gap --dry-run --json --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1100,6 +1133,10 @@ _towline() {
                     return 0
                     ;;
                 --state)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --copy-mode)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -46,6 +46,7 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "restore-point" -d '
 complete -c towline -n "__fish_towline_needs_command" -f -a "restore" -d 'Make a directory of a backup, as it was at a target: a time, a position, a restore point, or the latest. Exit code: 0 done, 1 failed, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "resync" -d 'Make the follower\'s directory equal to its upstream\'s now; only what differs is moved'
 complete -c towline -n "__fish_towline_needs_command" -f -a "basebackup" -d 'Take a base backup from a running node. Exit code: 0 complete, 3 complete but no exact cut, 1 failed, 64 wrong usage'
+complete -c towline -n "__fish_towline_needs_command" -f -a "combine" -d 'Make one full backup of a full one and the incremental ones that stand on it. Exit code: 0 done, 1 failed, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "archive" -d 'What an archive holds: list it, check it, remove what is not to be kept'
 complete -c towline -n "__fish_towline_needs_command" -f -a "verify" -d 'Check a base backup, a state directory or an archive: names, sizes, SHA-256, log and catalog. All that is wrong is found in one run. Exit code: 0 good, 1 problems, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "log" -d 'Read log segments offline'
@@ -344,6 +345,7 @@ complete -c towline -n "__fish_towline_using_subcommand restore" -l target -d 'T
 complete -c towline -n "__fish_towline_using_subcommand restore" -l out -d 'The directory that is made: new or empty' -r -F
 complete -c towline -n "__fish_towline_using_subcommand restore" -l log -d 'Log after the backup: an archive (file:///DIR, s3://BUCKET/PREFIX, ...), a state directory, or a directory of segments; may be repeated' -r
 complete -c towline -n "__fish_towline_using_subcommand restore" -l state -d 'The state directory of that follower: new or empty' -r -F
+complete -c towline -n "__fish_towline_using_subcommand restore" -l copy-mode -d 'How a file comes there that the backup holds as a file: `auto` shares its blocks where the file system can (xfs, btrfs; one for both), `copy` writes its bytes, `clone` shares or fails' -r
 complete -c towline -n "__fish_towline_using_subcommand restore" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand restore" -l as-follower -d 'Keep what a follower needs: `towline follower` on --out and --state goes on from there'
 complete -c towline -n "__fish_towline_using_subcommand restore" -l delta -d 'Make --out equal if it holds something: files that are there are compared, and only blocks that differ are written. What the backup excludes is left alone. Until it is whole it is called OUT.restoring'
@@ -387,6 +389,14 @@ complete -c towline -n "__fish_towline_using_subcommand basebackup" -l resume -d
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c towline -n "__fish_towline_using_subcommand combine" -l out -d 'The directory that becomes the full backup: new or empty' -r -F
+complete -c towline -n "__fish_towline_using_subcommand combine" -l label -d 'Its label; default: that of the newest member' -r
+complete -c towline -n "__fish_towline_using_subcommand combine" -l copy-mode -d 'How a file comes there that a member holds as a whole: `copy`; `clone`, where the file system can share blocks (xfs, btrfs); or `link`, a hard link: then both backups hold one and the same file, and whatever changes it changes both' -r
+complete -c towline -n "__fish_towline_using_subcommand combine" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand combine" -l dry-run -d 'Only show what would be done'
+complete -c towline -n "__fish_towline_using_subcommand combine" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand combine" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand combine" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_seen_subcommand_from list verify prune pin unpin" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_seen_subcommand_from list verify prune pin unpin" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_seen_subcommand_from list verify prune pin unpin" -s h -l help -d 'Print help'
