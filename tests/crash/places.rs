@@ -40,7 +40,7 @@ pub(crate) fn place(point: &str) -> Option<Place> {
         _ if towline::failpoint::OF_A_HOLD.contains(&point) => Some(Place::Frozen),
         "tls" => trust::POINTS.contains(&point).then_some(Place::Trust),
         "archive" => Some(Place::Archive),
-        "restore" => Some(Place::Restore),
+        "restore" | "combine" => Some(Place::Restore),
         "backup" => backup::kills(point).then_some(Place::Backup),
         "fill" => Some(Place::Fill),
         "resync" => Some(Place::Resync),

@@ -220,20 +220,25 @@ fn run(words: &[&std::ffi::OsStr], points: &str) -> (Option<i32>, String) {
     (out.status.code(), String::from_utf8_lossy(&text).into_owned())
 }
 
-#[test]
-fn a_chain_becomes_one_full_backup() {
-    let chain = Chain::new("combine");
-    let (bed, tue) = (&chain.bed, &chain.after[2]);
-    // The oldest as a tree of files, too: what did not change since is brought as a whole.
-    let tree = bed.path("tree");
+/// A backup as a tree of files, of which most do not change, and one that stands on it.
+fn tree_and_last(chain: &Chain) -> (PathBuf, PathBuf) {
+    let tree = chain.bed.path("tree");
     Backup::new(chain.leader.spec.listen, &tree).args(["--label", "tree"]).good();
     fs::write(chain.leader.data().join("tiny"), "tiny").expect("write");
     let file = File::options().write(true).open(chain.leader.data().join("large")).expect("open");
     file.write_all_at(&noise(9_000), 1 << 20).expect("write");
     settle(&chain.leader);
-    let last = bed.path("last");
+    let last = chain.bed.path("last");
     let words = ["--label", "last", "--incremental", tree.to_str().expect("UTF-8")];
     Backup::new(chain.leader.spec.listen, &last).args(words).good();
+    (tree, last)
+}
+
+#[test]
+fn a_chain_becomes_one_full_backup() {
+    let chain = Chain::new("combine");
+    let (bed, tue) = (&chain.bed, &chain.after[2]);
+    let (tree, last) = tree_and_last(&chain);
     let sets = ["full", "mon", "tue"].map(|l| chain.set(l));
     let out = bed.path("combined");
     let combine = |members: &[&Path], more: &[&str], points: &str| {
