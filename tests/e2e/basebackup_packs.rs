@@ -18,7 +18,7 @@ use towline::wire::{Item, Items};
 
 use super::full::noise;
 use crate::support::backup::{Backup, checked, forgotten};
-use crate::support::{Bed, Load, Node, Pair, Proxy, until, within};
+use crate::support::{Bed, Load, Node, Pair, Proxy, assert_equal, until, within};
 
 type Contents = HashMap<FileId, Vec<u8>>;
 
@@ -266,6 +266,12 @@ fn a_block_that_was_changed_back_after_the_end_of_its_base_is_not_taken_for_unch
         apply(&mut contents, &out, &next);
         replay(&mut contents, &out, &next);
         assert_same(&contents, &out, &data);
+        let made = bed.path(format!("{name}-made"));
+        let mut restore = std::process::Command::new(crate::support::node::towline());
+        restore.args(["restore", "--target", "exact", "--from"]).arg(&out).arg("--base").arg(&base);
+        let ended = restore.arg("--out").arg(&made).output().expect("run towline restore");
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        assert_equal(&data, &made);
     }
     forgotten(&leader);
 }
