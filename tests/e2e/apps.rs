@@ -117,7 +117,7 @@ fn sqlite(mode: &str) {
     let pair = impatient(&format!("sqlite-{mode}"));
     let db = pair.data().join("bank.db");
     let mut app =
-        Running::start(Command::new(python()).arg(py("bank.py")).args(["run", mode]).arg(&db).arg("600"));
+        Running::start(Command::new(python()).arg(py("bank.py")).args(["run", mode]).arg(&db).arg("3600"));
     let seen = pair.follower.data().join("bank.db");
     until(within(20), "the bank opens on the follower", || {
         // The first committed state holds all accounts: wait until a copy has them.
@@ -159,7 +159,7 @@ fn git_with_commits_and_gc() {
     let pair = impatient("git");
     let repo = pair.data().join("repo");
     fs::create_dir(&repo).expect("mkdir");
-    let mut app = Running::start(Command::new("sh").arg(py("git_load.sh")).arg(&repo).arg("600"));
+    let mut app = Running::start(Command::new("sh").arg(py("git_load.sh")).arg(&repo).arg("3600"));
     let commits = |copy: &Path| -> Result<u64, String> {
         let git = |words: &[&str]| {
             let mut c = Command::new("git");
@@ -233,7 +233,7 @@ fn redis_with_an_append_only_file() {
         servers.push(redis(&dir, port));
         words.push(port.to_string());
     }
-    words.push("900".to_owned());
+    words.push("3600".to_owned());
     let mut app = Running::start(Command::new(python()).args(&words));
     until(within(30), "money on the follower", || {
         let mut least = u64::MAX;
@@ -423,7 +423,7 @@ fn postgresql_under_pgbench_with_the_freeze() {
     good(server.tool("pgbench").args(["-i", "-s", "1", "-q"]).output().expect("pgbench"), "pgbench -i");
     let port = server.port.to_string();
     let data = spec.data.to_str().expect("path").to_owned();
-    let mut ledger = start_within(&cgroup.0, python(), &[&py("pg_ledger.py"), "/tmp", &port, &data, "900"]);
+    let mut ledger = start_within(&cgroup.0, python(), &[&py("pg_ledger.py"), "/tmp", &port, &data, "3600"]);
     until(within(30), "the ledger is kept", || {
         let text = fs::read_to_string(spec.data.join("zz-acked")).map_err(|e| e.to_string())?;
         if text.trim().parse::<u64>().is_ok_and(|n| n > 5) { Ok(()) } else { Err(text) }
@@ -435,7 +435,7 @@ fn postgresql_under_pgbench_with_the_freeze() {
     let mut bench = Running::start(
         server
             .tool("pgbench")
-            .args(["-n", "-c", "3", "-T", "900", "-R", "80"])
+            .args(["-n", "-c", "3", "-T", "3600", "-R", "80"])
             .stdout(Stdio::null())
             .stderr(Stdio::null()),
     );
