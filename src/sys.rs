@@ -420,6 +420,14 @@ pub fn read_at(fd: impl AsFd, buf: &mut [u8], offset: u64) -> io::Result<usize> 
     Ok(done)
 }
 
+/// Like [`read_at`] of a full `buf`, but only if memory holds it all, so that the caller does not wait for a disk.
+/// False: it has to be read in the ordinary way.
+pub fn read_cached_at(fd: impl AsFd, buf: &mut [u8], offset: u64) -> bool {
+    let into = &mut [io::IoSliceMut::new(buf)];
+    let wanted = into[0].len();
+    rustix::io::preadv2(fd, into, offset, rustix::io::ReadWriteFlags::NOWAIT) == Ok(wanted)
+}
+
 /// Writes all of `buf` at `offset`.
 pub fn write_at(fd: impl AsFd, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
     while !buf.is_empty() {

@@ -165,6 +165,7 @@ impl Port {
             halt: desk.halt.clone(),
             slots: Arc::clone(&node.slots),
             trust: node.trust.clone(),
+            recent: Arc::default(),
         };
         let cancel = CancellationToken::new();
         let task = tokio::spawn(vital::task("the port", send::serve(listener, context, cancel.clone())));

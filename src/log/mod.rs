@@ -46,7 +46,7 @@ use writer::Writer;
 
 pub use extent::{remove_before, start_before, stored};
 pub use reader::{Frame, FrameReader};
-pub use stored::StoredReader;
+pub use stored::{Ahead, StoredReader};
 pub use whole::{sealed, sealed_at, whole};
 
 /// Most bytes that wait for the writer thread: 16 MiB.

@@ -80,12 +80,21 @@ fn path(dir: &Path, segment: u64, partial: bool) -> PathBuf {
     dir.join(file_name(TimelineId::FIRST, SegmentNo(segment), partial))
 }
 
+/// The next durable bytes, at most `max`.
+fn piece_of(reader: &mut StoredReader, tail: &Tail, max: usize) -> Option<(SegmentNo, u64, Vec<u8>)> {
+    let ahead = reader.ahead(tail).unwrap()?;
+    let mut bytes = vec![0; usize::try_from(ahead.len).unwrap().min(max)];
+    reader.read(&mut bytes).unwrap();
+    reader.advance(bytes.len() as u64);
+    Some((ahead.segment, ahead.offset, bytes))
+}
+
 /// Sends everything durable in `from` to `to`, in pieces of `piece` bytes.
 fn ship(from: &Log, to: &Log, piece: usize) {
     let (segment, offset) = to.resume_at().unwrap();
     let segment = segment.max(SegmentNo(1));
-    let mut reader = StoredReader::open(from.dir(), TimelineId::FIRST, segment, offset).unwrap();
-    while let Some((segment, offset, bytes)) = reader.read(&from.tail(), piece).unwrap() {
+    let mut reader = StoredReader::new(from.dir(), TimelineId::FIRST, segment, offset);
+    while let Some((segment, offset, bytes)) = piece_of(&mut reader, &from.tail(), piece) {
         to.append_stored(segment, offset, &bytes).unwrap();
     }
     assert!(to.wait_durable(from.tail().end, SOON).unwrap());
@@ -255,9 +264,9 @@ fn a_log_that_can_not_be_written_is_read_as_far_as_it_says_it_was_synced() {
         let Some(sure) = usize::try_from(seed).unwrap().checked_sub(1) else { continue };
         let tail = open().tail();
         assert_eq!((tail.end, tail.commit), (ends[sure], ends[sure]), "{seed}");
-        let mut reader = StoredReader::open(dir.path(), TimelineId::FIRST, SegmentNo(1), 0).unwrap();
+        let mut reader = StoredReader::new(dir.path(), TimelineId::FIRST, SegmentNo(1), 0);
         let mut bytes = 0;
-        while let Some((_, _, piece)) = reader.read(&tail, 1 << 20).unwrap() {
+        while let Some((_, _, piece)) = piece_of(&mut reader, &tail, 1 << 20) {
             bytes += piece.len();
         }
         assert!(bytes > sure * 250_000);

@@ -2,7 +2,8 @@
 //! copy. It works from a log and a [`CopySource`] only, so a follower can serve others as a leader does.
 //!
 //! Each connection is two loops: one sends, one hears. A follower that does not read holds up only
-//! its own sender, which keeps one piece of log in memory.
+//! its own sender, which keeps one piece of log in memory. What was read for one is kept a little while for the
+//! others: see `pieces`.
 
 use std::borrow::Borrow;
 use std::sync::{Arc, PoisonError};
@@ -15,9 +16,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::certificate::Fingerprint;
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fill::{self, CopySource};
-use crate::log::{Log, StoredReader, Tail};
+use crate::log::{Log, Tail};
 use crate::net::{
     self, Ancestry, Bond, HANDSHAKE, MessageReader, MessageWriter, ReadSide, Traffic, Upstream, WriteSide,
 };
@@ -39,6 +40,7 @@ mod judgement;
 mod peers;
 #[cfg(test)]
 mod peers_tests;
+mod pieces;
 mod tree;
 
 use backups::BACKUPS_MAX;
@@ -48,12 +50,9 @@ use claim::Held;
 use door::Seat;
 pub use door::{Card, Halt, decline};
 pub use peers::{FollowerStatus, PeerState, Peers, Ticket};
+use pieces::Pieces;
+pub use pieces::Recent;
 pub use tree::{LagStatus, NodeBelow};
-
-/// Stored bytes read and sent at once: little is lost when a line breaks, and both ends work side by side.
-const PIECE: usize = 256 << 10;
-/// Reads of at most this much, from what was just written, are made without leaving the task.
-const SMALL_READ: u64 = 256 << 10;
 
 /// What serving works from.
 #[derive(Clone)]
@@ -86,6 +85,8 @@ pub struct ServeContext {
     pub slots: Arc<Slots>,
     /// By which terms followers are let in.
     pub trust: Trust,
+    /// What was read of `log` last, for all followers.
+    pub recent: Arc<Recent>,
 }
 
 impl ServeContext {
@@ -458,13 +459,13 @@ async fn stream<W: AsyncWrite + Unpin>(
     let mut slots = (version >= VERSION_SLOTS && caller.knows_slots()).then_some(None);
     let mut tail_of = context.log.subscribe();
     let half = context.peer_timeout / 2;
-    let mut pieces = Pieces { reader: None, segment, offset };
+    let mut pieces = Pieces::new(context, segment, offset);
     let mut hasty_of = context.peers.hasty();
     let mut force_of = context.peers.in_force();
     let mut last = None::<Instant>;
     loop {
-        let tail = *tail_of.borrow_and_update();
-        loop {
+        let tail = loop {
+            let tail = *tail_of.borrow_and_update();
             // Before the log, so that it is acknowledged as it is wanted.
             let new_wish = hasty_of.has_changed().unwrap_or(false) | force_of.has_changed().unwrap_or(false);
             if last.is_none_or(|t| t.elapsed() >= half) || new_wish {
@@ -477,10 +478,10 @@ async fn stream<W: AsyncWrite + Unpin>(
                 }
                 last = Some(Instant::now());
             }
-            let Some((segment, offset, bytes)) = pieces.next(context, &tail).await? else { break };
-            writer.send(&Message::Log { segment, offset, bytes: bytes.into() }).await?;
-            caller.sent(segment.start(), false);
-        }
+            let Some(piece) = pieces.next(&tail).await? else { break tail };
+            writer.send_encoded(&piece.message).await?;
+            caller.sent(piece.segment.start(), false);
+        };
         caller.sent(tail.end, true);
         let due = last.map_or_else(Instant::now, |t| t + half);
         tokio::select! {
@@ -491,7 +492,8 @@ async fn stream<W: AsyncWrite + Unpin>(
             }
             Ok(()) = hasty_of.changed() => hasty_of.mark_changed(),
             Ok(()) = force_of.changed() => force_of.mark_changed(),
-            () = tokio::time::sleep_until(due) => {}
+            // Nothing came for as long as that: nobody will want what was read last.
+            () = tokio::time::sleep_until(due) => context.recent.clear(),
         }
     }
 }
@@ -508,47 +510,4 @@ async fn tell_slots<W: AsyncWrite + Unpin>(
         *last = Some(version);
     }
     Ok(())
-}
-
-/// The stored bytes of the log, piece by piece.
-struct Pieces {
-    reader: Option<StoredReader>,
-    segment: SegmentNo,
-    offset: u64,
-}
-
-impl Pieces {
-    async fn next(
-        &mut self,
-        context: &ServeContext,
-        tail: &Tail,
-    ) -> Result<Option<(SegmentNo, u64, Vec<u8>)>> {
-        let mut reader = match self.reader.take() {
-            Some(reader) => reader,
-            // The segment where the follower begins may be yet to be written.
-            None if tail.segment < self.segment || tail.end == Lsn::ZERO => return Ok(None),
-            None => StoredReader::open(context.log.dir(), context.timeline, self.segment, self.offset)?,
-        };
-        let tail = *tail;
-        let near = self.segment == tail.segment && tail.offset.saturating_sub(self.offset) <= SMALL_READ;
-        let (reader, piece) = if near {
-            // Just written: it is in the page cache, and a change of threads would cost more than the read.
-            let piece = reader.read(&tail, PIECE);
-            (reader, piece)
-        } else {
-            let read = move || {
-                let piece = reader.read(&tail, PIECE);
-                (reader, piece)
-            };
-            let joined = tokio::task::spawn_blocking(read).await;
-            joined.map_err(|e| Error::new(ErrorKind::Io, e.to_string())).context(|| "cannot read the log")?
-        };
-        let piece = piece?;
-        if let Some((segment, offset, bytes)) = &piece {
-            self.segment = *segment;
-            self.offset = offset + bytes.len() as u64;
-        }
-        self.reader = Some(reader);
-        Ok(piece)
-    }
 }

@@ -365,6 +365,28 @@ pub fn finish(mut message: Vec<u8>) -> Vec<u8> {
     message
 }
 
+/// Encodes a [`Message::Log`] of `len` stored bytes, which `read` fills in where they belong, in a buffer that may have
+/// held another one before.
+///
+/// # Errors
+/// Those of `read`.
+pub fn log_message<E>(
+    mut buffer: Vec<u8>,
+    (segment, offset): (SegmentNo, u64),
+    len: usize,
+    read: impl FnOnce(&mut [u8]) -> Result<(), E>,
+) -> Result<Vec<u8>, E> {
+    const BYTES: usize = HEADER + 16;
+    buffer.truncate(BYTES + len);
+    buffer.reserve_exact((BYTES + len + TRAILER).saturating_sub(buffer.len()));
+    buffer.resize(BYTES + len, 0);
+    buffer[..HEADER].copy_from_slice(&[0, 0, 0, 0, Kind::Log as u8, 0, 0, 0]);
+    buffer[HEADER..HEADER + 8].copy_from_slice(&segment.0.to_le_bytes());
+    buffer[HEADER + 8..BYTES].copy_from_slice(&offset.to_le_bytes());
+    read(&mut buffer[BYTES..])?;
+    Ok(finish(buffer))
+}
+
 fn head_check(head: &[u8]) -> [u8; 3] {
     let [a, b, c, _] = crc32c::crc32c(head).to_le_bytes();
     [a, b, c]

@@ -7,6 +7,7 @@ import time
 
 import backup
 import bed
+import fanout
 import peers
 import resync
 import tls
@@ -341,39 +342,8 @@ def encrypted():
     return tls.measure(scaled, rounds(), Row)
 
 
-def shipping(count):
-    """Processor seconds of a leader while it takes in noise and ships it to so many followers, and the bytes."""
-    leader = Node(os.path.join(bed.work, "fanout%d" % count, "leader"), scrub_rate="16G")
-    leader.until("hashed", hashed)
-    homes = [os.path.join(bed.work, "fanout%d" % count, "f%d" % n) for n in range(count)]
-    followers = [Node(home, leader) for home in homes]
-    for follower in followers:
-        follower.until("filled", lambda s: ready(s) and applied(s))
-    os.sync()
-    begin, size, cpu = leader.end(), scaled(128), leader.cpu()
-    for n in range(max(1, size // 8)):
-        with open("%s/noise%d" % (leader.data, n), "wb") as f:
-            f.write(os.urandom(min(size, 8) * MIB))
-    leader.until("captured", lambda s: lsn(s["log"]["exact"]) - begin >= size * MIB, pause=0.2)
-    end = lsn(leader.status()["log"]["exact"])
-    for follower in followers:
-        follower.until("flushed", lambda s: lsn(s["log"]["end"]) >= end, pause=0.2)
-    took = leader.cpu() - cpu
-    for node in [leader, *followers]:
-        node.stop()
-    bed.clear()
-    return took, end - begin
-
-
-def fanout():
-    cost = {count: median([shipping(count) for _ in range(rounds())]) for count in [0, 1, 10]}
-    gib = cost[1][1] / (1 << 30)
-    none, one, ten = (cost[count][0] / gib for count in [0, 1, 10])
-    per_one, per_ten = one - none, (ten - none) / 10
-    text = "%.2f s a GiB shipped to one, %.2f s to each of ten; %.2f s for capture and compression, once" % (
-        per_one, per_ten, none)
-    return [Row("leader's processor time, 1 and 10 followers", text, "as much for each of ten as for one", "",
-                [(per_ten, 1.25 * max(per_one, 0.1), None)], "", "", "")]
+def fanned_out():
+    return fanout.measure(scaled, rounds(), Row)
 
 
 def resyncs():
@@ -397,7 +367,7 @@ ALL = {
     "idle": idle,
     "bulk": bulk,
     "tls": encrypted,
-    "fanout": fanout,
+    "fanout": fanned_out,
     "resync": resyncs,
     "backup-pg": backed_up(backup.of_postgres),
     "backup-small": backed_up(backup.of_small),
