@@ -110,7 +110,9 @@ impl Engine {
         control.resting = result.is_ok();
         control.ended = true;
         drop(control);
-        shared.applied.send_modify(|applied| applied.moves = false);
+        let needs_help = |e: &Error| matches!(e.kind(), ErrorKind::Diverged | ErrorKind::Refused);
+        let halted = result.as_ref().is_err_and(needs_help);
+        shared.applied.send_modify(|applied| (applied.moves, applied.halted) = (false, halted));
         shared.stats.lock().unwrap_or_else(PoisonError::into_inner).state = state;
         shared.ended.send_replace(true);
         shared.changed.notify_all();
@@ -376,6 +378,7 @@ impl Running {
             commits,
             consistent: true,
             moves: true,
+            halted: false,
             delay: Duration::ZERO,
         };
         // Within the change, so that a pause that comes meanwhile is not overlooked.

@@ -158,6 +158,7 @@ impl Apply {
                 commits: 0,
                 consistent: false,
                 moves: false,
+                halted: false,
                 delay: options.delay,
             }),
             ended: watch::Sender::new(false),

@@ -204,6 +204,8 @@ pub struct Applied {
     pub consistent: bool,
     /// Whether it goes on by itself: not paused, not stopped by a failure.
     pub moves: bool,
+    /// Whether it rests until somebody helps: it has diverged, or others changed it.
+    pub halted: bool,
     /// How old a commit has to be before it is visible.
     pub delay: Duration,
 }

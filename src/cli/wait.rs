@@ -22,6 +22,7 @@ use super::args::WaitArgs;
 use super::{json_line, print};
 use crate::control::{self, LINE_MAX, Request, WAIT_TIMEOUT};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::status::plain;
 
 /// Exit code for wrong usage: EX_USAGE of sysexits.h.
 pub(super) const USAGE: u8 = 64;
@@ -50,6 +51,9 @@ pub(super) fn run(args: &WaitArgs) -> Result<ExitCode> {
         Err(e) => json!({"result": "unknown", "reason": e.to_string()}),
     };
     print(&if args.json { json_line(&answer)? } else { words(&answer) })?;
+    if let Some(hint) = answer.get("hint").and_then(Value::as_str) {
+        eprint(&format!("towline: hint: {}\n", plain(hint)));
+    }
     Ok(match answer.get("result").and_then(Value::as_str) {
         Some("replicated" | "reached") => ExitCode::SUCCESS,
         Some("local-only" | "not-reached") => ExitCode::from(1),

@@ -56,7 +56,7 @@ async fn watch(args: &Show, every: Duration) -> Result<()> {
                 _ if args.ask.json => json_line(&look),
                 Ok(status) => {
                     let rates = before.as_ref().map(|(old, then)| rates(View(old), View(status), at - *then));
-                    render_with(status, Some(&rates.unwrap_or_default()))
+                    render_with(status, Some(&rates.unwrap_or_default()), screen.columns())
                 }
                 Err(e) => format!("towline: {e}\n"),
             };
@@ -93,6 +93,11 @@ impl Screen {
             put(ENTER)?;
         }
         Ok(screen)
+    }
+
+    /// How wide a page may be; elsewhere than on a terminal any width will do.
+    fn columns(&self) -> Option<usize> {
+        self.terminal.then(|| size().0)
     }
 
     /// Shows a page; false when nobody reads any more.

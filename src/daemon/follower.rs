@@ -49,6 +49,9 @@ impl Progress for Applied {
     fn moves(&self) -> bool {
         self.moves
     }
+    fn halted(&self) -> bool {
+        self.halted
+    }
     fn delay(&self) -> Duration {
         self.delay
     }
@@ -469,6 +472,15 @@ impl Follower {
         }
     }
 
+    /// How far the directory is behind; `None` while there is none.
+    pub(crate) fn lag(&self) -> Option<Lag> {
+        let (apply, log) = (self.apply.as_ref()?, self.log.as_ref()?);
+        let (_, seconds) = self.upstream.lag(self.peer_timeout);
+        // What is in the own log and not shown is behind, whoever is silent.
+        let end = self.upstream.status().end.max(log.tail().end);
+        Some(Lag { bytes: log.gaps().between(apply.applied().borrow().lsn, end), seconds })
+    }
+
     pub(crate) fn fill_status(&self, port: &Port, status: &mut Status) {
         let upstream = self.upstream.status();
         status.upstream = serde_json::to_value(&upstream).ok();
@@ -492,10 +504,7 @@ impl Follower {
         status.apply = Some(value);
         status.log = Some(log_part(log));
         status.cuts = cuts_part(log, port);
-        let (told, seconds) = self.upstream.lag(self.peer_timeout);
-        // What is in the own log and not shown is behind, whoever is silent.
-        let bytes = told.max(log.tail().end.since(applied.lsn));
-        status.lag = Some(Lag { bytes, seconds });
+        status.lag = self.lag();
         status.guarantee = if applied.consistent {
             format!("the directory stands on or moves between {} cuts of the leader's", applied.cut)
         } else {

@@ -176,7 +176,10 @@ impl Node {
         let (now, tally) = &mut *lock(&self.engine);
         match std::mem::replace(now, engine) {
             Some(Engine::Leader(old)) => tally.add(Some(&old.counts()), None),
-            Some(Engine::Follower(old)) => tally.add(None, old.counts().as_ref()),
+            Some(Engine::Follower(old)) => {
+                tally.add(None, old.counts().as_ref());
+                tally.left(old.lag(), Instant::now());
+            }
             None => {}
         }
     }
@@ -256,13 +259,15 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
     config::check_apart(&data, state.path())?;
     let id = state.node()?;
     let slots = Arc::new(Slots::open(state.path())?);
+    let port = port::Port::default();
+    port.peers().remember(slots.absent());
     let passed = target::Passed::new(state.path());
     let freezer = Arc::new(crate::quiesce::Freezer::new(state.path()));
     Ok(Node {
         config: Mutex::new(config),
         state,
         id,
-        port: port::Port::default(),
+        port,
         slots,
         trust,
         pages: pages::Pages::default(),

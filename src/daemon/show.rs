@@ -58,7 +58,7 @@ fn status(node: &Arc<Node>) -> Result<Status> {
         Some(Engine::Follower(f)) => f.fill_status(&node.port, &mut status),
         None => "nothing is replicated until the node is running".clone_into(&mut status.guarantee),
     }
-    tally.put(&mut status);
+    tally.put(&mut status, std::time::Instant::now());
     if control.role == Role::Leader {
         let mut part = sync::part(node.port.peers(), &node.config());
         node.waits.fill(&mut part);

@@ -9,7 +9,7 @@ use crate::control::SlotRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::Log;
 use crate::position::Lsn;
-use crate::slots::SlotStatus;
+use crate::slots::{SlotStatus, no_slot};
 
 /// The log that is open, if one is.
 fn open_log(node: &Node) -> Option<Log> {
@@ -53,6 +53,6 @@ fn log(node: &Node) -> Result<Log> {
 }
 
 fn show(node: &Node, name: &str) -> Result<Value> {
-    let slot = list(node)?.into_iter().find(|s| s.name == name);
+    let slot = list(node)?.into_iter().find(|s| s.name == name).ok_or_else(|| no_slot(name))?;
     Ok(json!({"name": name, "slot": slot}))
 }

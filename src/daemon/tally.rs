@@ -2,10 +2,12 @@
 //! new ones, and no count in `status` or the metrics begins anew with them.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::status::Status;
+use crate::state::Role;
+use crate::status::{Lag, Status};
 
 /// What of the part `capture` is a count.
 const CAPTURE: [&str; 10] = [
@@ -45,6 +47,8 @@ pub(crate) struct Tally {
     capture: BTreeMap<&'static str, u64>,
     apply: BTreeMap<&'static str, u64>,
     damaged: Vec<Value>,
+    /// How far behind the directory was when the last engines ended that knew, and when that was.
+    lag: Option<(Lag, Instant)>,
 }
 
 impl Tally {
@@ -58,8 +62,21 @@ impl Tally {
         self.damaged.truncate(DAMAGED_MAX);
     }
 
-    /// Adds them to what the present ones show.
-    pub(super) fn put(&self, status: &mut Status) {
+    /// Engines have ended when the directory was so far behind.
+    pub(super) fn left(&mut self, lag: Option<Lag>, now: Instant) {
+        self.lag = lag.map(|lag| (lag, now)).or(self.lag);
+    }
+
+    /// Adds them to what the present ones show. A follower that stands still is at least as far behind as it was: what was
+    /// not shown then grows older, and what came since nobody here knows.
+    pub(super) fn put(&self, status: &mut Status, now: Instant) {
+        if let Some((lag, at)) =
+            self.lag.filter(|_| status.lag.is_none() && status.role == Role::Follower.word())
+        {
+            let since = now.saturating_duration_since(at).as_secs_f64();
+            let seconds = lag.seconds.filter(|age| *age > 0.0).map(|age| age + since);
+            status.lag = Some(Lag { seconds, ..lag });
+        }
         let raise = |part: &mut Value, sums: &BTreeMap<&'static str, u64>| {
             for (at, sum) in sums {
                 if let Some(now) = part.pointer_mut(at) {
@@ -82,6 +99,8 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
@@ -98,15 +117,37 @@ mod tests {
         tally.add(Some(&capture(1)), Some(&apply(4, "b")));
         let mut status =
             Status { capture: Some(capture(5)), apply: Some(apply(6, "c")), ..Status::default() };
-        tally.put(&mut status);
+        tally.put(&mut status, Instant::now());
         let damaged = json!([{"path": "a"}, {"path": "b"}, {"path": "c"}]);
         assert_eq!(status.capture, Some(json!({"gaps": 8, "gap_open": true, "hot_files": 5})));
         let scrub = json!({"mismatches": 13, "damaged": damaged});
         assert_eq!(status.apply, Some(json!({"commits": 13, "suspects": 6, "scrub": scrub})));
         // Without engines nothing is shown.
         let mut none = Status::default();
-        tally.put(&mut none);
+        tally.put(&mut none, Instant::now());
         assert!(none.capture.is_none() && none.apply.is_none());
+    }
+
+    #[test]
+    fn a_follower_that_stands_still_is_as_far_behind_as_it_was_and_longer() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(10);
+        let shown = |lag: Option<Lag>, role, own: Option<Lag>| {
+            let mut tally = Tally::default();
+            tally.left(lag, now);
+            // One that ended before it knew anything.
+            tally.left(None, later);
+            let mut status = Status { role, lag: own, ..Status::default() };
+            tally.put(&mut status, later);
+            status.lag.map(|l| (l.bytes, l.seconds))
+        };
+        let lag = |seconds| Some(Lag { bytes: 7, seconds });
+        assert_eq!(shown(lag(Some(2.0)), "follower", None), Some((7, Some(12.0))));
+        assert_eq!(shown(lag(Some(0.0)), "follower", None), Some((7, None)), "what came since is not known");
+        assert_eq!(shown(lag(None), "follower", None), Some((7, None)));
+        assert_eq!(shown(lag(Some(2.0)), "leader", None), None, "it was promoted");
+        assert_eq!(shown(lag(Some(2.0)), "follower", lag(Some(1.0))), Some((7, Some(1.0))), "it runs again");
+        assert_eq!(shown(None, "follower", None), None);
     }
 
     #[test]

@@ -195,6 +195,9 @@ async fn on_leader(node: &Arc<Node>, leader: &Leader, call: &Call, cancel: &Canc
             let policy = call.policy.as_ref().or(Some(&force.rules.policy).filter(|p| !p.is_async()));
             set("policy", json!(policy.map(ToString::to_string)));
             set("confirmed_by", json!([]));
+            if let Some(hint) = policy.and_then(|p| node.port.peers().obstacle(p)) {
+                set("hint", json!(hint));
+            }
         }
     }
     value

@@ -94,6 +94,14 @@ impl Base {
         Ok(sound.then_some(inode.content))
     }
 
+    /// Whether the content of `want` is what was applied here. If the file has another one, somebody else changed it.
+    pub(super) fn had(&self, want: &Inode<'_>) -> bool {
+        let sure = self.doubted.as_ref().is_some_and(|d| !d.contains(&want.id));
+        let was = self.catalog.as_ref().and_then(|c| c.get(want.id)).filter(|i| i.kind == Kind::File);
+        let same = |i: Inode<'_>| i.hashed && want.hashed && (i.size, i.content) == (want.size, want.content);
+        sure && was.is_some_and(same)
+    }
+
     /// Whether an inode has all the attributes of `want` already.
     pub(super) fn is_dressed(&self, want: &Inode<'_>, stat: &Stat) -> bool {
         self.believed(want.id, stat).is_some_and(|i| i.attrs == want.attrs && i.xattrs == want.xattrs)

@@ -69,7 +69,7 @@ pub struct Order {
     pub tangled: bool,
     /// The directory is not this node's yet: it is taken over as it is.
     pub adopt: bool,
-    /// Files found damaged, to be named when they are repaired.
+    /// Files found damaged, to be named when they are repaired, as those are that were edited since they were applied.
     pub damaged: Vec<FileId>,
 }
 
@@ -418,7 +418,10 @@ pub(super) fn shape(
     let blocks = base.blocks.clone();
     let damaged = context.order.iter().flat_map(|o| o.damaged.iter().copied());
     let doubted = apply::doubtful(context.state.path()).unwrap_or_default();
-    let tally = Tally { damaged: damaged.chain(doubted).collect(), ..Tally::default() };
+    // What was edited meanwhile nobody had noted: it is to be named all the same.
+    let edited =
+        todo.iter().map(|(id, _)| *id).filter(|id| catalog.get(*id).is_some_and(|want| base.had(&want)));
+    let tally = Tally { damaged: damaged.chain(doubted).chain(edited).collect(), ..Tally::default() };
     let work = Work {
         root: Arc::clone(&context.root),
         catalog: Arc::new(catalog),

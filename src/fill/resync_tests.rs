@@ -163,6 +163,22 @@ async fn what_is_damaged_is_read_whatever_its_times_say_and_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_edited_and_nobody_had_noted_is_named_too_and_what_is_only_behind_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    furnish(dir.path());
+    std::fs::write(dir.path().join("newer"), noise(50_000, 1)).unwrap();
+    let (f, leader) = Follower::filled(Arc::new(still(dir.path()))).await;
+    drop(leader);
+    let file = std::fs::File::options().write(true).open(f.data().join("a/b/c/large")).unwrap();
+    file.write_all_at(b"edit", 5 * BLOCK).unwrap();
+    std::fs::write(dir.path().join("newer"), noise(50_000, 2)).unwrap();
+    let leader = lead(Arc::new(still(dir.path()))).await;
+    let report = f.resync(&leader.address, order()).await.unwrap();
+    assert_same(dir.path(), &f.data());
+    assert_eq!((report.differing, report.repaired), (2, vec!["a/b/c/large".to_owned()]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_resync_that_breaks_off_goes_on_and_believes_only_its_journal() {
     let dir = tempfile::tempdir().unwrap();
     furnish(dir.path());

@@ -9,6 +9,9 @@
 //! | `/healthy` | nothing is wrong; on its way or paused counts as right | `help`, `retrying`, `cut-off`, `frozen`, `degraded` |
 //! | `/ready` | as `/leader` on a leader and `/follower` on a follower | |
 //!
+//! A leader whose application is frozen for want of a quorum stays `/leader` and `/ready`: no other node may be written
+//! to, and its writers go on when the quorum is back. `/healthy` tells that something is wrong.
+//!
 //! So that a load balancer does not see a node come and go while it hovers about a limit, one that was too far behind
 //! counts as in step again only at half of that limit.
 

@@ -29,6 +29,7 @@ use crate::sys::{self, vital};
 pub mod dump;
 mod extent;
 mod file;
+mod gaps;
 pub mod inspect;
 mod intake;
 mod queue;
@@ -45,6 +46,7 @@ use queue::{Job, Queue};
 use writer::Writer;
 
 pub use extent::{remove_before, start_before, stored};
+pub use gaps::Gaps;
 pub use reader::{Frame, FrameReader};
 pub use stored::{Ahead, StoredReader};
 pub use whole::{sealed, sealed_at, whole};
@@ -120,6 +122,7 @@ struct Shared {
     published: watch::Sender<Tail>,
     written: watch::Sender<Lsn>,
     pulse: Pulse,
+    gaps: Gaps,
 }
 
 /// Data behind a poisoned lock is as good as before: each critical section leaves it whole.
@@ -141,6 +144,7 @@ impl Shared {
             published: watch::Sender::new(tail),
             written: watch::Sender::new(tail.end),
             pulse: Pulse::default(),
+            gaps: recover::gaps(&options),
             options,
         }
     }
@@ -468,6 +472,12 @@ impl Log {
             let waited = self.shared.moved.wait_timeout(progress, left);
             progress = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Which segments ended before they were full.
+    #[must_use]
+    pub fn gaps(&self) -> Gaps {
+        self.shared.gaps.clone()
     }
 
     /// The failure that stopped the log for good, if there was one. Open it again.

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
 use super::file::SegmentFile;
-use super::{LogOptions, Tail};
+use super::{Gaps, LogOptions, Tail};
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Lsn, SegmentNo, TimelineId};
@@ -99,6 +99,18 @@ pub(super) fn recover(o: &LogOptions, leader: bool) -> Result<Recovered> {
         None => (Marks::default(), [0; 32], Tail::default()),
     };
     Ok(Recovered { current: None, created_ns: 0, prev_sha, tail, marks })
+}
+
+/// Where the newest sealed segments end. One that can't be read is some other look's matter.
+pub(super) fn gaps(o: &LogOptions) -> Gaps {
+    let gaps = Gaps::default();
+    let files = list(&o.dir, o.timeline).unwrap_or_default();
+    for segment in files.iter().rev().filter(|(_, sealed)| **sealed).map(|(s, _)| *s).take(Gaps::MAX) {
+        if let Ok(sealed) = read_sealed(o, segment) {
+            gaps.saw(sealed.trailer.end, segment.next().start());
+        }
+    }
+    gaps
 }
 
 pub(super) fn tail_at(segment: SegmentNo, offset: u64, end: Lsn, marks: &Marks) -> Tail {

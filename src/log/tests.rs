@@ -4,7 +4,6 @@ use std::process::{Command, Stdio};
 use proptest::prelude::*;
 
 use super::*;
-
 use crate::record::Commit;
 use crate::segment::file_name;
 

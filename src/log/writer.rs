@@ -264,6 +264,7 @@ impl Writer {
         self.prev_sha = sha;
         self.ended = false;
         self.tail = tail_at(segment, len, end, marks);
+        self.shared.gaps.saw(end, segment.next().start());
         self.shared.publish(self.tail);
     }
 

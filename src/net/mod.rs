@@ -67,6 +67,12 @@ struct Pace {
 const BURST: Duration = Duration::from_secs(1);
 
 impl Traffic {
+    /// Nothing passes any more; something was last heard then, nanoseconds since 1970.
+    #[must_use]
+    pub fn until(heard: i64) -> Self {
+        Self { heard: AtomicI64::new(heard), ..Self::default() }
+    }
+
     /// At most so many bytes a second are received over the connection; 0: any.
     #[must_use]
     pub fn limited(rate: u64) -> Self {

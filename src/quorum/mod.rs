@@ -284,3 +284,32 @@ pub fn confirmers(
     let there = candidates.iter().filter(able).filter(|c| c.at.at(level) >= lsn);
     there.map(|c| c.name.to_owned()).collect()
 }
+
+/// Why the followers that are known, and whether each may ever count, could not confirm by this policy if all were
+/// there, in words; `None`: they could.
+#[must_use]
+pub fn obstacle(policy: &Policy, known: &[(&str, bool)]) -> Option<String> {
+    let able = known.iter().filter(|(name, eligible)| *eligible && policy.rank(name) > 0).count();
+    if policy.is_async() || able >= policy.count {
+        return None;
+    }
+    let mut why = Vec::new();
+    for name in policy.names.iter().filter(|n| *n != "*") {
+        match known.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
+            None => why.push(format!("no follower named '{name}' was ever here")),
+            Some((_, false)) => {
+                why.push(format!(
+                    "follower '{name}' was set up never to count (its sync_candidate is false)"
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    if why.is_empty() {
+        why.push(format!("{able} followers are known that may count"));
+    }
+    let (need, all) = (policy.count, why.join("; "));
+    Some(format!(
+        "{need} have to confirm, and that can't be as it stands: {all}; `towline status` shows who is there"
+    ))
+}

@@ -178,3 +178,18 @@ proptest! {
         prop_assert_eq!(policy.to_string().parse::<Policy>().unwrap(), policy);
     }
 }
+
+#[test]
+fn names_that_can_never_confirm_are_named() {
+    let known = [("a", true), ("b", false)];
+    let why = |policy: &str| obstacle(&policy.parse().unwrap(), &known);
+    for possible in ["", "a", "ANY 1 (a, x)", "FIRST 1 (b, A)", "*"] {
+        assert_eq!(why(possible), None, "{possible}");
+    }
+    let text = why("ANY 2 (a, x)").unwrap();
+    assert!(text.starts_with("2 have to confirm") && text.contains("no follower named 'x'"), "{text}");
+    assert!(!text.contains("'a'"), "{text}");
+    let text = why("b").unwrap();
+    assert!(text.contains("follower 'b' was set up never to count"), "{text}");
+    assert!(why("ANY 2 (*)").unwrap().contains("1 followers are known"));
+}

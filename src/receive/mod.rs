@@ -29,8 +29,8 @@ use crate::segment;
 use crate::session;
 use crate::slots::Slots;
 use crate::wire::{
-    ACK_APPLIES, ACK_NEVER, ASKS_WRITE, Ack, Below, Body, Code, Decision, Hello, Message, Purpose,
-    SHA256_EMPTY, VERSION_DELAY, VERSION_SLOTS, Want,
+    ACK_APPLIES, ACK_HALTED, ACK_NEVER, ASKS_WRITE, Ack, Below, Body, Code, Decision, Hello, Message,
+    Purpose, SHA256_EMPTY, VERSION_DELAY, VERSION_SLOTS, Want,
 };
 
 /// Pieces of log (at most 1 MiB each) received but not yet handed to the log.
@@ -46,6 +46,10 @@ pub trait Progress: Send + Sync + 'static {
     fn delay(&self) -> Duration;
     /// Whether it goes on by itself. One that rests never confirms a change for a caller that waits for apply.
     fn moves(&self) -> bool;
+    /// Whether it rests until somebody helps.
+    fn halted(&self) -> bool {
+        false
+    }
 }
 
 /// What receiving works with.
@@ -286,14 +290,16 @@ where
             return Err(End::Local(e));
         }
         let write_too = *asked.borrow_and_update() & ASKS_WRITE != 0;
-        let (apply, apply_time, moves, delay) = {
+        let (apply, apply_time, bits, delay) = {
             let applied = applied_of.borrow_and_update();
-            (applied.lsn(), applied.time(), applied.moves(), applied.delay())
+            let bits = if applied.moves() { ACK_APPLIES } else { 0 }
+                | if applied.halted() { ACK_HALTED } else { 0 }
+                | if context.never_counts { ACK_NEVER } else { 0 };
+            (applied.lsn(), applied.time(), bits, applied.delay())
         };
         context.status.positions(tail.end, (tail.commit, tail.commit_time), apply);
         let flush = tail.end.max(context.start);
         let write = (*written_of.borrow_and_update()).max(flush);
-        let bits = if moves { ACK_APPLIES } else { 0 } | if context.never_counts { ACK_NEVER } else { 0 };
         let flags = (version >= VERSION_SLOTS).then_some(bits);
         let delay = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
         let delay = (version >= VERSION_DELAY).then_some(delay);

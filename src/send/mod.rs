@@ -112,7 +112,7 @@ impl ServeContext {
 
 /// Serves until cancelled. A log that can't be written any more is served as far as it is durable.
 pub async fn serve(listener: impl Borrow<TcpListener>, context: ServeContext, cancel: CancellationToken) {
-    context.peers.serve(context.log.subscribe());
+    context.peers.serve(context.log.subscribe(), context.log.gaps());
     let context = Arc::new(context);
     let places = Arc::new(Semaphore::new(context.max_followers));
     let token = cancel.clone();

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::peers::{PeerState, Peers, Session};
-use crate::log::Tail;
+use crate::log::{Gaps, Tail};
 use crate::position::{Lsn, NodeId};
 use crate::quorum::Level;
+use crate::slots::Absent;
 use crate::sync::{Rules, Wait};
-use crate::wire::{ACK_APPLIES, ACK_NEVER, Ack};
+use crate::wire::{ACK_APPLIES, ACK_HALTED, ACK_NEVER, Ack};
 
 struct Bed {
     peers: Arc<Peers>,
@@ -19,7 +20,7 @@ struct Bed {
 impl Bed {
     fn new(policy: &str, level: Level, near: u64, max_lag: u64) -> Self {
         let bed = Self { peers: Arc::new(Peers::default()), tail: watch::Sender::new(Tail::default()) };
-        bed.peers.serve(bed.tail.subscribe());
+        bed.peers.serve(bed.tail.subscribe(), Gaps::default());
         bed.peers.set_rules(Rules { policy: policy.parse().unwrap(), level, near, max_lag });
         bed
     }
@@ -128,4 +129,51 @@ async fn a_caller_is_answered_by_the_ack_and_gone_with_its_ticket() {
     assert_eq!(bed.peers.waiting(), 1);
     drop(other);
     assert_eq!(bed.peers.waiting(), 0);
+}
+
+#[test]
+fn who_was_here_before_a_restart_is_away_since_then() {
+    let peers = Arc::new(Peers::default());
+    let join = |name: &str| peers.join(name, NodeId(1), "1:1", &Arc::default()).unwrap();
+    let here = join("a");
+    let absent = |name: &str| Absent { name: name.to_owned(), position: Lsn(7), since: 5 };
+    peers.remember([absent("a"), absent("b")]);
+    let list = peers.survey(9);
+    assert_eq!(list[0].state, PeerState::Connecting, "it came meanwhile");
+    let b = &list[1];
+    assert_eq!((b.state, b.heard, b.flush, b.lag), (PeerState::Away, 5, Lsn(7), None));
+    let b = join("b");
+    assert_eq!(peers.list()[1].state, PeerState::Connecting);
+    drop((here, b));
+}
+
+#[test]
+fn a_follower_says_that_its_directory_waits_for_help() {
+    let bed = Bed::new("", Level::Flush, 0, 0);
+    let session = bed.join("a");
+    session.ack(&Ack { flags: Some(ACK_HALTED), ..ack(5, 5) });
+    assert!(bed.peers.list()[0].halted);
+    session.ack(&ack(5, 5));
+    assert!(!bed.peers.list()[0].halted, "it was helped");
+}
+
+#[test]
+fn positions_are_printed_as_status_prints_them() {
+    let peers = Arc::new(Peers::default());
+    let s = peers.join("a", NodeId(1), "1", &Arc::default()).unwrap();
+    s.ack(&Ack { flush: Lsn(0x1_0000_0002), ..Ack::default() });
+    let json = serde_json::to_value(&peers.list()[0]).unwrap();
+    assert_eq!(json["flush"], "1/00000002");
+    assert_eq!(json["state"], "connecting");
+}
+
+#[test]
+fn a_drain_waits_for_those_that_take_log() {
+    let peers = Arc::new(Peers::default());
+    let s = peers.join("a", NodeId(1), "1", &Arc::default()).unwrap();
+    assert!(peers.all_flushed(Lsn(5)));
+    s.state(PeerState::Catchup);
+    assert!(!peers.all_flushed(Lsn(5)));
+    s.ack(&Ack { flush: Lsn(5), ..Ack::default() });
+    assert!(peers.all_flushed(Lsn(5)));
 }

@@ -23,9 +23,9 @@ pub struct LagStatus {
 }
 
 impl LagStatus {
-    /// From the end of the log, the positions sent, write, flush and apply, and nanoseconds.
-    pub(super) fn new(end: Lsn, positions: [Lsn; 4], age: Option<u64>) -> Self {
-        let [sent_bytes, write_bytes, flush_bytes, bytes] = positions.map(|p| end.since(p));
+    /// From the bytes behind the positions sent, write, flush and apply, and nanoseconds.
+    pub(super) fn new(behind: [u64; 4], age: Option<u64>) -> Self {
+        let [sent_bytes, write_bytes, flush_bytes, bytes] = behind;
         let seconds = age.map(|ns| std::time::Duration::from_nanos(ns).as_secs_f64());
         Self { sent_bytes, write_bytes, flush_bytes, bytes, seconds }
     }
@@ -78,7 +78,8 @@ fn level(rest: &mut &[Below], depth: u8, told: i64) -> Vec<NodeBelow> {
             heard: told.saturating_sub(i64::try_from(first.silent).unwrap_or(i64::MAX)),
             lag: (first.apply > Lsn::ZERO).then(|| {
                 let end = first.apply.checked_add(first.lag_bytes).unwrap_or(first.apply);
-                LagStatus::new(end, [first.sent, first.write, first.flush, first.apply], first.lag)
+                let behind = [first.sent, first.write, first.flush, first.apply].map(|p| end.since(p));
+                LagStatus::new(behind, first.lag)
             }),
             followers: level(rest, depth.saturating_add(1), told),
         });

@@ -26,9 +26,11 @@ use crate::session::valid_name;
 use crate::wire::{Below, SLOTS_MAX, SlotAt};
 use crate::{failpoint, log};
 
+mod absent;
 mod file;
 mod pins;
 
+pub use absent::Absent;
 pub use pins::Pin;
 
 /// Positions that moved are written so often at most, as long as no log goes because of them.
@@ -503,6 +505,12 @@ impl Slots {
     }
 }
 
+/// There is none of that name.
+pub fn no_slot(name: &str) -> Error {
+    let text = format!("there is no slot '{}'; `towline slot list` shows all", name.escape_debug());
+    Error::new(ErrorKind::Missing, text)
+}
+
 fn too_many() -> Error {
     let text = format!(
         "there are {SLOTS_MAX} slots, as many as a node may have; `towline slot list` shows them, `towline slot drop NAME` \
@@ -521,8 +529,7 @@ impl Inner {
     /// A slot that may be changed by hand.
     fn free(&self, name: &str) -> Result<&Slot> {
         let Some(slot) = self.slots.get(name) else {
-            let text = format!("there is no slot '{}'; `towline slot list` shows all", name.escape_debug());
-            return Err(Error::new(ErrorKind::Missing, text));
+            return Err(no_slot(name));
         };
         if slot.origin == Origin::Mirrored {
             let text = format!("slot '{name}' is the upstream's; change it there, and it changes here");

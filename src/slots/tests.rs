@@ -324,3 +324,19 @@ fn a_copy_that_is_not_begun_leaves_nothing() {
     drop(bed.slots.attach("made", at(2), Kind::Copy).unwrap());
     assert!(there("f") && there("made"));
 }
+
+#[test]
+fn who_is_absent_is_known_after_a_restart() {
+    let mut bed = Bed::new();
+    bed.slots.create("by-hand", Some(at(1))).unwrap();
+    bed.slots.mirror("own", &[told("of-the-upstream", 1, false)]);
+    let hold = bed.slots.attach("f", at(2), Kind::Follower).unwrap();
+    assert_eq!(bed.slots.absent(), [], "it is here");
+    bed.slots.flush().unwrap();
+    bed.crash();
+    let absent = bed.slots.absent();
+    assert_eq!(absent.len(), 1, "{absent:?}");
+    assert_eq!((absent[0].name.as_str(), absent[0].position), ("f", at(2)));
+    assert!(absent[0].since > 0);
+    drop(hold);
+}

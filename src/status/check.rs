@@ -11,6 +11,7 @@
 //! | `starting`, `paused` | warning | as in `health` |
 //! | `lag` | by limits | a follower is further behind; what its `apply_delay` holds back is no lag |
 //! | `lag-bytes`, `exact-age`, `followers`, `slot`, `disk`, `certificate` | by limits | a figure is beyond a limit |
+//! | `away` | by limits | a follower that has a slot here is not connected |
 //! | `backup` | by limits | the newest base backup is too old, or none is known |
 //! | `archive` | by limits | log waits for the archive for too long |
 //! | `sync` | warning, with `--sync-state` critical | the quorum is missing |
@@ -24,27 +25,19 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::words::{bytes, plain, span};
-use super::{Bounds, Free, View, notices, waiting};
+use super::{Bounds, Free, NOTICES, View, notices, waiting};
 
 /// Problems that may be known and be none: what is wrong with the node itself is not among them.
-pub const ACCEPTABLE: [&str; 16] = [
-    "archive-failing",
-    "archive-gap",
-    "gap",
-    "skipped",
-    "unreadable",
-    "hidden",
-    "unwatched",
-    "edits",
-    "inexact",
-    "certificate",
-    "paused",
-    "starting",
-    "sync",
-    "released",
-    "slot-lost",
-    "lost-logs",
-];
+pub const ACCEPTABLE: [&str; NOTICES.len() + KNOWN.len()] = {
+    let mut all = [""; NOTICES.len() + KNOWN.len()];
+    let (notices, known) = all.split_at_mut(NOTICES.len());
+    notices.copy_from_slice(&NOTICES);
+    known.copy_from_slice(&KNOWN);
+    all
+};
+
+/// Those of them that are no notices.
+const KNOWN: [&str; 7] = ["paused", "starting", "sync", "released", "away", "slot-lost", "lost-logs"];
 
 /// How bad something is. The numbers are the exit codes of a plugin.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -83,6 +76,8 @@ pub struct Limits {
     pub followers: Bounds<u64>,
     /// A missing quorum is critical, and so is a leader that asks for none.
     pub sync_state: bool,
+    /// Seconds that a follower with a slot is away.
+    pub away: Bounds<f64>,
     /// Bytes of log that one slot holds.
     pub slot_bytes: Bounds<u64>,
     /// Seconds since the newest base backup.
@@ -250,8 +245,11 @@ impl Judge<'_> {
 
     /// Nanoseconds since `path`, in seconds.
     fn since(&self, path: &str) -> Option<f64> {
-        let (then, now) = (self.v.time(path)?, self.v.time("/now")?);
-        let ns = u64::try_from(now.saturating_sub(then)).unwrap_or(0);
+        self.age(self.v.time(path))
+    }
+
+    fn age(&self, then: Option<i64>) -> Option<f64> {
+        let ns = u64::try_from(self.v.time("/now")?.saturating_sub(then?)).unwrap_or(0);
         Some(std::time::Duration::from_nanos(ns).as_secs_f64())
     }
 
@@ -432,6 +430,18 @@ impl Judge<'_> {
                     "slot '{name}' is LOST: the log it needs is gone, its follower has to be resynced"
                 );
                 self.problem(Severity::Warning, "slot-lost", text);
+            }
+            // One that was made by hand waits for a follower that never came; one that is lost was named.
+            if matches!(slot.text("/kind"), "follower" | "copy")
+                && slot.text("/origin") != "mirrored"
+                && slot.text("/state") != "lost"
+                && let Some(age) = self.age(slot.time("/inactive_since"))
+            {
+                let text = format!(
+                    "follower '{name}' is away for {}: start it, or `towline slot drop {name}` if it does not come back",
+                    span(age)
+                );
+                self.problem(self.limits.away.judge(|limit| age > limit), "away", text);
             }
             let severity = self.limits.slot_bytes.judge(|limit| held > limit);
             self.problem(severity, "slot", format!("slot '{name}' holds {} of log", bytes(held)));

@@ -188,6 +188,48 @@ fn what_is_asked_for_and_not_known_is_critical_and_said_plainly() {
 }
 
 #[test]
+fn a_follower_that_is_away_for_long_is_a_problem_though_nobody_counts_followers() {
+    use Severity::{Critical, Ok, Warning};
+    let limits = Limits { away: Bounds { warning: Some(60.0), critical: Some(600.0) }, ..limits() };
+    let at = |changes: &[(&str, Value)]| {
+        let slot = json!({"name": "c", "kind": "follower", "origin": "own", "state": "reserved", "active": false,
+            "inactive_since": 900 * SECOND});
+        judged(&all(with(leader(), "/slots", json!([slot])), changes), &limits)
+    };
+    let (severity, word, line) = at(&[]);
+    assert!(
+        severity == Warning && word == "away" && line.contains("'c' is away for 100.0 s: start it"),
+        "{line}"
+    );
+    assert!(line.contains("`towline slot drop c`"), "{line}");
+    assert_eq!(at(&[("/slots/0/inactive_since", json!(300 * SECOND))]).0, Critical);
+    for (path, value) in [
+        ("/slots/0/inactive_since", json!(950 * SECOND)),
+        ("/slots/0/inactive_since", Value::Null),
+        ("/slots/0/kind", json!("manual")),
+        ("/slots/0/origin", json!("mirrored")),
+    ] {
+        assert_eq!(at(&[(path, value)]).0, Ok, "{path}");
+    }
+    assert_eq!(at(&[("/slots/0/state", json!("lost"))]).1, "slot-lost", "once");
+    assert_eq!(at(&[("/slots/0/kind", json!("copy"))]).1, "away");
+}
+
+#[test]
+fn a_follower_that_has_diverged_is_named_by_its_leader() {
+    let (severity, word, line) = judged(&with(leader(), "/followers/0/halted", json!(true)), &limits());
+    assert!(severity == Severity::Warning && word == "follower-help", "{line}");
+    assert!(line.contains("changed by others: b; see `towline status` there"), "{line}");
+}
+
+#[test]
+fn every_notice_may_be_accepted_and_nothing_that_is_wrong_with_the_node_itself() {
+    assert!(NOTICES.iter().all(|n| ACCEPTABLE.contains(n)));
+    assert!(["paused", "away", "lost-logs"].iter().all(|n| ACCEPTABLE.contains(n)));
+    assert!(["help", "failed", "frozen", "lag", ""].iter().all(|n| !ACCEPTABLE.contains(n)));
+}
+
+#[test]
 fn the_line_is_one_that_plugins_may_print() {
     let (_, _, line) = judged(&leader(), &limits());
     let want = "TOWLINE OK - leader 'a' running, 1 of 2 followers attached | help=0;;0 lag=0.0s;30;60 lag_bytes=0B;;1048576 \

@@ -127,6 +127,7 @@
 //! | `followers[].connected`, `followers[].heard` | when it came, and when it was last heard |
 //! | `followers[].bytes_received`, `followers[].bytes_sent` | over this connection |
 //! | `followers[].filled_files`, `followers[].filled_bytes` | sent by a first copy over it |
+//! | `followers[].halted` | whether its directory has diverged, or was changed by others, and rests until somebody helps there |
 //! | `followers[].reason` | why it left |
 //! | `followers[].sync_state` | as in pg_stat_replication: `sync`, `potential`, `quorum`, `async` |
 //! | `followers[].sync_priority` | its place in the list of synchronous followers, from 1; 0: it is not there |

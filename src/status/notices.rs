@@ -13,7 +13,7 @@ pub struct Notice {
 }
 
 /// Every kind of notice.
-pub const WORDS: [&str; 10] = [
+pub const WORDS: [&str; 11] = [
     "archive-failing",
     "archive-gap",
     "gap",
@@ -24,6 +24,7 @@ pub const WORDS: [&str; 10] = [
     "edits",
     "inexact",
     "certificate",
+    "follower-help",
 ];
 
 /// What there is to say of a node.
@@ -82,6 +83,16 @@ pub fn notices(v: View<'_>) -> Vec<Notice> {
                 "{edits} changes by others stand in this follower's directory, like '{first}'; undo them"
             ),
         );
+    }
+    let halted: Vec<&str> =
+        v.list("/followers").filter(|f| f.flag("/halted")).map(|f| f.text("/name")).collect();
+    if !halted.is_empty() {
+        let text = format!(
+            "these followers take log but show nothing new until somebody helps, diverged or changed by others: {}; see \
+             `towline status` there",
+            halted.join(", ")
+        );
+        say("follower-help", text);
     }
     let inexact = v.text("/apply/inexact");
     if !inexact.is_empty() {

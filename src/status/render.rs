@@ -14,12 +14,12 @@ const LABEL: usize = 10;
 /// The page for people.
 #[must_use]
 pub fn render(v: &Value) -> String {
-    render_with(v, None)
+    render_with(v, None, None)
 }
 
-/// The same with bytes a second since the last look.
+/// The same with bytes a second since the last look, for a screen of so many columns.
 #[must_use]
-pub fn render_with(v: &Value, rates: Option<&Rates>) -> String {
+pub fn render_with(v: &Value, rates: Option<&Rates>, columns: Option<usize>) -> String {
     let v = View(v);
     let mut page = Page::default();
     who(v, &mut page);
@@ -37,7 +37,7 @@ pub fn render_with(v: &Value, rates: Option<&Rates>) -> String {
         page.row("notice", format!("{}: {}", notice.word, notice.text));
     }
     page.row("guarantee", v.text("/guarantee"));
-    cascade(v, rates, &mut page);
+    cascade(v, rates, columns, &mut page);
     backups(v, &mut page);
     let slots = render_slots(v.0);
     if !slots.is_empty() {
@@ -325,19 +325,36 @@ fn disk(v: View<'_>, page: &mut Page) {
 }
 
 /// The followers, and below each those that follow it.
-fn cascade(v: View<'_>, rates: Option<&Rates>, page: &mut Page) {
+fn cascade(v: View<'_>, rates: Option<&Rates>, columns: Option<usize>, page: &mut Page) {
     let head = ["FOLLOWER", "STATE", "SYNC", "SENT", "WRITE", "FLUSH", "APPLY", "LAG", "AGE"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     if rates.is_some() {
         rows[0].push("RATE".to_owned());
     }
     for follower in v.list("/followers") {
-        branch(follower, "", rates, &mut rows);
+        branch(follower, v.time("/now").unwrap_or_default(), "", rates, &mut rows);
     }
     if rows.len() > 1 {
         page.0.push('\n');
-        page.0 += &table(&rows, 2);
+        page.0 += &narrow(rows, columns.unwrap_or(usize::MAX));
     }
+}
+
+/// The table of the cascade with the columns that a screen has room for. How far a follower is behind tells more than
+/// where it stands.
+fn narrow(mut rows: Vec<Vec<String>>, columns: usize) -> String {
+    let (mut text, mut right) = (table(&rows, 2), RIGHT);
+    for name in ["SENT", "WRITE", "FLUSH", "SYNC", "APPLY"] {
+        if text.lines().all(|line| line.chars().count() <= columns) {
+            break;
+        }
+        if let Some(at) = rows.first().and_then(|head| head.iter().position(|h| h == name)) {
+            rows.iter_mut().for_each(|row| drop(row.remove(at)));
+            right -= 1;
+            text = aligned(&rows, 2, right);
+        }
+    }
+    text
 }
 
 /// The backups under way.
@@ -366,9 +383,11 @@ fn backups(v: View<'_>, page: &mut Page) {
     }
 }
 
-fn branch(f: View<'_>, indent: &str, rates: Option<&Rates>, rows: &mut Vec<Vec<String>>) {
+fn branch(f: View<'_>, now: i64, indent: &str, rates: Option<&Rates>, rows: &mut Vec<Vec<String>>) {
     let cell = |key: &str| plain(or_dash(f.text(key)));
-    let mut row = vec![format!("{indent}{}", cell("/name")), cell("/state"), cell("/sync_state")];
+    let away = f.time("/heard").filter(|heard| f.text("/state") == "away" && *heard > 0);
+    let state = away.map_or_else(|| cell("/state"), |heard| format!("away {}", seconds_between(heard, now)));
+    let mut row = vec![format!("{indent}{}", cell("/name")), state, cell("/sync_state")];
     // Nothing is known of a position before the first ack; zero is none.
     row.extend(["/sent", "/write", "/flush", "/apply"].map(|k| match f.lsn(k) {
         None | Some(0) => "-".to_owned(),
@@ -385,12 +404,19 @@ fn branch(f: View<'_>, indent: &str, rates: Option<&Rates>, rows: &mut Vec<Vec<S
     rows.push(row);
     let deeper = if indent.is_empty() { "`- ".to_owned() } else { format!("   {indent}") };
     for below in f.list("/followers") {
-        branch(below, &deeper, rates, rows);
+        branch(below, now, &deeper, rates, rows);
     }
 }
 
-/// Rows in columns as wide as their widest cell, those from the seventh on to the right.
+/// Columns that stand to the left.
+const RIGHT: usize = 7;
+
+/// Rows in columns as wide as their widest cell, those after the seventh to the right.
 pub(super) fn table(rows: &[Vec<String>], gap: usize) -> String {
+    aligned(rows, gap, RIGHT)
+}
+
+fn aligned(rows: &[Vec<String>], gap: usize, right: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -399,7 +425,7 @@ pub(super) fn table(rows: &[Vec<String>], gap: usize) -> String {
         let mut line = String::new();
         for (c, cell) in row.iter().enumerate() {
             let width = widths[c];
-            if c >= 7 {
+            if c >= right {
                 let _ = write!(line, "{cell:>width$}");
             } else {
                 let _ = write!(line, "{cell:<width$}");
@@ -425,7 +451,7 @@ mod tests {
             "disk": {"state": {"free_bytes": 2048, "free_percent": 7.5}, "data": null},
             "followers": [
                 {"name": "b", "state": "streaming", "flush": "0/00000001", "apply": "0/00000000", "lag": null, "followers": [
-                    {"name": "c", "state": "away", "flush": "0/00000001", "lag": {"bytes": 4096, "seconds": 3.0},
+                    {"name": "c", "state": "away", "heard": 2_000_000_000_i64, "flush": "0/00000001", "lag": {"bytes": 4096, "seconds": 3.0},
                      "followers": [{"name": "d", "state": "catchup"}]}]},
                 {"name": "e\u{1b}[2J", "state": "filling"}]});
         let text = render(&v);
@@ -437,14 +463,32 @@ mod tests {
             "gaps 2",
             "notice     gap:",
             "state 2.0 KiB free (7.5 %)",
-            "\nb         streaming  -     -     -      0/00000001  -",
-            "`- c      away",
+            "\nb         streaming   -     -     -      0/00000001  -",
+            "`- c      away 7.0 s",
             "4.0 KiB  3.0 s",
             "   `- d   catchup",
         ] {
             assert!(text.contains(words), "{words:?} in\n{text}");
         }
         assert!(!text.contains("hold") && !text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn a_narrow_screen_shows_how_far_behind_before_it_shows_where() {
+        let v = json!({"role": "leader", "now": 0, "followers": [
+            {"name": "replica-a", "state": "streaming", "sync_state": "async", "sent": "16/B374D848", "write": "16/B374D848",
+             "flush": "16/B374D848", "apply": "16/B374D848", "lag": {"bytes": 4096, "seconds": 3.0}},
+            {"name": "b", "state": "filling"}]});
+        let head = |columns| {
+            let text = render_with(&v, Some(&Rates::default()), columns);
+            let table: Vec<&str> = text.lines().skip_while(|l| !l.starts_with("FOLLOWER")).collect();
+            assert!(table.iter().all(|l| l.chars().count() <= columns.unwrap_or(usize::MAX)), "{text}");
+            table[0].split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(head(None), "FOLLOWER STATE SYNC SENT WRITE FLUSH APPLY LAG AGE RATE");
+        assert_eq!(head(Some(200)), head(None));
+        assert_eq!(head(Some(80)), "FOLLOWER STATE SYNC FLUSH APPLY LAG AGE RATE");
+        assert_eq!(head(Some(50)), "FOLLOWER STATE LAG AGE RATE");
     }
 
     #[test]

@@ -17,7 +17,7 @@
 //! | 2 | welcome | sender | version u16, system id u64, timeline u32, decision u8, segment u64, offset u64, code u8, name blob, reason blob, from version 2 on lineage |
 //! | 3 | log | sender | segment u64, offset u64, stored bytes of that segment's file to the end |
 //! | 4 | keepalive | sender | end u64, commit u64, exact u64, commit time i64, exact time i64, sender's clock i64, from version 2 on silent u64, lineage, from version 3 on asks u8 (see [`ASKS_WRITE`], [`TELLS_COUNTS`], [`TELLS_STATE_SHIFT`]) |
-//! | 5 | ack | receiver | write u64, flush u64, apply u64, commit time at apply i64, from version 3 on flags u8 (see [`ACK_APPLIES`], [`ACK_NEVER`]), from version 4 on delay u64 |
+//! | 5 | ack | receiver | write u64, flush u64, apply u64, commit time at apply i64, from version 3 on flags u8 (see [`ACK_APPLIES`], [`ACK_NEVER`], [`ACK_HALTED`]), from version 4 on delay u64 |
 //! | 6 | snapshot data | sender | offset u64, bytes of the catalog checkpoint to the end |
 //! | 7 | snapshot end | sender | commit LSN u64, length u64, SHA-256 32 bytes |
 //! | 8 | fill request | receiver | batch u32, starved u8 (percent of the time since the last request that the receiver waited for bytes), count u32, count x file id u64 |
@@ -109,6 +109,9 @@ pub const VERSION_BACKUP: u16 = 5;
 pub const ACK_APPLIES: u8 = 1;
 /// Bit of an ack's flags: the receiver was set up never to count for synchronous replication.
 pub const ACK_NEVER: u8 = 2;
+/// Bit of an ack's flags: the receiver's directory has diverged, or was changed by others, and rests until somebody helps.
+/// Who does not know the bit passes it over.
+pub const ACK_HALTED: u8 = 4;
 /// Bit of what a keepalive asks for: an ack as soon as log is written, before it is durable.
 pub const ASKS_WRITE: u8 = 1;
 /// Bit of the same byte that tells the receiver: its confirmations count now.
@@ -305,6 +308,12 @@ impl Ack {
     #[must_use]
     pub fn never(&self) -> bool {
         self.flags.is_some_and(|f| f & ACK_NEVER != 0)
+    }
+
+    /// Whether the receiver's directory rests until somebody helps.
+    #[must_use]
+    pub fn halted(&self) -> bool {
+        self.flags.is_some_and(|f| f & ACK_HALTED != 0)
     }
 }
 

@@ -137,7 +137,9 @@ fn what_needs_help_is_critical_and_has_a_word_of_its_own() {
     }
     help(&pair.leader, "towline confirm");
     pair.leader.confirm();
-    says(&pair.leader, &[], 0, &["OK"]);
+    // The leader names the follower that waits for help, and nothing else.
+    says(&pair.leader, &[], 1, &["WARNING - these followers take log", "changed by others: follower;"]);
+    says(&pair.leader, &["--accept", "follower-help"], 0, &["OK"]);
     // A follower of another system, once nothing else is wrong with it.
     assert!(pair.follower.ask(&["resync"]).status.success());
     pair.equal(20);

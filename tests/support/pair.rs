@@ -29,6 +29,10 @@ impl Pair {
         let follower = follower(bed.follower("follower", leader.spec.listen)).start();
         let pair = Self { leader, follower, bed };
         pair.equal(60);
+        until(within(20), "the follower's directory is usable", || {
+            let status = pair.follower.status()?;
+            if status.0["apply"]["consistent"] == true { Ok(()) } else { Err(status.0.to_string()) }
+        });
         pair
     }
 

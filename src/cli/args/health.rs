@@ -48,6 +48,9 @@ pub struct Check {
     /// A missing quorum of synchronous followers is critical instead of a warning, and so is a leader without any.
     #[arg(long)]
     pub sync_state: bool,
+    /// How long a follower that has a slot here may be away: one that never comes back holds log until its slot is lost.
+    #[arg(long, value_name = "SPAN[,SPAN]", default_value = "15m,24h", value_parser = Bounds::<Span>::most)]
+    pub max_away: Bounds<Span>,
     /// Bytes of log that one slot may hold.
     #[arg(long, value_name = "SIZE[,SIZE]", default_value = "off", value_parser = Bounds::<Size>::most)]
     pub max_slot_bytes: Bounds<Size>,
@@ -79,6 +82,7 @@ impl Check {
             exact_age: seconds(self.max_exact_age),
             followers: self.min_followers,
             sync_state: self.sync_state,
+            away: seconds(self.max_away),
             slot_bytes: self.max_slot_bytes.map(|s| s.0),
             backup_age: seconds(self.max_backup_age),
             archive_age: seconds(self.max_archive_age),

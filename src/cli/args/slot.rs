@@ -10,7 +10,7 @@ use crate::position::Lsn;
 pub enum Slot {
     /// Print every slot: what it holds, and how much longer.
     List(Ask),
-    /// Print one slot, or that it is absent.
+    /// Print one slot; there being none is an error.
     Show(Named),
     /// Make a slot for a follower that is yet to come.
     Create(Create),

@@ -144,3 +144,27 @@ fn small_appends_go_to_where_zeros_were_written_and_large_ones_write_nothing_twi
     assert!(log.wait_durable(end, SOON).unwrap());
     assert!(hole() < log.tail().offset + (64 << 10), "no zeros behind what is large");
 }
+
+#[test]
+fn a_log_knows_where_its_segments_ended_after_a_restart_too() {
+    let dir = scratch();
+    let copy = scratch();
+    let (log, follower) = (
+        Log::open_leader(LogOptions { segment_timeout: Duration::ZERO, ..options(dir.path()) }).unwrap(),
+        follower(copy.path()),
+    );
+    let ends: Vec<Lsn> = (0..3).map(|n| add(&log, set(n, 100, Cut::Exact))).collect();
+    assert!(log.wait_durable(ends[2], SOON).unwrap());
+    ship(&log, &follower, 1000);
+    let written = ends[2].since(ends[2].segment().start());
+    assert!(ends[2].since(ends[0]) > 1 << 20, "each has a segment of its own");
+    for known in [log.gaps(), follower.gaps()] {
+        assert_eq!(known.between(ends[0], ends[2]), 2 * written);
+        assert_eq!(known.between(ends[1], ends[2]), written);
+    }
+    log.close().unwrap();
+    follower.close().unwrap();
+    for log in [leader(dir.path()), self::follower(copy.path())] {
+        assert_eq!(log.gaps().between(ends[0], ends[2]), 2 * written);
+    }
+}
