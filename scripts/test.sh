@@ -85,8 +85,9 @@ step shellcheck scripts/*.sh tests/e2e/py/*.sh tests/bench/*.sh
 step cargo test --features failpoints --lib --bins
 step cargo test --features failpoints --doc
 step cargo test --features failpoints --test tidy
-# Failpoints cost a lock at each durable step and nothing else: one build serves every suite.
-step cargo test --features failpoints --no-fail-fast --test e2e --test crash -- --test-threads=2 "$@"
+# Failpoints cost a lock at each durable step and nothing else: one build serves every suite. These tests wait far more
+# than they compute: two at once take a third of a processor.
+step cargo test --features failpoints --no-fail-fast --test e2e --test crash -- --test-threads=3 "$@"
 # Every decoder for a moment, from its seeds; scripts/fuzz.sh 600 is the long run.
 step env FUZZ_JOBS=2 scripts/fuzz.sh 10
 echo "== all passed"

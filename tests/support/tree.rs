@@ -13,7 +13,14 @@ pub(crate) fn python() -> &'static str {
 
 fn check(flags: &[&str], a: &Path, b: &Path) -> Result<String, String> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/treecheck.py");
-    let out = Command::new(python()).arg(script).args(flags).arg(a).arg(b).output().expect("run python3");
+    // Without what an interpreter looks for at its start: it is started hundreds of times.
+    let out = Command::new(python())
+        .args(["-I", "-S", "-B", script])
+        .args(flags)
+        .arg(a)
+        .arg(b)
+        .output()
+        .expect("run python3");
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     match out.status.code() {
         Some(0) => Ok(text),
