@@ -64,8 +64,8 @@ fn a_small_piece_is_written_by_who_received_it_and_synced_by_the_thread() {
     for n in 1..30 {
         let end = add(&log, set(n, 500, Cut::Exact));
         assert!(log.wait_durable(end, SOON).unwrap());
-        let mut reader = StoredReader::open(log.dir(), TimelineId::FIRST, segment, offset).unwrap();
-        let (s, o, bytes) = reader.read(&log.tail(), 1 << 20).unwrap().unwrap();
+        let mut reader = StoredReader::new(log.dir(), TimelineId::FIRST, segment, offset);
+        let (s, o, bytes) = piece_of(&mut reader, &log.tail(), 1 << 20).unwrap();
         // The thread may be about to leave its place.
         let deadline = Instant::now() + SOON;
         while !copy.append_stored_here(s, o, &bytes).unwrap() {
@@ -92,9 +92,9 @@ fn the_end_of_a_segment_is_left_to_the_thread() {
         end = add(&log, set(n, 250_000, Cut::Exact));
     }
     assert!(log.wait_durable(end, SOON).unwrap());
-    let mut reader = StoredReader::open(log.dir(), TimelineId::FIRST, SegmentNo(1), 0).unwrap();
+    let mut reader = StoredReader::new(log.dir(), TimelineId::FIRST, SegmentNo(1), 0);
     let (mut here, mut there) = (0, 0);
-    while let Some((segment, offset, bytes)) = reader.read(&log.tail(), 30_000).unwrap() {
+    while let Some((segment, offset, bytes)) = piece_of(&mut reader, &log.tail(), 30_000) {
         if copy.append_stored_here(segment, offset, &bytes).unwrap() {
             here += 1;
         } else {
