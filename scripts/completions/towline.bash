@@ -410,7 +410,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__check)
-            opts="-h --state --socket --config --json --timeout --max-lag --max-lag-bytes --max-exact-age --min-followers --sync-state --max-slot-bytes --max-backup-age --max-archive-age --min-free-disk --min-certificate-days --accept --log-level --log-json --help"
+            opts="-h --state --socket --config --json --timeout --max-lag --max-lag-bytes --max-exact-age --min-followers --sync-state --max-away --max-slot-bytes --max-backup-age --max-archive-age --min-free-disk --min-certificate-days --accept --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -448,6 +448,10 @@ _towline() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --max-away)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --max-slot-bytes)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -469,7 +473,7 @@ _towline() {
                     return 0
                     ;;
                 --accept)
-                    COMPREPLY=($(compgen -W "archive-failing archive-gap gap skipped unreadable hidden unwatched edits inexact certificate paused starting sync released slot-lost lost-logs" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "archive-failing archive-gap gap skipped unreadable hidden unwatched edits inexact certificate follower-help paused starting sync released away slot-lost lost-logs" -- "${cur}"))
                     return 0
                     ;;
                 --log-level)

@@ -167,6 +167,7 @@ complete -c towline -n "__fish_towline_using_subcommand check" -l max-lag -d 'Ag
 complete -c towline -n "__fish_towline_using_subcommand check" -l max-lag-bytes -d 'Bytes of log that are not applied' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l max-exact-age -d 'How long commits may wait for an exact cut' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l min-followers -d 'Fewer attached followers than this are a problem' -r
+complete -c towline -n "__fish_towline_using_subcommand check" -l max-away -d 'How long a follower that has a slot here may be away: one that never comes back holds log until its slot is lost' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l max-slot-bytes -d 'Bytes of log that one slot may hold' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l max-backup-age -d 'Age of the newest base backup; none at all is critical' -r
 complete -c towline -n "__fish_towline_using_subcommand check" -l max-archive-age -d 'How long sealed log may wait for the archive' -r
@@ -182,10 +183,12 @@ unwatched\t''
 edits\t''
 inexact\t''
 certificate\t''
+follower-help\t''
 paused\t''
 starting\t''
 sync\t''
 released\t''
+away\t''
 slot-lost\t''
 lost-logs\t''"
 complete -c towline -n "__fish_towline_using_subcommand check" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
@@ -285,7 +288,7 @@ complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_see
 complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -f -a "list" -d 'Print every slot: what it holds, and how much longer'
-complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -f -a "show" -d 'Print one slot, or that it is absent'
+complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -f -a "show" -d 'Print one slot; there being none is an error'
 complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -f -a "create" -d 'Make a slot for a follower that is yet to come'
 complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -f -a "drop" -d 'Take away the slot of a follower that does not come back'
 complete -c towline -n "__fish_towline_using_subcommand slot; and not __fish_seen_subcommand_from list show create drop advance" -f -a "advance" -d 'Move a slot forward: log before the position is no longer held by it'
