@@ -34,6 +34,13 @@ pub(super) fn check(
             "--replay: the end of this backup is no exact cut, so that it can't be restored without more log";
         return Err(Error::new(ErrorKind::Usage, text));
     }
+    if let Some(base) = &manifest.base {
+        let text = format!(
+            "--replay: this backup stands on '{}': make one of them with `towline combine`, and name that",
+            base.label
+        );
+        return Err(Error::new(ErrorKind::Usage, text));
+    }
     let place = order.scratch.clone().unwrap_or_else(std::env::temp_dir);
     let scratch = tempfile::Builder::new().prefix("towline-verify-").tempdir_in(&place);
     let scratch = scratch.map_err(|e| Error::io("make a scratch directory in", &place, e))?;

@@ -292,6 +292,9 @@ fn a_chain_becomes_one_full_backup() {
     assert_ne!(inode(out.join("base/large")), inode(tree.join("data/large")));
     verified();
     checked(&tree);
+    // What stands on another can't be replayed by itself, which is no damage.
+    let (code, said) = run(&["verify".as_ref(), "--replay".as_ref(), last.as_os_str()], "");
+    assert!(code == Some(64) && said.contains("towline combine"), "{said}");
     fs::remove_dir_all(&out).expect("rm");
     let (code, said) = combine(&members, &["--copy-mode", "clone"], "");
     match code {
