@@ -70,6 +70,7 @@ pub(super) struct Sources<'a> {
     timeline: TimelineId,
     /// The best copies of each segment, sealed ones first.
     copies: BTreeMap<SegmentNo, Vec<(bool, Copy)>>,
+    archives: Vec<Archive>,
 }
 
 impl<'a> Sources<'a> {
@@ -80,6 +81,7 @@ impl<'a> Sources<'a> {
     pub(super) fn open(set: &'a Set, places: &[Source]) -> Result<Self> {
         let (system, timeline) = (set.manifest().system, set.manifest().timeline);
         let mut copies: BTreeMap<SegmentNo, Vec<(bool, Copy)>> = BTreeMap::new();
+        let mut archives = Vec::new();
         for part in set.log() {
             let name = part.name.strip_prefix("log/").unwrap_or_default();
             if let Some((t, segment, partial)) = segment::parse_name(name.as_bytes())
@@ -99,6 +101,7 @@ impl<'a> Sources<'a> {
                         copies.entry(name.segment).or_default().push((false, copy));
                         Ok(true)
                     })?;
+                    archives.push(archive);
                     continue;
                 }
             };
@@ -123,7 +126,7 @@ impl<'a> Sources<'a> {
             }
         }
         copies.values_mut().for_each(|c| c.sort_by_key(|(partial, _)| *partial));
-        Ok(Self { set, system, timeline, copies })
+        Ok(Self { set, system, timeline, copies, archives })
     }
 
     /// The segments from `from` on, without a hole.
@@ -203,8 +206,16 @@ impl<'a> Sources<'a> {
         }
         match best {
             Some((_, bytes)) => self.put_open(segment, &bytes, dir),
-            None => result,
+            None => self.fetch_late(segment, dir).unwrap_or(result),
         }
+    }
+
+    /// A node that runs may have sealed and archived a segment since it was listed, and removed it.
+    fn fetch_late(&self, segment: SegmentNo, dir: &Path) -> Option<Result<()>> {
+        let found = |archive: &Archive| archive.get_segment(self.timeline, segment).ok().flatten();
+        let bytes = self.archives.iter().find_map(found)?;
+        let install = |()| log::repair::install(dir, self.system, self.timeline, segment, &bytes, false);
+        Some(pass(dir).and_then(install))
     }
 
     /// Where the good part of a segment ends.

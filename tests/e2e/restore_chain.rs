@@ -89,24 +89,19 @@ impl Chain {
 fn an_archive_gives_every_target_from_the_newest_backup_before_it() {
     let chain = Chain::new("restore-chain");
     let [full, mon, tue] = &chain.after[..] else { panic!("three") };
-    for (target, label, below) in [
-        (&full.name, "full", &[][..]),
-        (&mon.time, "mon", &["full"]),
-        (&tue.lsn, "tue", &["mon", "full"]),
-        (&"latest".to_owned(), "tue", &["mon", "full"]),
+    let out = |name: &str| chain.bed.path(name);
+    for (target, label, below, copy) in [
+        (&full.name, "full", &[][..], full.copy.as_path()),
+        (&mon.time, "mon", &["full"], &mon.copy),
+        (&"latest".to_owned(), "tue", &["mon", "full"], chain.leader.data()),
     ] {
-        let plan = chain.plan(target, &[]);
+        let plan = chain.restore(target, &out(label)).args(&["--json"]).good();
+        let plan: Value = serde_json::from_str(&plan).expect("JSON");
         let said: Vec<&str> =
             plan["chain"].as_array().expect("chain").iter().filter_map(Value::as_str).collect();
         assert_eq!((plan["label"].as_str(), &said[..]), (Some(label), below), "{target}: {plan}");
+        assert_equal(copy, &out(label));
     }
-    let out = |name: &str| chain.bed.path(name);
-    chain.restore(&full.name, &out("full")).good();
-    assert_equal(&full.copy, &out("full"));
-    chain.restore(&mon.time, &out("mon")).good();
-    assert_equal(&mon.copy, &out("mon"));
-    chain.restore("latest", &out("latest")).good();
-    assert_equal(chain.leader.data(), &out("latest"));
     // What is there is made equal, out of a chain too.
     chain.restore(&tue.lsn, &out("full")).args(&["--delta"]).good();
     assert_equal(&tue.copy, &out("full"));
