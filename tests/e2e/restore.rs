@@ -34,7 +34,16 @@ struct History {
     after: Vec<Entry>,
 }
 
+/// Before the leader runs no point can be named.
+fn runs(leader: &Node) {
+    until(within(20), "the leader runs", || match leader.status()?.state() {
+        state if state == "running" => Ok(()),
+        state => Err(state),
+    });
+}
+
 pub(super) fn note(bed: &Bed, leader: &Node, name: &str) -> Entry {
+    runs(leader);
     let out = leader.ask(&["restore-point", name, "--json"]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let answer: Value = serde_json::from_slice(&out.stdout).expect("JSON");
@@ -47,6 +56,7 @@ pub(super) fn note(bed: &Bed, leader: &Node, name: &str) -> Entry {
 
 /// Everything the leader's directory holds is in its log.
 pub(super) fn settle(leader: &Node) {
+    runs(leader);
     let out = leader.ask(&["restore-point", &format!("settled-{}", fastrand::u64(..))]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }

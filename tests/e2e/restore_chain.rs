@@ -18,9 +18,10 @@ use crate::support::node::towline;
 use crate::support::{Bed, Node, assert_equal};
 
 /// An archive with a full backup and two incremental ones, each taken while the application writes, and states after each.
+/// The node ends before the directory goes.
 pub(super) struct Chain {
-    pub(super) bed: Bed,
     pub(super) leader: Node,
+    pub(super) bed: Bed,
     pub(super) url: PathBuf,
     before: Entry,
     pub(super) after: Vec<Entry>,
@@ -67,7 +68,7 @@ impl Chain {
         std::thread::sleep(Duration::from_millis(150));
         settle(&leader);
         archived_all(&leader);
-        Self { bed, leader, url, before, after }
+        Self { leader, bed, url, before, after }
     }
 
     pub(super) fn set(&self, label: &str) -> PathBuf {
