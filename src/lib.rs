@@ -35,6 +35,9 @@
 //! The log is the only shared state: capture does not know that followers exist, send does not know
 //! records, receive does not know apply. A new follower gets its first copy by [`fill`].
 //!
+//! A promotion ends the line of log that a follower stands on and begins the next [`history`] has; the log across the branch is
+//! one hash chain, and who follows goes over it without a copy ([`session`] decides who may).
+//!
 //! # Modules and floors
 //!
 //! A module uses lower floors, and modules of its own floor that are named before it. Floors 0 to 2
@@ -43,7 +46,7 @@
 //! | floor | modules | what they own |
 //! | --- | --- | --- |
 //! | 0 words | [`position`] [`codec`] [`error`] [`failpoint`] [`moment`] | LSN, timeline, ids; bounded cursors and the frame of small files; the error with its class; places where tests kill; instants as text |
-//! | 1 formats | [`certificate`] [`record`] [`segment`] [`wire`] [`manifest`] [`pack`] | what is read of a certificate; what happened to files; bytes of a segment; messages between nodes; what is in a backup; its contents as they were sent |
+//! | 1 formats | [`certificate`] [`record`] [`segment`] [`history`] [`wire`] [`manifest`] [`pack`] | what is read of a certificate; what happened to files; bytes of a segment; where timelines branched; messages between nodes; what is in a backup; its contents as they were sent |
 //! | 2 decisions | [`catalog`] [`session`] [`quorum`] [`retention`] [`trust`] | the tree as a fold over records, its digest; who may stream from where; who has to confirm what; which log may go; which peer may ask what |
 //! | 3 seams | [`sys`] [`disk`] [`quiesce`] [`tls`] [`net`] | safe system calls beneath the root; durable writes, small notes and the lock; holding the application still; keys, certificates and whom they prove; framed connections |
 //! | 4 stores | [`log`] [`blocks`] [`fold`] [`checkpoint`] [`state`] [`slots`] [`archive`] [`set`] | segments on disk; block hashes; catalog and blocks kept in step; catalog files; control file; what followers still need; segments and backups elsewhere; reading a backup wherever it is |
@@ -72,6 +75,7 @@ pub mod error;
 pub mod failpoint;
 pub mod fill;
 pub mod fold;
+pub mod history;
 pub mod http;
 pub mod log;
 pub mod manifest;

@@ -59,6 +59,10 @@
 //! | 72 | 32 | SHA-256 of every byte of the file before this field |
 //!
 //! A file that is being written may be longer than its content: the rest is zeros.
+//!
+//! Where a timeline branches off ([`crate::history`]) the first segment of the new one is that after the segment which
+//! the branch lies in, and carries on the hash chain of the one that ended: its last segment is sealed at the branch, under
+//! [`a name of its own`](ended_name). It may leave a change set open; the new line then begins with an abort.
 
 use crate::codec::{DecodeError, Put, Reader};
 use crate::position::{Lsn, SEGMENT_SIZE, SegmentNo, SystemId, TimelineId};
@@ -436,6 +440,25 @@ pub fn parse_name(name: &[u8]) -> Option<(TimelineId, SegmentNo, bool)> {
     let timeline = u32::from_str_radix(hex.get(..8)?, 16).ok()?;
     let segment = u64::from_str_radix(hex.get(8..)?, 16).ok()?;
     Some((TimelineId(timeline), SegmentNo(segment), partial))
+}
+
+/// The name of the last segment of a line that a later timeline, `by`, ended: `TTTTTTTTNNNNNNNNNNNNNNNN.BBBBBBBB`. It is
+/// sealed, holds what counts up to the branch, and is never what the line itself called a segment that it sealed.
+#[must_use]
+pub fn ended_name(timeline: TimelineId, segment: SegmentNo, by: TimelineId) -> String {
+    format!("{}.{:08X}", file_name(timeline, segment, false), by.0)
+}
+
+/// What [`ended_name`] was given, or `None` for any other name.
+#[must_use]
+pub fn parse_ended(name: &[u8]) -> Option<(TimelineId, SegmentNo, TimelineId)> {
+    let (own, by) = name.split_at_checked(24)?;
+    let by = by.strip_prefix(b".")?;
+    let (timeline, segment, _) = parse_name(own)?;
+    let upper = by.len() == 8 && by.iter().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(b));
+    let by = std::str::from_utf8(by).ok().filter(|_| upper)?;
+    let by = TimelineId(u32::from_str_radix(by, 16).ok()?);
+    (by > timeline).then_some((timeline, segment, by))
 }
 
 #[cfg(test)]

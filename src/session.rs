@@ -19,7 +19,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
+use crate::history::History;
+use crate::position::{Lsn, SegmentNo, SystemId};
 use crate::wire::{Code, Decision, Hello, NAME_MAX, RoleWanted, VERSION_MAX, VERSION_MIN, Want};
 
 mod upstreams;
@@ -30,13 +31,15 @@ mod commits;
 
 pub use commits::Commits;
 
+mod lines;
+
+pub use lines::{Course, course};
+
 /// What a sender knows of itself when a receiver says hello.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Here {
-    /// Its system.
-    pub system: SystemId,
-    /// Its timeline.
-    pub timeline: TimelineId,
+    /// The way of its log: its system, its timeline, and those before it.
+    pub history: History,
     /// End of its durable log.
     pub end: Lsn,
     /// First position of the oldest log it still has.
@@ -80,7 +83,11 @@ pub fn decide(hello: &Hello, here: &Here, proof: Proof) -> Decision {
     }
     match hello.want {
         Want::Fill => Decision::Fill,
-        Want::ResumeFill(snapshot) if hello.system == here.system => resume_fill(snapshot, here),
+        Want::ResumeFill(snapshot)
+            if hello.system == here.history.system() && hello.timeline == here.history.timeline() =>
+        {
+            resume_fill(snapshot, here)
+        }
         Want::ResumeFill(_) => Decision::Fill,
         Want::Judgement => stream(hello, here, proof),
         // A receiver without a system has nothing to continue: whatever it asks for, it gets it all.
@@ -122,21 +129,15 @@ fn acquainted(hello: &Hello, here: &Here) -> Result<(), (Code, String)> {
     if hello.system == SystemId::NONE {
         return Ok(());
     }
-    if hello.system != here.system {
+    let system = here.history.system();
+    if hello.system != system {
         let reason = format!(
-            "the follower holds system {}, this node serves system {}; point it at its own leader, or empty its two directories",
-            hello.system, here.system
+            "the follower holds system {}, this node serves system {system}; point it at its own leader, or empty its two directories",
+            hello.system
         );
         return Err((Code::WrongSystem, reason));
     }
-    if hello.timeline != here.timeline {
-        let reason = format!(
-            "the follower is on timeline {} at {}, this node on timeline {} at {}; rewind or refill the follower",
-            hello.timeline, hello.flush, here.timeline, here.end
-        );
-        return Err((Code::WrongTimeline, reason));
-    }
-    Ok(())
+    lines::judge(hello, here)
 }
 
 /// A copy goes on from its snapshot as long as all log since then is here; else it starts anew.
@@ -302,21 +303,15 @@ impl Lag {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::position::NodeId;
+    use crate::position::{NodeId, TimelineId};
     use crate::wire::Purpose;
 
-    const HASH: [u8; 32] = [3; 32];
+    pub(super) const HASH: [u8; 32] = [3; 32];
 
-    fn here() -> Here {
-        Here {
-            system: SystemId(7),
-            timeline: TimelineId(2),
-            end: Lsn(5000),
-            oldest: Lsn(1000),
-            follows: true,
-        }
+    pub(super) fn here() -> Here {
+        Here { history: lines::tests::second(), end: Lsn(5000), oldest: Lsn(1000), follows: true }
     }
 
     #[test]
@@ -332,9 +327,9 @@ mod tests {
         assert_eq!(word(&decide(&hello(), &here(), other)), "Diverged", "a difference is one anywhere");
     }
 
-    fn hello() -> Hello {
+    pub(super) fn hello() -> Hello {
         Hello {
-            versions: (1, 1),
+            versions: (1, 6),
             system: SystemId(7),
             timeline: TimelineId(2),
             flush: Lsn(4000),
@@ -346,10 +341,11 @@ mod tests {
             node: NodeId(9),
             wants: RoleWanted::Any,
             purpose: Purpose::Follow,
+            line: lines::tests::LINE,
         }
     }
 
-    fn word(d: &Decision) -> String {
+    pub(super) fn word(d: &Decision) -> String {
         match d {
             Decision::StreamFrom { segment, offset } => format!("stream {} {offset}", segment.0),
             Decision::Fill => "fill".to_owned(),
@@ -384,7 +380,6 @@ mod tests {
                 same,
                 "WrongSystem",
             ),
-            ("older timeline", Hello { timeline: TimelineId(1), ..base() }, same, "WrongTimeline"),
             ("newer timeline", Hello { timeline: TimelineId(3), ..base() }, same, "WrongTimeline"),
             ("empty", Hello { system: none, want: Want::Fill, ..base() }, Proof::Gone, "fill"),
             ("empty, wants log", Hello { system: none, ..base() }, Proof::Gone, "fill"),
@@ -409,7 +404,7 @@ mod tests {
                 same,
                 "WrongTimeline",
             ),
-            ("too new", Hello { versions: (6, 9), ..base() }, same, "Version"),
+            ("too new", Hello { versions: (7, 9), ..base() }, same, "Version"),
             ("too old", Hello { versions: (0, 0), ..base() }, same, "Version"),
             ("inverted", Hello { versions: (3, 0), ..base() }, same, "Version"),
             ("newer, but speaks ours", Hello { versions: (1, 9), ..base() }, same, "stream 3 77"),

@@ -9,6 +9,7 @@
 //! | `catalog/` | checkpoints |
 //! | `blocks/` | block hashes of files of more than one block |
 //! | `fill/` | an unfinished first copy or resync |
+//! | `NNNNNNNN.history` | where timeline N and those before it branched off: see [`crate::history`] |
 //! | `lost/` | logs that a resync put aside, because they hold what the upstream has not |
 //! | `hold` | a mass delete is held: how many names there were, in decimal digits |
 //! | `refused-edit`, `doubtful-files` | what a follower remembers of edits of its directory |
@@ -48,6 +49,10 @@ use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Lsn, NodeId, SystemId, TimelineId};
 use crate::record::Time;
+
+mod histories;
+
+pub use histories::history;
 
 /// File name of the control socket.
 pub const SOCKET: &str = "control.sock";

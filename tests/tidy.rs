@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Modules from the ground up. A module may use lower floors, and on its own floor those before it.
 const FLOORS: &[&[&str]] = &[
     &["position", "codec", "error", "failpoint", "moment"],
-    &["certificate", "record", "segment", "wire", "manifest", "pack"],
+    &["certificate", "record", "segment", "history", "wire", "manifest", "pack"],
     &["catalog", "session", "quorum", "retention", "trust"],
     &["sys", "disk", "quiesce", "tls", "net"],
     &["log", "blocks", "fold", "checkpoint", "state", "slots", "archive", "set"],

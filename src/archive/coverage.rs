@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use super::names::SegmentName;
+use super::names::{EndedName, SegmentName};
+use crate::history::{Branch, History};
 use crate::position::{SegmentNo, TimelineId};
 
 /// Most problems that are named.
@@ -101,6 +102,8 @@ pub struct Coverage {
     pub problems: Vec<Problem>,
     /// Problems that are too many to be named.
     pub more: u64,
+    /// Last segments of lines, each with the timeline that ended it there, of which there is a good copy.
+    pub ended: Vec<(TimelineId, SegmentNo, TimelineId)>,
     open: Option<(SegmentName, Copies)>,
     /// The newest segment of which there is something.
     newest: Option<(TimelineId, SegmentNo)>,
@@ -131,6 +134,45 @@ impl Coverage {
             copies.odd |= size > 0;
         }
         self.open = Some((name, copies));
+    }
+
+    /// Takes an object that holds the last segment of a line; these may come at any time.
+    pub fn add_ended(&mut self, name: EndedName, size: u64) {
+        let (one, by) = (name.of, name.by);
+        if size == one.size && size > 0 {
+            self.ended.push((one.timeline, one.segment, by));
+            return;
+        }
+        let fault = if size == 0 { Fault::Empty } else { Fault::WrongSize };
+        let span = Span { timeline: one.timeline, first: one.segment, last: one.segment, bytes: 0 };
+        self.report(fault, span);
+    }
+
+    /// The last segment that log goes to without a hole on the way of `history` from the segment `from` on; `None`: not even
+    /// that one is there. A line counts up to its branch only; whether its own last segment ends just there, where no other
+    /// line has ended it, is not seen by its name, and it is taken to.
+    #[must_use]
+    pub fn reaches(&self, history: &History, from: SegmentNo) -> Option<SegmentNo> {
+        let mut reached = None;
+        let mut at = from;
+        loop {
+            let timeline = history.timeline_of(at);
+            let branch = history.branch_off(timeline);
+            let last = branch.map_or(SegmentNo(u64::MAX), Branch::last_segment);
+            let ended =
+                branch.is_some_and(|b| at == last && self.ended.contains(&(timeline, at, b.timeline)));
+            let to = match self.span_of(timeline, at) {
+                _ if ended => at,
+                // What the line sealed itself goes up to the last segment, which may be there under the other name only.
+                Some(span) => span.last.min(last),
+                None => return reached,
+            };
+            reached = Some(to);
+            if to.0 == u64::MAX {
+                return reached;
+            }
+            at = to.next();
+        }
     }
 
     /// After the last object.
@@ -239,6 +281,54 @@ mod tests {
         assert_eq!(of(&[good(3), good(4), (1, 4, 1, 9), good(5)]), (vec![(3, 5)], vec![(Duplicate, 4, 4)]));
         // Where a timeline begins is no gap.
         assert_eq!(of(&[good(3), (2, 9, 0, 9), (2, 10, 0, 9)]), (vec![(3, 3), (9, 10)], vec![]));
+    }
+
+    #[test]
+    fn the_way_of_a_history_goes_over_its_branches_and_no_further_than_there_is_log() {
+        use crate::history::{Beginning, LineId, Reason};
+        use crate::position::{Lsn, NodeId, SystemId};
+        let begins = Beginning {
+            at: Lsn(SegmentNo(5).start().0 + 9),
+            line: LineId(1),
+            when: 1,
+            node: NodeId(1),
+            name: "f".to_owned(),
+            reason: Reason::Promotion,
+            known: Lsn::ZERO,
+        };
+        let first = History::first(SystemId(7));
+        let second = first.child(begins, TimelineId::FIRST).unwrap();
+        let name = |timeline, segment| SegmentName {
+            timeline: TimelineId(timeline),
+            segment: SegmentNo(segment),
+            size: 9,
+            sha: [0; 16],
+        };
+        let of = |segments: &[(u32, u64)], ended: Option<u64>| {
+            let mut c = Coverage::default();
+            segments.iter().for_each(|(t, n)| c.add(name(*t, *n), 9));
+            if let Some(size) = ended {
+                c.add_ended(EndedName { of: name(1, 5), by: TimelineId(2) }, size);
+            }
+            c.finish()
+        };
+        let reach = |c: &Coverage, h: &History, from| c.reaches(h, SegmentNo(from)).map(|s| s.0);
+        // The old line went on to 8; on the new way it counts up to the end of 5 only.
+        let all = of(&[(1, 3), (1, 4), (1, 5), (1, 6), (1, 7), (1, 8), (2, 6), (2, 7)], Some(9));
+        assert_eq!(
+            (reach(&all, &first, 3), reach(&all, &second, 3), reach(&all, &second, 6)),
+            (Some(8), Some(7), Some(7))
+        );
+        assert_eq!((reach(&all, &second, 2), reach(&all, &second, 8)), (None, None));
+        let ended = of(&[(1, 3), (1, 4), (2, 6)], Some(9));
+        assert_eq!(
+            (reach(&ended, &first, 3), reach(&ended, &second, 3), reach(&ended, &second, 5)),
+            (Some(4), Some(6), Some(6))
+        );
+        let hole = of(&[(1, 3), (1, 4), (2, 6)], None);
+        assert_eq!(reach(&hole, &second, 3), Some(4));
+        let short = of(&[(1, 3), (1, 4), (2, 6)], Some(5));
+        assert_eq!((reach(&short, &second, 3), short.problems.len()), (Some(4), 1));
     }
 
     #[test]

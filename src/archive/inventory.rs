@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::coverage::Coverage;
 use super::making::{self, Making};
+use super::names::EndedName;
 use super::{Archive, SegmentName, names};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::chain::Found;
@@ -78,6 +79,10 @@ impl Inventory {
         archive.list(names::LOG, "", &mut |entry| {
             match SegmentName::parse(&entry.name) {
                 Some(name) => found.coverage.add(name, entry.size),
+                None if EndedName::parse(&entry.name).is_some_and(|e| {
+                    found.coverage.add_ended(e, entry.size);
+                    true
+                }) => {}
                 None if found.strays.len() < STRAYS_MAX => found.strays.push(entry.name),
                 None => {}
             }

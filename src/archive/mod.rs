@@ -33,6 +33,7 @@ mod address;
 pub mod check;
 pub mod coverage;
 pub mod inventory;
+mod lines;
 mod local;
 pub mod making;
 pub mod names;

@@ -96,6 +96,36 @@ impl std::fmt::Display for SegmentName {
     }
 }
 
+/// What the name of the last segment of a line says that a later timeline ended.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct EndedName {
+    /// The segment.
+    pub of: SegmentName,
+    /// The timeline that branched off in it.
+    pub by: TimelineId,
+}
+
+impl EndedName {
+    /// What [`Display`](std::fmt::Display) printed; `None` for any other name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        let (head, tail) = name.split_once('.')?;
+        let (by, rest) = tail.split_once('-')?;
+        let of = SegmentName::parse(&format!("{head}-{rest}"))?;
+        let by = TimelineId(u32::try_from(upper(by, 8)?).ok()?);
+        (by > of.timeline).then_some(Self { of, by })
+    }
+}
+
+impl std::fmt::Display for EndedName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = self.of.to_string();
+        let number = number(self.of.timeline, self.of.segment);
+        let rest = name.strip_prefix(&number).unwrap_or_default();
+        write!(f, "{}{rest}", ended(self.of.timeline, self.of.segment, self.by))
+    }
+}
+
 fn is_lower_hex(b: u8) -> bool {
     b.is_ascii_digit() || (b'a'..=b'f').contains(&b)
 }
@@ -127,6 +157,19 @@ pub fn number(timeline: TimelineId, segment: SegmentNo) -> String {
     // Writing to a text can't fail.
     let _ = write!(name, "/{:016X}-", segment.0);
     name
+}
+
+/// What the name of every copy of this segment begins with, where timeline `by` ended it.
+#[must_use]
+pub fn ended(timeline: TimelineId, segment: SegmentNo, by: TimelineId) -> String {
+    let number = number(timeline, segment);
+    format!("{}.{:08X}-", number.trim_end_matches('-'), by.0)
+}
+
+/// The object that holds the history of `timeline`.
+#[must_use]
+pub fn history(timeline: TimelineId) -> String {
+    format!("{HISTORY}/{}", crate::history::file_name(timeline))
 }
 
 /// Where the backup set `label` lies.
@@ -170,6 +213,21 @@ mod tests {
         ] {
             assert_eq!(SegmentName::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn an_ended_segment_is_named_by_the_timeline_too_and_no_segment_is_taken_for_one() {
+        let of = SegmentName::of(TimelineId(1), SegmentNo(0x2A), b"abc");
+        let text = EndedName { of, by: TimelineId(2) }.to_string();
+        assert_eq!(
+            text,
+            "log/00000001/000000000000002A.00000002-00000003-ba7816bf8f01cfea414140de5dae2223.zst"
+        );
+        assert_eq!(EndedName::parse(&text), Some(EndedName { of, by: TimelineId(2) }));
+        assert!(valid(&text) && text.starts_with(&ended(TimelineId(1), SegmentNo(0x2A), TimelineId(2))));
+        assert_eq!((SegmentName::parse(&text), EndedName::parse(&of.to_string())), (None, None));
+        assert_eq!(EndedName::parse(&text.replace(".00000002", ".00000001")), None, "it does not end itself");
+        assert!(history(TimelineId(2)) == "history/00000002.history" && valid(&history(TimelineId(2))));
     }
 
     #[test]

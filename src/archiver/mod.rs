@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::archive::{Address, Archive, Store};
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::History;
 use crate::log::{self, Tail};
 use crate::position::{SegmentNo, SystemId, TimelineId};
 use crate::retention::Stored;
@@ -55,6 +56,8 @@ pub struct Context {
     pub system: SystemId,
     /// Its timeline.
     pub timeline: TimelineId,
+    /// Where that and those before it branched off: goes to the archive before any segment.
+    pub history: History,
     /// How to get to the archive.
     pub connect: Connect,
 }
@@ -179,11 +182,14 @@ impl Worker {
         board.working(next);
         let Context { log, system, timeline, .. } = &self.context;
         match log::sealed(log, *system, *timeline, next) {
-            Ok(Some(bytes)) => {
+            Ok(Some((by, bytes))) => {
                 archive.is_there()?;
-                let kept = archive.put_segment(*timeline, next, &bytes)?;
+                let kept = match by.ended_by {
+                    None => archive.put_segment(by.timeline, next, &bytes)?,
+                    Some(ended) => archive.put_ended(by.timeline, next, ended, &bytes)?,
+                };
                 self.have.insert(next);
-                board.archived(*timeline, next, bytes.len() as u64, kept);
+                board.archived(by.timeline, next, bytes.len() as u64, kept);
             }
             // It was removed since the directory was listed: the next look finds a gap.
             Ok(None) => {}
@@ -205,28 +211,26 @@ impl Worker {
 
     /// Opens the archive, and finds out which of the log it has.
     fn learn(&mut self, stored: &[Stored], board: &Board) -> Result<Archive> {
-        let Context { address, state, system, timeline, connect, .. } = &self.context;
+        let Context { address, state, system, history, connect, .. } = &self.context;
         let store = connect(address)?;
         let archive = memory::open(state, store, &address.to_string(), *system)?;
+        archive.put_history(history)?;
         let oldest = stored.first().map_or(SegmentNo(0), |s| s.segment);
         let before = SegmentNo(oldest.0.saturating_sub(1));
         let (mut have, mut prior) = (BTreeSet::new(), None);
-        archive.segments(*timeline, before, &mut |name, size| {
-            // One that is not as large as it should be is put there once more.
-            if size == name.size {
-                have.insert(name.segment);
-            }
-            Ok(true)
+        on_way(&archive, history, before, |segment| {
+            have.insert(segment);
+            true
         })?;
         if have.remove(&before) {
             prior = Some(before);
         } else {
             // Seldom, and long: where did it end before the log begins?
-            archive.segments(*timeline, SegmentNo(0), &mut |name, size| {
-                if size == name.size && name.segment < oldest {
-                    prior = Some(name.segment);
+            on_way(&archive, history, SegmentNo(0), |segment| {
+                if segment < oldest {
+                    prior = Some(segment);
                 }
-                Ok(name.segment < oldest)
+                segment < oldest
             })?;
         }
         (self.have, self.reached) = (have, prior);
@@ -238,3 +242,36 @@ impl Worker {
 
 #[cfg(test)]
 mod tests;
+
+/// The segments of the way that the archive has from `from` on, each timeline's ascending, until `each` says false. One
+/// that is not as large as it should be is put there once more.
+fn on_way(
+    archive: &Archive,
+    history: &History,
+    from: SegmentNo,
+    mut each: impl FnMut(SegmentNo) -> bool,
+) -> Result<()> {
+    let branches = history.branches();
+    let oldest = branches.first().map_or(history.timeline(), |b| b.parent);
+    let lines = [oldest].into_iter().chain(branches.iter().map(|b| b.timeline));
+    for timeline in lines.filter(|t| *t >= history.timeline_of(from)) {
+        let branch = branches.iter().find(|b| b.parent == timeline);
+        let last = branch.map_or(SegmentNo(u64::MAX), |b| b.last_segment());
+        let mut more = true;
+        archive.segments(timeline, from, &mut |name, size| {
+            let counts = name.segment < last || branch.is_none();
+            more = !(counts && size == name.size) || each(name.segment);
+            Ok(more && counts)
+        })?;
+        let ended = branch.filter(|_| more && last >= from);
+        if let Some(branch) = ended
+            && archive.has_end_of(branch)?
+        {
+            more = each(last);
+        }
+        if !more {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::archive::{Each, Put, Upload};
+use crate::history::History;
 use crate::log::{Log, LogOptions};
 use crate::position::{Cut, FileId};
 use crate::record::{Commit, Record};
@@ -150,19 +151,24 @@ impl Bed {
             state: self.dir.path().to_owned(),
             system: SYSTEM,
             timeline: T,
+            history: History::first(SYSTEM),
             connect: Arc::new(move |_| Ok(Arc::clone(&store) as Arc<dyn Store>)),
         }
     }
 
     /// Runs the archiver until `until`.
     fn run(&self, log: &Log, until: impl Fn(&Report) -> bool) -> Report {
+        self.run_as(self.context(), log, until)
+    }
+
+    fn run_as(&self, context: Context, log: &Log, until: impl Fn(&Report) -> bool) -> Report {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let cancel = CancellationToken::new();
         // What an earlier run left there is not taken for this one's.
         self.board.begin("s3://bed");
         let task = runtime.spawn(run(
-            self.context(),
+            context,
             Arc::clone(&self.board),
             log.subscribe(),
             Arc::clone(&self.nudge),
@@ -187,7 +193,7 @@ impl Bed {
         let archive = Archive::open_in(Arc::clone(&self.store) as Arc<dyn Store>, "s3://bed").unwrap();
         let log = self.dir.path().join("log");
         for s in log::stored(&log, T).unwrap().iter().filter(|s| s.sealed) {
-            let here = log::sealed(&log, SYSTEM, T, s.segment).unwrap();
+            let here = log::sealed(&log, SYSTEM, T, s.segment).unwrap().map(|(_, bytes)| bytes);
             assert_eq!(archive.get_segment(T, s.segment).unwrap(), here, "{:?}", s.segment);
         }
     }
@@ -232,6 +238,76 @@ fn sealed_segments_are_archived_as_they_come() {
     bed.run(&log, |r| idle(r) && r.archived == 4);
     assert_eq!(*bed.store.writes.lock().unwrap(), writes + 1);
     assert_eq!(bed.board.unarchived(), Some(SegmentNo(5)));
+}
+
+#[test]
+fn over_a_branch_the_history_comes_first_and_the_end_of_the_old_line_has_a_name_of_its_own() {
+    use crate::history::{Beginning, LineId, Reason};
+    use crate::position::{Lsn, NodeId};
+    let bed = Bed::new();
+    let log = bed.log();
+    fill(&log, 3);
+    bed.run(&log, |r| idle(r) && r.archived == 3);
+    log.close().unwrap();
+    // The old leader has archived the segment that the branch lies in; here less of it counts.
+    let dir = bed.dir.path().join("log");
+    let open = |timeline, timeout| LogOptions {
+        dir: dir.clone(),
+        system: SYSTEM,
+        timeline: TimelineId(timeline),
+        segment_timeout: Duration::from_millis(timeout),
+        level: 1,
+    };
+    let log = Log::open_leader(open(1, 60_000)).unwrap();
+    let commit = |log: &Log| {
+        let mut raw = Vec::new();
+        let commit = Commit { cut: Cut::Exact, partial: false, time: 6, meta: 1, content: 2, inodes: 3 };
+        Record::Commit(commit).encode(&mut raw);
+        let (_, end) = log.append(raw, flags::STARTS | flags::ENDS | flags::EXACT).unwrap();
+        assert!(log.wait_durable(end, Duration::from_secs(20)).unwrap());
+        end
+    };
+    let at = commit(&log);
+    log.close().unwrap();
+    let foreign = b"what the old leader sealed as segment 4";
+    let archive = Archive::open_in(Arc::clone(&bed.store) as Arc<dyn Store>, "s3://bed").unwrap();
+    archive.put_segment(T, SegmentNo(4), foreign).unwrap();
+    let begins = Beginning {
+        at,
+        line: LineId(9),
+        when: 1,
+        node: NodeId(1),
+        name: "f".to_owned(),
+        reason: Reason::Promotion,
+        known: Lsn::ZERO,
+    };
+    let again = begins.clone();
+    let history = History::first(SYSTEM).child(begins, T).unwrap();
+    log::end_lines(&dir, &history, || panic!("nothing is past the branch")).unwrap();
+    let log = Log::open_leader(open(2, 1)).unwrap();
+    let end = commit(&log);
+    let context = Context { timeline: history.timeline(), history: history.clone(), ..bed.context() };
+    bed.run_as(context, &log, |r| idle(r) && r.archived == 5);
+    assert_eq!(
+        (archive.history(TimelineId(2)).unwrap(), archive.newest_history().unwrap()),
+        (Some(history.clone()), history.clone())
+    );
+    assert_eq!(archive.timelines().unwrap(), [TimelineId(2)]);
+    for segment in 1..=end.segment().0 {
+        let here = log::sealed(&dir, SYSTEM, history.timeline(), SegmentNo(segment)).unwrap();
+        assert_eq!(archive.segment_on_way(&history, SegmentNo(segment)).unwrap(), here, "segment {segment}");
+    }
+    let (by, bytes) = archive.segment_on_way(&history, SegmentNo(4)).unwrap().unwrap();
+    assert_eq!((by.timeline, by.ended_by), (T, Some(TimelineId(2))));
+    assert!(log::whole(&bytes, SYSTEM, T, SegmentNo(4)).unwrap().1.end == at);
+    assert_eq!(archive.get_segment(T, SegmentNo(4)).unwrap().unwrap(), foreign, "what was there stays");
+    let inventory = crate::archive::inventory::Inventory::take(&archive).unwrap();
+    assert_eq!(inventory.coverage.reaches(&history, SegmentNo(1)), Some(end.segment()));
+    assert!(inventory.strays.is_empty(), "{:?}", inventory.strays);
+    // A line of that number that another node began is refused by name.
+    let other = History::first(SYSTEM).child(Beginning { line: LineId(10), ..again }, T).unwrap();
+    let e = archive.put_history(&other).unwrap_err();
+    assert!(e.kind() == ErrorKind::Refused && e.to_string().contains("apart from each other"), "{e}");
 }
 
 #[test]

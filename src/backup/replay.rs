@@ -72,7 +72,6 @@ impl Intake<'_> {
     /// Takes log from `start` on for as long as `work` needs it.
     async fn while_taken<T>(
         &self,
-        control: &Control,
         (log, start): (&Log, Lsn),
         cancel: &CancellationToken,
         work: impl Future<Output = Result<T>>,
@@ -86,8 +85,7 @@ impl Intake<'_> {
             purpose: Purpose::Backup,
             sources: self.access.sources(),
             name: self.access.name.clone(),
-            system: control.system,
-            timeline: control.timeline,
+            history: self.state.history()?,
             log: log.clone(),
             start,
             applied,
@@ -147,7 +145,7 @@ impl Intake<'_> {
             }
             rest(&now()).await
         };
-        let done = self.while_taken(&control, (&log, span.start), cancel, waiting).await;
+        let done = self.while_taken((&log, span.start), cancel, waiting).await;
         if done.is_err() {
             // Whatever it says now: the reason is known.
             let _ = rest(&now()).await;
@@ -185,7 +183,7 @@ impl Intake<'_> {
             }
             Ok(log.tail())
         };
-        let tail = self.while_taken(&control, (&log, span.start), cancel, waiting).await;
+        let tail = self.while_taken((&log, span.start), cancel, waiting).await;
         let closing = log.clone();
         blocking(move || closing.close()).await?;
         // More may have come since; it is there, too.

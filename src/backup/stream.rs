@@ -171,9 +171,13 @@ pub(super) async fn copy<T: Taker>(
         }
     };
     let taken = while_there(access, &upstream, &copying, taking).await?;
-    let (system, timeline) = (taken.system, taken.timeline);
+    let (system, timeline, history) = (taken.system, taken.timeline, taken.history.clone());
     let changing = Arc::clone(&state);
-    blocking(move || changing.change(|c| (c.system, c.timeline) = (system, timeline))).await?;
+    blocking(move || {
+        changing.keep_history(&history)?;
+        changing.change(|c| (c.system, c.timeline) = (system, timeline))
+    })
+    .await?;
     progress.enters(Phase::Log, 0, 0);
     let intake = Intake { access, upstream: &upstream, state: &state, exact_timeout: order.exact_timeout };
     let end = end(&intake, &taken, cancel).await?;

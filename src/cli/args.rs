@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::certificate::Fingerprint;
 use crate::config::{Config, Cuts, LocalEdits, ResyncMode, Room, Size, Span, StopAction, SyncLoss};
+use crate::control::PromoteTo;
 use crate::quorum::Level;
 use crate::session::UpstreamRole;
 use crate::tls::Mode;
@@ -84,6 +85,9 @@ pub enum Command {
     Restore(Restore),
     /// Make the follower's directory equal to its upstream's now; only what differs is moved.
     Resync(Ask),
+    /// Make the follower the leader of a new timeline: it replays the log it has, captures its own directory from there on,
+    /// and serves the other followers. Make sure first that the old leader is down, or can't be reached by its application.
+    Promote(Promote),
     /// Take a base backup from a running node. Exit code: 0 complete, 3 complete but no exact cut, 1 failed, 64 wrong
     /// usage.
     #[command(name = "basebackup")]
@@ -97,6 +101,8 @@ pub enum Command {
     /// Check a base backup, a state directory or an archive: names, sizes, SHA-256, log and catalog. All that is wrong is
     /// found in one run. Exit code: 0 good, 1 problems, 64 wrong usage.
     Verify(Verify),
+    /// Print the history of the node's timeline: where it and those before it branched off, when, by whom and why.
+    History(History),
     /// Read log segments offline.
     #[command(subcommand)]
     Log(LogCommand),
@@ -231,6 +237,20 @@ pub struct Place {
     pub config: Option<PathBuf>,
 }
 
+/// Flags of `history`.
+#[derive(Debug, Args)]
+pub struct History {
+    /// State directory of the node, whether its daemon runs or not.
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    pub state: Option<PathBuf>,
+    /// Configuration file of the node, which names its state directory.
+    #[arg(long, value_name = "FILE", conflicts_with = "state")]
+    pub config: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Flags of `id`.
 #[derive(Debug, Args)]
 pub struct Id {
@@ -349,6 +369,24 @@ pub struct Ask {
     /// Give up after this time.
     #[arg(long, value_name = "SPAN", default_value = "60s")]
     pub timeout: Span,
+}
+
+/// Flags of `promote`.
+#[derive(Debug, Args)]
+pub struct Promote {
+    /// Which cut the directory is to stand on; default: exact, or newest with `apply_cuts = "file"`. What the log has after
+    /// it is put aside.
+    #[arg(long, value_enum)]
+    pub to: Option<PromoteTo>,
+    /// Only show what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Return when the node serves as the leader.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub wait: bool,
+    /// Which daemon; the time is how long is waited.
+    #[command(flatten)]
+    pub ask: Ask,
 }
 
 /// A name, and whom to ask.

@@ -7,7 +7,9 @@ mod check;
 mod combine;
 mod demo;
 mod generate;
+mod history;
 mod logging;
+mod promote;
 mod restore;
 mod slot;
 mod trust;
@@ -166,8 +168,10 @@ fn run(command: Command) -> Result<ExitCode> {
             let word = v.get("resync").and_then(Value::as_str).unwrap_or("-");
             format!("resync {word}; `towline status` shows how far it is\n")
         }),
+        Command::Promote(args) => promote::run(args),
         Command::BaseBackup(args) => basebackup::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::History(args) => history::run(&args),
         Command::Log(log) => inspect_log(&log),
         Command::Config(ConfigCommand::Check { file }) => {
             let refused = |e: Error| e.wrap(&format!("configuration '{}'", file.display()));

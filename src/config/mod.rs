@@ -161,6 +161,9 @@ pub struct Config {
     pub before_cut: Option<String>,
     /// Shell command run after it, whatever happened.
     pub after_cut: Option<String>,
+    /// Shell command run when this node was promoted and serves; it has a minute. `TOWLINE_NAME`, `TOWLINE_TIMELINE` and
+    /// `TOWLINE_BRANCH` say who leads now, and since where.
+    pub on_promote: Option<String>,
     /// Bytes a second of background hashing and scrubbing.
     pub scrub_rate: Size,
     /// A follower compares all contents with their hashes once in this time; 0s: never.
@@ -253,6 +256,7 @@ impl Default for Config {
             max_freeze: Span(Duration::from_millis(500)),
             before_cut: None,
             after_cut: None,
+            on_promote: None,
             scrub_rate: Size(32 << 20),
             scrub_interval: span(24 * 3600),
             checkpoint_bytes: Size(256 << 20),

@@ -32,6 +32,8 @@ pub(crate) const LINE_MAX: u64 = 4 << 20;
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an exact cut is tried for when nothing else is said.
 pub const POINT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a promotion is waited for when nothing else is said.
+pub const PROMOTE_WAIT: Duration = Duration::from_secs(60);
 /// Longest time that can be asked for.
 pub const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -53,6 +55,8 @@ pub enum Request {
     Confirm,
     /// Make the directory equal to the upstream's now.
     Resync,
+    /// Make this follower the leader.
+    Promote(Promote),
     /// Commit everything the directory holds now and say the LSN.
     Barrier,
     /// Name an exact cut that covers everything the directory holds now.
@@ -99,6 +103,30 @@ pub struct Wait {
     pub policy: Option<String>,
     /// A position to wait for instead of what the directory holds.
     pub lsn: Option<String>,
+}
+
+/// How a follower is promoted. All of it may be left out.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Promote {
+    /// Which cut its directory is to stand on; else as it applies cuts.
+    pub to: Option<PromoteTo>,
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// Answer when it serves as the leader.
+    pub wait: bool,
+    /// How long that is waited for; else [`PROMOTE_WAIT`].
+    pub timeout: Option<Span>,
+}
+
+/// The cut that a promoted node stands on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum PromoteTo {
+    /// The last exact cut of its log: a state that the directory had.
+    Exact,
+    /// The last complete change set: the newest data, though files may be of different instants.
+    Newest,
 }
 
 /// What can be asked about slots.

@@ -11,8 +11,10 @@ use super::{Node, blocking};
 use crate::archive::{Address, Archive};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::History;
 use crate::log::{self, Log};
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
+use crate::segment::TRAILER_LEN;
 
 /// Bytes handed to the log at once.
 const PIECE: usize = 1 << 20;
@@ -24,7 +26,7 @@ pub(super) async fn rejoin(
     config: &Config,
     log: &Log,
     start: Lsn,
-    cause: &Cause,
+    (cause, upstream): (&Cause, Option<History>),
     cancel: &CancellationToken,
 ) -> bool {
     let (Ok(Some(address)), Some(control)) = (config.archive_address(), node.state.control()) else {
@@ -34,8 +36,11 @@ pub(super) async fn rejoin(
         return false;
     }
     tracing::info!("the upstream has removed log that is needed here; it is looked for in '{address}'");
+    let Ok(own) = node.state.history() else { return false };
     let (system, timeline) = (control.system, control.timeline);
-    let mut taking = Taking { system, timeline, log: log.clone(), start, taken: 0 };
+    // Where the upstream has left this node's line, log past the branch is none.
+    let way = upstream.filter(|h| own.leads_to(h)).unwrap_or(own);
+    let mut taking = Taking { system, timeline, way, log: log.clone(), start, taken: 0 };
     let stop = cancel.clone();
     let task = blocking(move || {
         let result = taking.all(&address, &stop);
@@ -61,6 +66,7 @@ pub(super) async fn rejoin(
 struct Taking {
     system: SystemId,
     timeline: TimelineId,
+    way: History,
     log: Log,
     start: Lsn,
     taken: u64,
@@ -76,19 +82,42 @@ impl Taking {
                 (SegmentNo(0), _) => (self.start.segment(), 0),
                 at => at,
             };
-            let Some(bytes) = archive.get_segment(self.timeline, segment)? else { break };
+            let Some((by, mut bytes)) = archive.segment_on_way(&self.way, segment)? else {
+                break;
+            };
+            let timeline = by.timeline;
+            if timeline != self.timeline {
+                break;
+            }
+            self.check(segment, &bytes)?;
+            // The trailer that the next line has made is put there by who goes over to it.
+            let last = self.way.branch_off(timeline).filter(|b| b.last_segment() == segment);
+            if by.ended_by.is_some() {
+                bytes.truncate(bytes.len().saturating_sub(TRAILER_LEN));
+            } else if let Some(branch) = last
+                && !log::whole(&bytes, self.system, timeline, segment).is_ok_and(|(_, t)| t.end == branch.at)
+            {
+                break;
+            }
             self.append(segment, offset, &bytes)?;
             self.taken += 1;
+            if last.is_some() {
+                break;
+            }
         }
         // All of it is durable.
         self.log.resume_at().map(drop)
     }
 
-    fn append(&self, segment: SegmentNo, offset: u64, bytes: &[u8]) -> Result<()> {
-        log::whole(bytes, self.system, self.timeline, segment).map_err(|fault| {
+    fn check(&self, segment: SegmentNo, bytes: &[u8]) -> Result<()> {
+        let checked = log::whole(bytes, self.system, self.timeline, segment).map(drop);
+        checked.map_err(|fault| {
             let text = format!("segment {:X} in the archive is not good: {fault}", segment.0);
             Error::new(ErrorKind::Corrupt, text)
-        })?;
+        })
+    }
+
+    fn append(&self, segment: SegmentNo, offset: u64, bytes: &[u8]) -> Result<()> {
         let known = usize::try_from(offset).ok().and_then(|n| bytes.get(..n));
         let same = match known {
             Some([]) => true,

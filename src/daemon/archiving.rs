@@ -90,7 +90,8 @@ async fn run(node: Arc<Node>, log: Log, cancel: CancellationToken) {
 
 async fn archive(node: &Arc<Node>, log: &Log, address: Option<Address>, cancel: CancellationToken) {
     let board = Arc::clone(&node.archiving.board);
-    let (Some(address), Ok(control)) = (address, node.state.set_up()) else {
+    let (Some(address), Ok(control), Ok(history)) = (address, node.state.set_up(), node.state.history())
+    else {
         board.clear();
         return cancel.cancelled().await;
     };
@@ -100,6 +101,7 @@ async fn archive(node: &Arc<Node>, log: &Log, address: Option<Address>, cancel: 
         state: node.state.path().to_owned(),
         system: control.system,
         timeline: control.timeline,
+        history,
         connect: Arc::new(archive::connect),
     };
     archiver::run(context, board, log.subscribe(), Arc::clone(&node.archiving.nudge), cancel).await;

@@ -13,13 +13,14 @@ use super::port::Port;
 use super::resync::{self, Cause, TOO_OFTEN};
 use super::show::{cuts_part, log_part};
 use super::source::{FollowerSource, Source};
-use super::{Engine, FAILURE_LOOK, Node, archived, blocking, bounded_stop, cleanup, until_failure};
+use super::{Engine, FAILURE_LOOK, Node, archived, blocking, bounded_stop, cleanup, lines, until_failure};
 use crate::apply::{
     self, Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Inexact, LocalEdits,
 };
 use crate::config::{self, Config, Cuts, ResyncMode, StopAction};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fill;
+use crate::history::History;
 use crate::log::{Log, LogOptions};
 use crate::net::{Ancestry, Sources, Upstream, UpstreamStatus};
 use crate::position::Lsn;
@@ -128,18 +129,28 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     }
     let cancel = stop.child_token();
     let cleaning = cleanup::start(node, &log);
+    let applied = apply.applied();
     let result = follow(node, &config, sources, &follower, &apply, &log, start, cancel.clone()).await;
     cancel.cancel();
     cleaning.stop().await;
     bounded_stop("stop apply", move || apply.stop().map(|_| ())).await;
     bounded_stop("close the log", move || log.close()).await;
-    result
+    match result? {
+        Some(next) => {
+            let applied = applied.borrow().lsn;
+            lines::go_over(node, next, applied).await
+        }
+        None => Ok(()),
+    }
 }
 
 /// Sends log onward from now on, and first copies.
 async fn serve(node: &Node, control: &Control, apply: &ApplyHandle, log: &Log, root: Arc<Root>) {
-    let at = (control.system, control.timeline);
-    if let Some(desk) = node.port.serve(node, log, at, Source::new(root)).await {
+    let history = match node.state.history() {
+        Ok(history) => history,
+        Err(e) => return tracing::error!("{}: followers are not served: {e}", control.name),
+    };
+    if let Some(desk) = node.port.serve(node, log, history, Source::new(root)).await {
         desk.supply(FollowerSource(apply.clone()));
     }
 }
@@ -186,6 +197,7 @@ async fn copy(
 /// Opens the log and starts apply. The LSN is where an empty log begins.
 fn start_apply(node: &Arc<Node>, root: Arc<Root>, clock: Ancestry) -> Result<(ApplyHandle, Log, Lsn)> {
     let (config, control) = (node.config(), node.state.set_up()?);
+    lines::settle(&node.state)?;
     let log = Log::open_follower(LogOptions {
         dir: node.state.log(),
         system: control.system,
@@ -212,7 +224,7 @@ fn start_apply(node: &Arc<Node>, root: Arc<Root>, clock: Ancestry) -> Result<(Ap
     Ok((apply, log, start))
 }
 
-fn options(config: &Config) -> ApplyOptions {
+pub(super) fn options(config: &Config) -> ApplyOptions {
     ApplyOptions {
         cuts: match config.apply_cuts {
             Cuts::Exact => ApplyCuts::Exact,
@@ -251,14 +263,14 @@ async fn follow(
     log: &Log,
     start: Lsn,
     cancel: CancellationToken,
-) -> Result<()> {
+) -> Result<Option<History>> {
     let control = node.state.set_up()?;
+    let history = node.state.history()?;
     let context = receive::ReceiveContext {
         purpose: Purpose::Follow,
         sources,
         name: node.name(),
-        system: control.system,
-        timeline: control.timeline,
+        history,
         log: log.clone(),
         start,
         applied: apply.applied(),
@@ -279,22 +291,23 @@ async fn follow(
     let mut noting = pin!(note_commits(node, log));
     let target = end_at_target(node, config, apply);
     let e = tokio::select! {
-        never = target => return never,
+        never = target => return never.map(|()| None),
         r = &mut receiving => return r,
-        r = usable => return r,
+        r = usable => return r.map(|()| None),
         never = &mut noting => match never {},
         cause = &mut apart => {
-            if !archived::rejoin(node, config, log, start, &cause, &cancel).await {
+            let upstream = follower.upstream.status().history;
+            if !archived::rejoin(node, config, log, start, (&cause, upstream), &cancel).await {
                 node.resyncs.want(cause);
             }
-            return Ok(());
+            return Ok(None);
         }
         e = failed => e,
     };
     let e = match e.map(|e| repair(node, config, apply, e)) {
         Some(Ok(cause)) => {
             node.resyncs.want(cause);
-            return Ok(());
+            return Ok(None);
         }
         other => other.and_then(std::result::Result::err),
     };
@@ -308,11 +321,11 @@ async fn follow(
             tokio::select! {
                 r = &mut receiving => r,
                 never = &mut noting => match never {},
-                () = node.stand_still(e) => Ok(()),
-                e = until_failure(node, &cancel, || log.failure()) => e.map_or(Ok(()), Err),
+                () = node.stand_still(e) => Ok(None),
+                e = until_failure(node, &cancel, || log.failure()) => e.map_or(Ok(None), Err),
             }
         }
-        other => other.map_or(Ok(()), Err),
+        other => other.map_or(Ok(None), Err),
     }
 }
 
@@ -398,6 +411,16 @@ async fn note_usable(node: &Arc<Node>, apply: &ApplyHandle, log: &Log, control: 
 impl Follower {
     pub(super) fn log(&self) -> Option<Log> {
         self.log.clone()
+    }
+
+    /// The log and what applies it, once they are there.
+    pub(super) fn stand(&self) -> Option<(Log, ApplyHandle)> {
+        self.log.clone().zip(self.apply.clone())
+    }
+
+    /// How far the leader's log was heard to go.
+    pub(super) fn known_end(&self) -> Lsn {
+        self.upstream.status().end
     }
 
     /// What apply has counted, if it was there.
@@ -566,6 +589,10 @@ fn refusal(upstream: &UpstreamStatus) -> Option<(&'static str, Failure)> {
             Code::WrongSystem | Code::Protocol => {
                 "point the node at its own leader (key 'leader', then `towline reload`); or stop it, empty its data \
                  and state directories, and start it: it is filled from this one"
+            }
+            Code::WrongTimeline => {
+                "name the node that leads now in the key 'leader', then `towline reload`; if this node is on the line that was \
+                 left, `towline resync` makes it equal to its upstream"
             }
             Code::Resync | Code::Diverged => {
                 "`towline resync` makes this node equal to its upstream again; with resync = \"auto\" that is done by itself"

@@ -38,16 +38,21 @@ pub(super) async fn log_of(node: &Arc<Node>) -> Result<usize> {
         return Ok(0);
     }
     let sources = follower::upstreams(&config)?;
+    let history = node.state.history()?;
     let mut from = Fetch {
         upstream: String::new(),
         name: node.name(),
         node: node.id,
         system,
         timeline,
+        line: history.line(),
         peer_timeout: config.peer_timeout.0,
         trust: node.trust.clone(),
     };
     for &segment in &bad {
+        from.timeline = history.timeline_of(segment);
+        from.line = history.line_of(from.timeline).unwrap_or_default();
+        let timeline = from.timeline;
         let bytes = fetch_from_any(&mut from, &sources.addresses, segment).await?;
         let (state, next_is_good) = (Arc::clone(&node.state), !bad.contains(&segment.next()));
         blocking(move || repair::install(&state.log(), system, timeline, segment, &bytes, next_is_good))

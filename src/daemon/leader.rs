@@ -12,7 +12,9 @@ use super::port::Port;
 use super::show::{cuts_part, log_part};
 use super::source::{LeaderSource, Source};
 use super::sync;
-use super::{Engine, Node, archiving, blocking, bounded_stop, cleanup, recover, until_failure};
+use super::{
+    Engine, Node, archiving, blocking, bounded_stop, cleanup, lines, promote, recover, until_failure,
+};
 use crate::capture::{Capture, CaptureHandle, CaptureOptions};
 use crate::config::Config;
 use crate::control::Request;
@@ -44,7 +46,6 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     node.port.open(&config, Ancestry::leader(node.id), None).await?;
     sync::enforce(node.port.peers(), &config)?;
     let control = node.state.set_up()?;
-    let at = (control.system, control.timeline);
     let starter = Arc::clone(node);
     let (root, log, fold) = match blocking(move || recovered(&starter)).await {
         Ok(recovered) => recovered,
@@ -55,7 +56,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     };
     // What is in the log is good, whatever becomes of the directory.
     node.slots.lead();
-    let desk = node.port.serve(node, &log, at, Source::new(Arc::clone(&root))).await;
+    let desk = node.port.serve(node, &log, node.state.history()?, Source::new(Arc::clone(&root))).await;
     // Before any log is removed.
     let archiving = archiving::start(node, &log);
     let cleaning = cleanup::start(node, &log);
@@ -76,6 +77,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
         desk.supply(LeaderSource(capture.clone()));
     }
     node.phase("running");
+    promote::hook(node);
     if let Some(listen) = &config.listen {
         tracing::info!("leader of system {} serves followers on {listen}", control.system);
     }
@@ -154,9 +156,10 @@ async fn serve_failed(node: &Arc<Node>, control: &Control, why: &Error) {
         Ok((Source::new(Arc::new(root)), log))
     });
     match opened.await {
-        Ok((source, log)) if log.tail().end >= reached.max(Lsn::FIRST) => {
-            node.port.serve(node, &log, (control.system, control.timeline), source).await;
-        }
+        Ok((source, log)) if log.tail().end >= reached.max(Lsn::FIRST) => match node.state.history() {
+            Ok(history) => drop(node.port.serve(node, &log, history, source).await),
+            Err(e) => tracing::warn!("nor can the log be served to followers: {e}"),
+        },
         Ok(_) => {}
         Err(e) => tracing::warn!("nor can the log be read for followers: {e}"),
     }
@@ -176,10 +179,12 @@ fn log_options(node: &Node, config: &Config) -> Result<LogOptions> {
 /// The directory, the log, and the catalog that the log leads to.
 fn recovered(node: &Arc<Node>) -> Result<(Arc<Root>, Log, Fold)> {
     let root = Arc::new(Root::open(&node.data).map_err(|e| Error::io("open data directory", &node.data, e))?);
+    let history = lines::settle(&node.state)?;
     let options = log_options(node, &node.config())?;
     let (system, timeline) = (options.system, options.timeline);
     let log = Log::open_leader(options)?;
-    let fold = recover::leader_fold(&node.state, system, timeline, &log)?;
+    let mut fold = recover::leader_fold(&node.state, system, timeline, &log)?;
+    lines::begin(&history, &log, &mut fold)?;
     Ok((root, log, fold))
 }
 

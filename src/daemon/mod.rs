@@ -13,6 +13,9 @@
 //!     +----- pause, reload, or damaged log fetched again -----/
 //! ```
 //!
+//! A follower that is promoted ends its turn, and takes one to come to rest as the leader (`promoting`); the next turn is a
+//! leader's: see `promote`.
+//!
 //! The port is served over all of them: between two, and while nothing runs, followers still get the log that is
 //! durable.
 //!
@@ -26,10 +29,12 @@ mod cleanup;
 mod follower;
 mod heal;
 mod leader;
+mod lines;
 mod options;
 mod pages;
 mod points;
 mod port;
+mod promote;
 mod recover;
 mod resync;
 mod show;
@@ -102,6 +107,7 @@ pub(crate) struct Node {
     pub(crate) trust: Trust,
     pages: pages::Pages,
     pub(crate) resyncs: resync::Resyncs,
+    pub(crate) promotion: promote::Promotion,
     archiving: archiving::Archiving,
     pub(crate) data: PathBuf,
     pub(crate) paused: std::sync::atomic::AtomicBool,
@@ -272,6 +278,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
         trust,
         pages: pages::Pages::default(),
         resyncs: resync::Resyncs::default(),
+        promotion: promote::Promotion::default(),
         archiving: archiving::Archiving::default(),
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),
@@ -373,6 +380,7 @@ async fn generations(node: &Arc<Node>) -> Result<()> {
         let result = match (node.state.settle(), role) {
             (Err(e), _) => Err(e),
             (Ok(()), Role::Leader) => leader::generation(node, &turn).await,
+            (Ok(()), Role::Follower) if node.promotion.is_wanted() => promote::turn(node, &turn).await,
             (Ok(()), Role::Follower) => follower::generation(node, &turn).await,
         };
         node.set_engine(None);
@@ -463,6 +471,7 @@ fn answer(node: Arc<Node>, request: Request, cancel: CancellationToken) -> Answe
             Request::Pause | Request::Resume => follower_request(&node, request).await,
             Request::Slot(request) => slot::answer(node, request).await,
             Request::Resync => resync::asked(&node),
+            Request::Promote(ask) => promote::answer(node, ask).await,
             Request::Confirm if is_follower(&node) => Ok(resync::confirm(&node)),
             Request::Confirm | Request::Barrier | Request::RestorePoint { .. } => {
                 leader_request(&node, request).await

@@ -97,6 +97,7 @@ const LEADER_START: &[&str] = &["name", "peer_timeout", "segment_timeout", "comp
 /// What either role looks up whenever it needs it.
 const LOOKED_UP: &[&str] = &[
     "log_level",
+    "on_promote",
     "max_slot_keep",
     "max_slot_disk",
     "keep_segments",

@@ -13,9 +13,9 @@ use super::source::Source;
 use super::{Node, lock};
 use crate::config::{self, Config};
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::History;
 use crate::log::Log;
 use crate::net::{Ancestry, Upstream};
-use crate::position::{SystemId, TimelineId};
 use crate::send::{self, BackupStatus, Backups, Card, Halt, Peers, ServeContext};
 use crate::sys::vital;
 use crate::wire::Below;
@@ -142,7 +142,7 @@ impl Port {
         &self,
         node: &Node,
         log: &Log,
-        (system, timeline): (SystemId, TimelineId),
+        history: History,
         source: Source,
     ) -> Option<Desk> {
         let listener = lock(&self.open).clone()?;
@@ -153,8 +153,7 @@ impl Port {
         let context = ServeContext {
             log: log.clone(),
             source: Arc::clone(&desk.source) as _,
-            system,
-            timeline,
+            history: Arc::new(history),
             name: node.name(),
             peer_timeout: config.peer_timeout.0,
             max_followers: config.max_followers,
@@ -197,9 +196,10 @@ impl Port {
         let Some(listener) = lock(&self.open).clone() else { return };
         self.clear().await;
         let Some(control) = node.state.control() else { return };
+        // Whoever is turned away need not know more.
+        let history = node.state.history().unwrap_or_else(|_| History::first(control.system));
         let card = Card {
-            system: control.system,
-            timeline: control.timeline,
+            history: Arc::new(history),
             name: node.name(),
             ancestry: lock(&self.ancestry).clone(),
             peer_timeout: node.config().peer_timeout.0,

@@ -174,7 +174,7 @@ fn alive(before: &Look, now: &Look) -> bool {
 
 /// Whether a start is over: see the table of the module.
 fn started(state: &str, trouble: bool) -> bool {
-    trouble || matches!(state, "running" | "filling" | "resyncing" | "recovering" | "healing")
+    trouble || matches!(state, "running" | "filling" | "resyncing" | "recovering" | "healing" | "promoting")
 }
 
 /// Tells the service manager how the node is until it is told to stop.

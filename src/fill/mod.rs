@@ -44,7 +44,7 @@ mod tree;
 mod write;
 
 pub use lay::{Cloning, Layout, Shelf, lay};
-pub use resync::{Order, Report, is_due as resyncs};
+pub use resync::{Order, Report, aside_next, is_due as resyncs};
 pub use source::{Serving, serve};
 pub use take::{Batch, Opened, Taken, Taker, Wish, open};
 pub use target::{FillContext, run};

@@ -27,6 +27,7 @@ use super::journal::{Finished, Journal};
 use super::local::{Scanned, scan};
 use super::plan::{Plan, plan};
 use super::shape::Shape;
+use super::take::way_of;
 use super::target::{
     self, BATCH_BYTES, BATCH_CAREFUL, FillContext, Hunger, Job, OUTSTANDING, Received, Running, SNAPSHOT,
     Token, alive, finish, hear, hello_of, local, receive,
@@ -206,7 +207,11 @@ impl Talk<'_> {
             (Decision::Fill, _) => {
                 let received = receive(reader, self.context).await?;
                 let (of, from) = ((self.welcome.system, self.welcome.timeline), self.address.to_owned());
-                let work = move || begin(&here, received, of, &from);
+                let history = way_of(&self.welcome)?;
+                let work = move || {
+                    here.state.keep_history(&history)?;
+                    begin(&here, received, of, &from)
+                };
                 alive(writer, half, local(&self.token, work)).await
             }
             _ => {
@@ -471,16 +476,30 @@ fn aside(state: &StateDir) -> Vec<u64> {
     numbers
 }
 
-fn put_aside(state: &StateDir) -> Result<()> {
+/// Where the next log that is put aside goes to; an older one goes for it if there are too many.
+///
+/// # Errors
+/// Why that one can't be removed.
+pub fn aside_next(state: &StateDir) -> Result<std::path::PathBuf> {
     let lost = state.lost();
     disk::create_subdir_durable(&lost)?;
     let numbers = aside(state);
+    if let Some(last) = numbers.last().map(|n| lost.join(n.to_string()))
+        && fs::read_dir(&last).is_ok_and(|mut entries| entries.next().is_none())
+    {
+        // It was made for a log that a crash kept here.
+        return Ok(last);
+    }
     for old in numbers.iter().take((numbers.len() + 1).saturating_sub(ASIDE_MAX)) {
         let path = lost.join(old.to_string());
         tracing::warn!("'{}' is removed: no more than {ASIDE_MAX} logs are kept there", path.display());
         fs::remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
     }
-    let to = lost.join(numbers.last().map_or(1, |n| n + 1).to_string());
+    Ok(lost.join(numbers.last().map_or(1, |n| n + 1).to_string()))
+}
+
+fn put_aside(state: &StateDir) -> Result<()> {
+    let to = aside_next(state)?;
     disk::rename_durable(&state.log(), &to)?;
     disk::sync_dir(state.path())?;
     disk::create_subdir_durable(&state.log())?;

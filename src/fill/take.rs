@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::target::{FillContext, Hunger, hear, hello_of, receive};
 use crate::catalog::Catalog;
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::History;
 use crate::net::{self, End, Ended, MessageReader, MessageWriter, Met, Target, Traffic, UpstreamState};
 use crate::position::{FileId, Lsn, SystemId, TimelineId};
 use crate::wire::{Ack, Code, Decision, Message, Range, Welcome};
@@ -61,6 +62,8 @@ pub struct Taken<T> {
     pub catalog: Arc<Catalog>,
     pub system: SystemId,
     pub timeline: TimelineId,
+    /// Where that and those before it branched off.
+    pub history: History,
     /// Replay to here makes it whole.
     pub end: Lsn,
 }
@@ -165,7 +168,8 @@ where
     let taker =
         worked.map_err(|e| if e.kind() == ErrorKind::Corrupt { End::Lost(e) } else { End::Local(e) })?;
     let (end, ()) = moved?;
-    Ok(Taken { taker, catalog, system, timeline: welcome.timeline, end })
+    let history = way_of(welcome)?;
+    Ok(Taken { taker, catalog, system, timeline: welcome.timeline, history, end })
 }
 
 async fn local<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Ended<T> {
@@ -220,6 +224,21 @@ impl Wish {
         match self {
             Self::Files(ids) => Message::FillRequest { batch, starved, ids },
             Self::Ranges(ranges) => Message::RangeRequest { batch, starved, ranges },
+        }
+    }
+}
+
+/// The way of the upstream's log: the copy stands on it.
+pub(super) fn way_of(welcome: &Welcome) -> Ended<History> {
+    match &welcome.history {
+        Some(history) => Ok(history.clone()),
+        None if welcome.timeline == TimelineId::FIRST => Ok(History::first(welcome.system)),
+        None => {
+            let reason = format!(
+                "the upstream is on timeline {} and does not say where that branched off",
+                welcome.timeline
+            );
+            Err(End::Refused(Code::WrongTimeline, reason))
         }
     }
 }

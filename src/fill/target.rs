@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::journal::{Finished, Journal};
 use super::resync::{self, Order, Report};
 use super::shape::Shape;
+use super::take::way_of;
 use super::tree::{Skipped, Tree, foreign};
 use super::write::{Done, Note, Work, Writer, keep_journal};
 use crate::blocks::Blocks;
@@ -187,6 +188,8 @@ pub(super) fn hello_of(context: &FillContext, control: &Control) -> Hello {
         node: context.status.node(),
         wants: RoleWanted::Any,
         purpose: context.purpose,
+        // Without a history to be read it is no line that anybody knows.
+        line: context.state.history().map(|h| h.line()).unwrap_or_default(),
     }
 }
 
@@ -293,7 +296,12 @@ async fn receive_snapshot<R: AsyncRead + Unpin>(
 ) -> Ended<Begun> {
     let received = receive(reader, context).await?;
     let (context, system, timeline) = (Arc::clone(context), welcome.system, welcome.timeline);
-    local(token, move || begin(&context, received, system, timeline)).await
+    let history = way_of(welcome)?;
+    local(token, move || {
+        context.state.keep_history(&history)?;
+        begin(&context, received, system, timeline)
+    })
+    .await
 }
 
 /// Makes a snapshot durable, and the beginning of the copy.

@@ -219,8 +219,7 @@ async fn lead(source: Arc<dyn CopySource>) -> Leader {
     let context = ServeContext {
         log,
         source,
-        system: SYSTEM,
-        timeline: TimelineId::FIRST,
+        history: Arc::new(crate::history::History::first(SYSTEM)),
         name: "leader".to_owned(),
         peer_timeout: Duration::from_secs(2),
         max_followers: 4,

@@ -9,7 +9,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use zstd::bulk::Decompressor;
 
-use super::recover::read_all;
+use super::recover::{Kept, read_all};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::Lsn;
 use crate::segment::{
@@ -113,7 +113,7 @@ pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
             let entry = entry.map_err(|e| Error::io("list", dir, e))?.path();
-            if entry.file_name().is_some_and(|n| segment::parse_name(n.as_bytes()).is_some()) {
+            if entry.file_name().is_some_and(|n| Kept::of(n.as_bytes()).is_some()) {
                 // A running node may have given it another name meanwhile; reading it says so.
                 if let Ok(meta) = fs::metadata(&entry) {
                     regular(&entry, &meta)?;
@@ -195,7 +195,8 @@ pub fn look_at(path: &Path, bytes: &[u8]) -> Result<Report> {
 }
 
 fn examine_bytes(path: &Path, bytes: &[u8], mut each: impl FnMut(Seen<'_>) -> Result<()>) -> Result<Report> {
-    let name = path.file_name().and_then(|n| segment::parse_name(n.as_bytes()));
+    let name = path.file_name().and_then(|n| Kept::of(n.as_bytes()));
+    let name = name.map(|(segment, kept)| (kept.timeline, segment, !kept.sealed()));
     let head = bytes.get(..HEADER_LEN).unwrap_or(bytes);
     let zstd = Decompressor::new().map_err(Error::from)?;
     let mut report = Report {
@@ -331,7 +332,12 @@ impl Examination<'_> {
 /// Why `next`, the next file that was named, does not follow `before` in one log; `None`: it does,
 /// or they are of different logs.
 pub(super) fn misfit(before: &Report, next: &Report) -> Option<String> {
-    if before.system != next.system || before.timeline != next.timeline || before.segment >= next.segment {
+    let after = before.timeline <= next.timeline && before.segment < next.segment;
+    // Of two timelines only those are known to belong together that follow each other.
+    if before.system != next.system
+        || !after
+        || (before.timeline != next.timeline && before.segment + 1 < next.segment)
+    {
         return None;
     }
     if before.segment + 1 < next.segment {

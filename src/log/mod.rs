@@ -20,12 +20,14 @@ use tokio::sync::watch;
 
 use crate::codec::DecodeError;
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::Branch;
 use crate::position::{Cut, Lsn, SegmentNo, SystemId, TimelineId};
 use crate::record::{Record, Records};
-use crate::segment::{FRAME_LEN, FrameHeader, HEADER_LEN, RAW_MAX, flags, stored_bound};
+use crate::segment::{FRAME_LEN, FrameHeader, HEADER_LEN, RAW_MAX, TRAILER_LEN, flags, stored_bound};
 use crate::sys::pulse::Pulse;
 use crate::sys::{self, vital};
 
+mod branch;
 pub mod dump;
 mod extent;
 mod file;
@@ -45,11 +47,12 @@ use intake::Intake;
 use queue::{Job, Queue};
 use writer::Writer;
 
+pub use branch::{Cut as LineCut, end_lines};
 pub use extent::{remove_before, start_before, stored};
 pub use gaps::Gaps;
 pub use reader::{Frame, FrameReader};
 pub use stored::{Ahead, StoredReader};
-pub use whole::{sealed, sealed_at, whole};
+pub use whole::{SealedBy, sealed, sealed_at, whole};
 
 /// Most bytes that wait for the writer thread: 16 MiB.
 pub const QUEUE_BYTES: usize = 16 << 20;
@@ -531,8 +534,8 @@ impl Log {
         if segment > tail.segment || (segment == tail.segment && offset > tail.offset) {
             return Ok(None);
         }
-        let Some((file, path)) = reader::open_segment(self.dir(), self.shared.options.timeline, segment)?
-        else {
+        let options = &self.shared.options;
+        let Some(open) = reader::open_segment(self.dir(), options.timeline, segment)? else {
             return Ok(if offset == 0 && segment == tail.segment {
                 Some(Sha256::digest([]).into())
             } else {
@@ -540,14 +543,37 @@ impl Log {
             });
         };
         let mut sha = Sha256::new();
-        if !hash_range(&file, &path, 0..offset, &mut sha)? {
+        if !hash_range(&open.file, &open.path, 0..offset, &mut sha)? {
             return Ok(None);
         }
         let prefix = sha.finalize().into();
-        if path == self.dir().join(crate::segment::file_name(self.shared.options.timeline, segment, false)) {
-            recover::check_sealed(&self.shared.options, segment)?;
+        if open.kept.sealed() {
+            recover::check_sealed(options, segment, open.kept)?;
         }
         Ok(Some(prefix))
+    }
+
+    /// Where the log of a line ends that `branch` ended: stored bytes up to there, without a trailer that another line has
+    /// made.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Missing`] when that segment is not here.
+    pub fn end_before(&self, branch: &Branch) -> Result<Tail> {
+        let (timeline, segment) = (self.shared.options.timeline, branch.last_segment());
+        let missing = || reader::missing(self.dir(), branch.parent, segment);
+        let open = reader::open_segment(self.dir(), timeline, segment)?.ok_or_else(missing)?;
+        let len = open.file.metadata().map_err(|e| Error::io("stat", &open.path, e))?.len();
+        let ended = matches!(open.kept.form, recover::Form::Ended(_));
+        let trailer = if ended { TRAILER_LEN as u64 } else { 0 };
+        Ok(Tail { end: branch.at, segment, offset: len.saturating_sub(trailer), ..Tail::default() })
+    }
+
+    /// Bytes of the file of a sealed segment; `None`: it is not here, or not sealed.
+    ///
+    /// # Errors
+    /// Why the directory can't be read.
+    pub fn sealed_len(&self, segment: SegmentNo) -> Result<Option<u64>> {
+        whole::sealed_len(self.dir(), self.shared.options.timeline, segment)
     }
 
     /// See [`remove_before`].

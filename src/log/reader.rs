@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use zstd::bulk::Decompressor;
 
+use super::recover::{Form, Kept, list};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::segment::{self, FRAME_LEN, Fault, FrameHeader, Item, Parser, STORED_MAX, Step};
@@ -38,22 +39,35 @@ pub(super) fn damaged(path: &Path, offset: u64, why: &Fault) -> Error {
     Error::new(ErrorKind::Corrupt, message)
 }
 
-/// Opens the file of a segment, sealed or not; `None` when it is not there.
-pub(super) fn open_segment(
-    dir: &Path,
-    timeline: TimelineId,
-    segment: SegmentNo,
-) -> Result<Option<(File, PathBuf)>> {
-    // Sealing renames it between two looks: so sealed, partial, and sealed again.
-    for partial in [false, true, false] {
-        let path = dir.join(segment::file_name(timeline, segment, partial));
+/// A segment's file that was opened.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) file: File,
+    pub(super) path: PathBuf,
+    pub(super) kept: Kept,
+}
+
+/// Opens the file of a segment on the way of `timeline`, sealed or not; `None` when it is not there.
+pub(super) fn open_segment(dir: &Path, timeline: TimelineId, segment: SegmentNo) -> Result<Option<Opened>> {
+    let try_open = |kept: Kept| {
+        let path = dir.join(kept.name(segment));
         match File::open(&path) {
-            Ok(file) => return Ok(Some((file, path))),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io("open", &path, e)),
+            Ok(file) => Ok(Some(Opened { file, path, kept })),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("open", &path, e)),
+        }
+    };
+    // Sealing renames it between two looks: so sealed, partial, and sealed again.
+    for form in [Form::Sealed, Form::Partial, Form::Sealed] {
+        if let Some(opened) = try_open(Kept { timeline, form })? {
+            return Ok(Some(opened));
         }
     }
-    Ok(None)
+    // One from before a branch: nobody gives it another name any more.
+    match timeline {
+        TimelineId::FIRST => Ok(None),
+        _ => list(dir, timeline)?.get(&segment).map_or(Ok(None), |kept| try_open(*kept)),
+    }
 }
 
 /// An error for a segment that is not there.
@@ -222,10 +236,10 @@ impl FrameReader {
     /// before the position, which moved to the next one.
     fn seek(&mut self, limit: Lsn) -> Result<Option<Cursor>> {
         let segment = self.lsn.segment();
-        let Some((file, path)) = open_segment(&self.dir, self.timeline, segment)? else {
+        let Some(Opened { file, path, kept }) = open_segment(&self.dir, self.timeline, segment)? else {
             return Err(missing(&self.dir, self.timeline, segment));
         };
-        let parser = Parser::new(self.system, self.timeline, segment);
+        let parser = Parser::new(self.system, kept.timeline, segment);
         let mut cursor = Cursor { file, path, parser, buf: Vec::new(), base: 0, sure: Lsn::ZERO };
         let mut started = false;
         while !started || cursor.parser.lsn() < self.lsn {

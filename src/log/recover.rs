@@ -20,6 +20,48 @@ use crate::position::{Lsn, SegmentNo, TimelineId};
 use crate::segment::{self, FILE_MAX, Fault, Header, Item, Marks, Parser, Step, TRAILER_LEN, Trailer};
 use crate::sys;
 
+/// What a segment's file is called. The greater of two of one number counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Kept {
+    /// Its timeline.
+    pub(super) timeline: TimelineId,
+    pub(super) form: Form,
+}
+
+/// Whether a segment is sealed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Form {
+    /// Not yet.
+    Partial,
+    /// By the line itself.
+    Sealed,
+    /// Where the timeline within branched off.
+    Ended(TimelineId),
+}
+
+impl Kept {
+    /// What the name of a segment's file says.
+    pub(super) fn of(name: &[u8]) -> Option<(SegmentNo, Self)> {
+        if let Some((timeline, segment, partial)) = segment::parse_name(name) {
+            let form = if partial { Form::Partial } else { Form::Sealed };
+            return Some((segment, Self { timeline, form }));
+        }
+        let (timeline, segment, by) = segment::parse_ended(name)?;
+        Some((segment, Self { timeline, form: Form::Ended(by) }))
+    }
+
+    pub(super) fn sealed(self) -> bool {
+        self.form != Form::Partial
+    }
+
+    pub(super) fn name(self, segment: SegmentNo) -> String {
+        match self.form {
+            Form::Ended(by) => segment::ended_name(self.timeline, segment, by),
+            form => segment::file_name(self.timeline, segment, form == Form::Partial),
+        }
+    }
+}
+
 /// The end of a log as recovery found it.
 #[derive(Debug)]
 pub(super) struct Recovered {
@@ -35,16 +77,17 @@ pub(super) struct Recovered {
     pub(super) marks: Marks,
 }
 
-/// The segment files of `timeline` in `dir`: number and whether it is sealed.
-pub(super) fn list(dir: &Path, timeline: TimelineId) -> Result<BTreeMap<SegmentNo, bool>> {
-    let mut found = BTreeMap::new();
+/// The segment files in `dir` that are on the way of `timeline`: of it, and before each branch of the timeline that was left
+/// there. No number is of two timelines.
+pub(super) fn list(dir: &Path, timeline: TimelineId) -> Result<BTreeMap<SegmentNo, Kept>> {
+    let mut found: BTreeMap<SegmentNo, Kept> = BTreeMap::new();
     for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
         let entry = entry.map_err(|e| Error::io("list", dir, e))?;
-        if let Some((t, segment, partial)) = segment::parse_name(entry.file_name().as_bytes())
-            && t == timeline
+        if let Some((segment, kept)) = Kept::of(entry.file_name().as_bytes())
+            && kept.timeline <= timeline
         {
-            let sealed = found.entry(segment).or_insert(false);
-            *sealed |= !partial;
+            let best = found.entry(segment).or_insert(kept);
+            *best = (*best).max(kept);
         }
     }
     Ok(found)
@@ -63,11 +106,14 @@ pub(super) fn recover(o: &LogOptions, leader: bool) -> Result<Recovered> {
     disk::create_subdir_durable(&o.dir)?;
     remove_leftovers(o)?;
     let files = list(&o.dir, o.timeline)?;
-    let sealed = files.iter().rev().find(|(_, sealed)| **sealed).map(|(s, _)| *s);
-    let open = files.iter().rev().find(|(_, sealed)| !**sealed).map(|(s, _)| *s);
-    if let Some(segment) = open {
-        let alone = files.values().filter(|sealed| !**sealed).count() == 1;
-        if !alone || sealed.is_some_and(|s| s > segment) {
+    let sealed = files.iter().rev().find(|(_, kept)| kept.sealed()).map(|(s, kept)| (*s, *kept));
+    let open = files.iter().rev().find(|(_, kept)| !kept.sealed()).map(|(s, kept)| (*s, *kept));
+    if let Some((segment, kept)) = open {
+        let alone = files.values().filter(|kept| !kept.sealed()).count() == 1;
+        if kept.timeline != o.timeline {
+            return Err(not_ended(&o.dir.join(kept.name(segment)), o.timeline));
+        }
+        if !alone || sealed.is_some_and(|(s, _)| s > segment) {
             let message = format!(
                 "'{}' was never sealed, but a later segment is there; fetch a good copy of it from another node",
                 path_of(o, segment, true).display()
@@ -77,11 +123,11 @@ pub(super) fn recover(o: &LogOptions, leader: bool) -> Result<Recovered> {
     }
     let base = match sealed {
         // What a leader goes on from is what its followers are measured by.
-        Some(segment) if leader => Some(check_sealed(o, segment)?),
-        Some(segment) => Some(read_sealed(o, segment)?),
+        Some((segment, kept)) if leader => Some(check_sealed(o, segment, kept)?),
+        Some((segment, kept)) => Some(read_sealed(o, segment, kept)?),
         None => None,
     };
-    if let Some(segment) = open {
+    if let Some((segment, _)) = open {
         let before = base.as_ref().filter(|b| b.segment.next() == segment);
         if let Some(found) = recover_partial(o, segment, before, leader)? {
             return Ok(found);
@@ -131,14 +177,22 @@ pub(super) fn end_of(sealed: &Sealed) -> (Tail, Marks) {
     (tail_at(sealed.segment, sealed.len, sealed.trailer.end, &marks), marks)
 }
 
+fn not_ended(path: &Path, timeline: TimelineId) -> Error {
+    let message = format!(
+        "'{}' was not ended where timeline {timeline} branched off; start the node again, and if that stays put the log back \
+         from another node",
+        path.display()
+    );
+    Error::new(ErrorKind::Corrupt, message)
+}
+
 /// Removes copies that were never renamed, and a `.partial` beside its sealed self.
 fn remove_leftovers(o: &LogOptions) -> Result<()> {
     let mut gone = false;
     for entry in fs::read_dir(&o.dir).map_err(|e| Error::io("list", &o.dir, e))? {
         let path = entry.map_err(|e| Error::io("list", &o.dir, e))?.path();
         let Some(name) = path.file_name().map(OsStrExt::as_bytes) else { continue };
-        let aside =
-            name.strip_suffix(disk::ASIDE.as_bytes()).is_some_and(|n| segment::parse_name(n).is_some());
+        let aside = name.strip_suffix(disk::ASIDE.as_bytes()).is_some_and(|n| Kept::of(n).is_some());
         let double = matches!(segment::parse_name(name), Some((t, s, true))
             if t == o.timeline && path_of(o, s, false).exists());
         if aside || double {
@@ -153,17 +207,17 @@ fn remove_leftovers(o: &LogOptions) -> Result<()> {
 pub(super) struct Sealed {
     segment: SegmentNo,
     len: u64,
-    trailer: Trailer,
+    pub(super) trailer: Trailer,
 }
 
 /// Header and trailer of a sealed segment; what lies between is checked when it is read.
-fn read_sealed(o: &LogOptions, segment: SegmentNo) -> Result<Sealed> {
-    let path = path_of(o, segment, false);
+pub(super) fn read_sealed(o: &LogOptions, segment: SegmentNo, kept: Kept) -> Result<Sealed> {
+    let path = o.dir.join(kept.name(segment));
     let file = fs::File::open(&path).map_err(|e| Error::io("open", &path, e))?;
     let len = file.metadata().map_err(|e| Error::io("stat", &path, e))?.len();
     let mut head = vec![0; segment::HEADER_LEN];
     let n = sys::read_at(&file, &mut head, 0).map_err(|e| Error::io("read", &path, e))?;
-    match Parser::new(o.system, o.timeline, segment).next(&head[..n]) {
+    match Parser::new(o.system, kept.timeline, segment).next(&head[..n]) {
         Step::Item(Item::Header(_)) => {}
         Step::Bad(fault) => return Err(corrupt(&path, 0, &fault)),
         _ => return Err(corrupt(&path, 0, &Fault::Magic)),
@@ -172,7 +226,7 @@ fn read_sealed(o: &LogOptions, segment: SegmentNo) -> Result<Sealed> {
     let mut tail = vec![0; TRAILER_LEN];
     let n = sys::read_at(&file, &mut tail, at).map_err(|e| Error::io("read", &path, e))?;
     let trailer =
-        Trailer::decode(&tail[..n], o.system, o.timeline, segment).map_err(|fault| match fault {
+        Trailer::decode(&tail[..n], o.system, kept.timeline, segment).map_err(|fault| match fault {
             Fault::Magic => corrupt(&path, at, &Fault::NoTrailer),
             other => corrupt(&path, at, &other),
         })?;
@@ -180,9 +234,9 @@ fn read_sealed(o: &LogOptions, segment: SegmentNo) -> Result<Sealed> {
 }
 
 /// [`read_sealed`], and every byte of the file against the trailer's SHA-256.
-pub(super) fn check_sealed(o: &LogOptions, segment: SegmentNo) -> Result<Sealed> {
-    let sealed = read_sealed(o, segment)?;
-    let path = path_of(o, segment, false);
+pub(super) fn check_sealed(o: &LogOptions, segment: SegmentNo, kept: Kept) -> Result<Sealed> {
+    let sealed = read_sealed(o, segment, kept)?;
+    let path = o.dir.join(kept.name(segment));
     let file = fs::File::open(&path).map_err(|e| Error::io("open", &path, e))?;
     let hashed = sealed.len.saturating_sub(sealed.trailer.sha.len() as u64);
     let mut sha = Sha256::new();

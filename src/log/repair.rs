@@ -26,9 +26,9 @@ pub fn damaged(
     let mut at = from;
     while at <= newest {
         match files.get(&at) {
-            Some(false) if at == newest => {}
-            Some(true) => {
-                let report = examine(&dir.join(segment::file_name(timeline, at, false)), |_| Ok(()))?;
+            Some(kept) if !kept.sealed() && at == newest => {}
+            Some(kept) if kept.sealed() => {
+                let report = examine(&dir.join(kept.name(at)), |_| Ok(()))?;
                 let whole = report.ending == Ending::Sealed && report.system == system.to_string();
                 if !whole {
                     bad.insert(at);
@@ -88,9 +88,9 @@ pub fn install(
         Error::new(ErrorKind::Diverged, text)
     };
     if let Some(previous) = segment.0.checked_sub(1).map(SegmentNo) {
-        let path = dir.join(segment::file_name(timeline, previous, false));
-        if path.exists() {
-            let before = examine(&path, |_| Ok(()))?;
+        let files = recover::list(dir, timeline)?;
+        if let Some(kept) = files.get(&previous).filter(|kept| kept.sealed()) {
+            let before = examine(&dir.join(kept.name(previous)), |_| Ok(()))?;
             if before.ending == Ending::Sealed && misfit(&before, &report).is_some() {
                 return Err(odd(previous));
             }
@@ -107,7 +107,8 @@ pub fn install(
 
 /// The header of a segment's file, when there is one that can be read.
 fn header(dir: &Path, timeline: TimelineId, segment: SegmentNo) -> Result<Option<Header>> {
-    let Some((file, path)) = super::reader::open_segment(dir, timeline, segment)? else { return Ok(None) };
+    let Some(open) = super::reader::open_segment(dir, timeline, segment)? else { return Ok(None) };
+    let (file, path) = (open.file, open.path);
     let mut head = vec![0; HEADER_LEN];
     let n = crate::sys::read_at(&file, &mut head, 0).map_err(|e| Error::io("read", &path, e))?;
     Ok(Header::decode(&head[..n]).ok())

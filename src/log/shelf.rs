@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tracing::info;
 
-use super::recover::{self, Recovered, check_sealed, list, path_of, read_all, tail_at};
+use super::recover::{self, Form, Kept, Recovered, check_sealed, list, path_of, read_all, tail_at};
 use super::{LogOptions, Tail};
 use crate::error::Result;
 use crate::position::SegmentNo;
@@ -18,11 +18,12 @@ use crate::segment::{Item, Marks, Parser, Step};
 /// As recovery: `Corrupt` when what is needed is damaged.
 pub(super) fn find(o: &LogOptions) -> Result<Recovered> {
     let files = list(&o.dir, o.timeline)?;
-    let sealed = files.iter().rev().find(|(_, sealed)| **sealed).map(|(s, _)| *s);
-    let base = sealed.map(|segment| check_sealed(o, segment)).transpose()?;
+    let sealed = files.iter().rev().find(|(_, kept)| kept.sealed()).map(|(s, kept)| (*s, *kept));
+    let base = sealed.map(|(segment, kept)| check_sealed(o, segment, kept)).transpose()?;
     let (mut tail, marks) = base.as_ref().map_or((Tail::default(), Marks::default()), recover::end_of);
-    let next = sealed.map_or_else(|| files.keys().next().copied(), |s| Some(s.next()));
-    if let Some(segment) = next.filter(|s| files.get(s) == Some(&false)) {
+    let next = sealed.map_or_else(|| files.keys().next().copied(), |(s, _)| Some(s.next()));
+    let open = Kept { timeline: o.timeline, form: Form::Partial };
+    if let Some(segment) = next.filter(|s| files.get(s) == Some(&open)) {
         let path = path_of(o, segment, true);
         if let Some(synced) = synced_part(o, segment, &path)? {
             tail = synced;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::Tail;
-use super::reader::{missing, open_segment};
+use super::reader::{Opened, missing, open_segment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{SegmentNo, TimelineId};
 use crate::sys;
@@ -113,7 +113,8 @@ impl StoredReader {
 
     fn open(&mut self) -> Result<&mut Open> {
         if self.file.is_none() {
-            let Some((file, path)) = open_segment(&self.dir, self.timeline, self.segment)? else {
+            let Some(Opened { file, path, .. }) = open_segment(&self.dir, self.timeline, self.segment)?
+            else {
                 return Err(missing(&self.dir, self.timeline, self.segment));
             };
             self.file = Some(Open { file, path, sealed: None });

@@ -484,14 +484,14 @@ fn a_seal_that_was_interrupted_is_finished() {
     let good = fs::read(&sealed).unwrap();
     let tail = leader(dir.path()).tail();
     // The trailer was written in part.
-    for cut in 1..crate::segment::TRAILER_LEN {
+    for cut in 1..TRAILER_LEN {
         let mut short = good[..good.len() - cut].to_vec();
         short.resize(64 << 10, 0);
         fs::rename(&sealed, &open).unwrap();
         fs::write(&open, &short).unwrap();
         let log = leader(dir.path());
         assert_eq!((log.tail().end, log.tail().segment), (tail.end, tail.segment));
-        assert_eq!(log.tail().offset, tail.offset - crate::segment::TRAILER_LEN as u64);
+        assert_eq!(log.tail().offset, tail.offset - TRAILER_LEN as u64);
         log.close().unwrap();
         let _ = fs::remove_file(&open);
         fs::write(&sealed, &good).unwrap();
@@ -652,7 +652,7 @@ proptest! {
         let crashed = scratch();
         for (segment, _) in recover::list(dir.path(), TimelineId::FIRST).unwrap() {
             if segment > durable.segment { continue; }
-            let Some((file, _)) = reader::open_segment(dir.path(), TimelineId::FIRST, segment).unwrap() else { continue };
+            let Some(reader::Opened { file, .. }) = reader::open_segment(dir.path(), TimelineId::FIRST, segment).unwrap() else { continue };
             let sealed = segment < durable.segment;
             let len = file.metadata().unwrap().len();
             let mut bytes = vec![0; usize::try_from(len).unwrap()];
@@ -695,6 +695,7 @@ proptest! {
     }
 }
 
+mod branch;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod here;

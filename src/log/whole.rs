@@ -1,18 +1,28 @@
 //! A sealed segment as a whole: what is archived, and what comes back from there.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 
 use super::reader::damaged;
-use super::recover::read_all;
+use super::recover::{Form, list, read_all};
 use crate::error::{Error, Result};
 use crate::position::{SegmentNo, SystemId, TimelineId};
 use crate::segment::{Fault, HEADER_LEN, Header, TRAILER_LEN, Trailer, file_name};
 
-/// A sealed segment's file in `dir`, every byte checked against its trailer; `None`: it is not there.
+/// Which line sealed a segment, or which one ended it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SealedBy {
+    /// The timeline of the segment.
+    pub timeline: TimelineId,
+    /// The timeline that branched off in it, if it was not sealed by its own.
+    pub ended_by: Option<TimelineId>,
+}
+
+/// A sealed segment's file on the way of `timeline` in `dir`, every byte checked against its trailer; `None`: it is not
+/// there.
 ///
 /// # Errors
 /// `Corrupt` when it is not what was sealed.
@@ -21,18 +31,34 @@ pub fn sealed(
     system: SystemId,
     timeline: TimelineId,
     segment: SegmentNo,
-) -> Result<Option<Vec<u8>>> {
-    let path = dir.join(file_name(timeline, segment, false));
-    match std::fs::symlink_metadata(&path) {
-        Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io("look at", &path, e)),
-    }
-    let bytes = read_all(&path)?;
-    match whole(&bytes, system, timeline, segment) {
-        Ok(_) => Ok(Some(bytes)),
+) -> Result<Option<(SealedBy, Vec<u8>)>> {
+    let Some((path, by)) = find(dir, timeline, segment)? else { return Ok(None) };
+    let bytes = match read_all(&path) {
+        Err(e) if e.os() == Some(nix::errno::Errno::ENOENT as i32) => return Ok(None),
+        read => read?,
+    };
+    match whole(&bytes, system, by.timeline, segment) {
+        Ok(_) => Ok(Some((by, bytes))),
         Err(fault) => Err(damaged(&path, 0, &fault)),
     }
+}
+
+/// The file of a sealed segment.
+fn find(dir: &Path, timeline: TimelineId, segment: SegmentNo) -> Result<Option<(PathBuf, SealedBy)>> {
+    let own = dir.join(file_name(timeline, segment, false));
+    match std::fs::symlink_metadata(&own) {
+        Ok(_) => return Ok(Some((own, SealedBy { timeline, ended_by: None }))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(Error::io("look at", &own, e)),
+    }
+    if timeline == TimelineId::FIRST {
+        return Ok(None);
+    }
+    let kept = list(dir, timeline)?.get(&segment).copied().filter(|kept| kept.sealed());
+    Ok(kept.map(|kept| {
+        let ended_by = if let Form::Ended(by) = kept.form { Some(by) } else { None };
+        (dir.join(kept.name(segment)), SealedBy { timeline: kept.timeline, ended_by })
+    }))
 }
 
 /// Checks that `bytes` are that sealed segment: its header, its trailer, and the SHA-256 in it.
@@ -67,8 +93,15 @@ pub fn whole(
     Ok((header, trailer))
 }
 
-/// When a sealed segment's file was last written to; `None`: it is not there.
+/// When a sealed segment's file on the way of `timeline` was last written to; `None`: it is not there.
 #[must_use]
 pub fn sealed_at(dir: &Path, timeline: TimelineId, segment: SegmentNo) -> Option<SystemTime> {
-    std::fs::metadata(dir.join(file_name(timeline, segment, false))).ok()?.modified().ok()
+    let (path, _) = find(dir, timeline, segment).ok().flatten()?;
+    std::fs::metadata(path).ok()?.modified().ok()
+}
+
+/// Bytes of a sealed segment's file on the way of `timeline`; `None`: it is not there.
+pub(super) fn sealed_len(dir: &Path, timeline: TimelineId, segment: SegmentNo) -> Result<Option<u64>> {
+    let Some((path, _)) = find(dir, timeline, segment)? else { return Ok(None) };
+    Ok(std::fs::metadata(path).ok().map(|m| m.len()))
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{Ancestry, End, Ended, Sources, Traffic, wall_clock};
 use crate::certificate::Fingerprint;
+use crate::history::History;
 use crate::position::{Lsn, NodeId};
 use crate::quorum::SyncState;
 use crate::session::{Lag, UpstreamRole};
@@ -89,6 +90,12 @@ pub struct UpstreamStatus {
     pub sync_state: Option<SyncState>,
     /// The first copy.
     pub fill: Option<FillProgress>,
+    /// The way of its log, as far as it said so.
+    #[serde(skip)]
+    pub history: Option<History>,
+    /// The way of another node to follow, that goes on from this node's line.
+    #[serde(skip)]
+    pub newest: Option<History>,
     /// Whether the connection is encrypted.
     pub tls: bool,
     /// Its key, when the connection is encrypted.
@@ -211,7 +218,10 @@ impl Upstream {
     /// # Errors
     /// This node's log would come from itself, or whether the upstream is what was asked for is not known.
     pub fn welcomed(&self, welcome: &Welcome, wants: RoleWanted) -> Ended<()> {
-        self.update(|s| s.protocol = welcome.version);
+        self.update(|s| {
+            s.protocol = welcome.version;
+            s.history.clone_from(&welcome.history);
+        });
         let refused = matches!(welcome.decision, Decision::Refuse { .. });
         if wants != RoleWanted::Any && welcome.version < VERSION_SLOTS && !refused {
             let reason = "the upstream is too old to say whether it is the leader; update it".to_owned();

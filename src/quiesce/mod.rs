@@ -145,15 +145,24 @@ impl Drop for Held<'_> {
 
 /// Runs a hook with the shell, for [`COMMAND_MAX`] at most.
 fn run_command(command: &str, stop: &AtomicBool) -> Result<()> {
+    run_hook(command, &[], COMMAND_MAX, stop)
+}
+
+/// Runs a command with these variables, for `limit` at most; what it started goes with it then.
+///
+/// # Errors
+/// It can't be run, failed, or took too long.
+pub fn run_hook(command: &str, env: &[(&str, String)], limit: Duration, stop: &AtomicBool) -> Result<()> {
     let mut child = Command::new("/bin/sh")
         .args(["-c", command])
+        .envs(env.iter().map(|(k, v)| (*k, v.as_str())))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         // What it starts in turn goes with it.
         .process_group(0)
         .spawn()
         .context(|| format!("cannot run '{command}'"))?;
-    let mut end = (Instant::now() + COMMAND_MAX, COMMAND_MAX);
+    let mut end = (Instant::now() + limit, limit);
     loop {
         if let Some(status) = child.try_wait().context(|| format!("cannot wait for '{command}'"))? {
             if status.success() {

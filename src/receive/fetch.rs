@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::LineId;
 use crate::net::{self, End, Met, Traffic};
 use crate::position::{NodeId, SegmentNo, SystemId, TimelineId};
 use crate::segment::{FILE_MAX, TRAILER_LEN, Trailer};
@@ -28,8 +29,10 @@ pub struct Fetch {
     pub node: NodeId,
     /// The system it holds.
     pub system: SystemId,
-    /// Its timeline.
+    /// The timeline of the segment on this node's way.
     pub timeline: TimelineId,
+    /// Which line that is.
+    pub line: LineId,
     /// An upstream that sends nothing for this long is given up.
     pub peer_timeout: Duration,
     /// By which terms the node is trusted.
@@ -62,6 +65,7 @@ async fn take(from: &Fetch, segment: SegmentNo) -> Result<Vec<u8>> {
         node: from.node,
         wants: RoleWanted::Any,
         purpose: Purpose::Follow,
+        line: from.line,
     };
     let traffic = Arc::new(Traffic::default());
     let met = net::meet(&from.upstream, &from.trust, from.peer_timeout, &traffic, hello).await;

@@ -8,6 +8,7 @@
 //! know what applies the log, only how far it is.
 
 pub mod fetch;
+mod scout;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -20,17 +21,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::failpoint;
+use crate::history::{Branch, History};
 use crate::log::{Log, Tail};
 use crate::net::{
     self, End, Ended, MessageReader, MessageWriter, Met, Retry, Sources, Target, Upstream, UpstreamState,
 };
-use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
-use crate::segment;
-use crate::session;
+use crate::position::{Lsn, SegmentNo};
+use crate::session::{self, Course};
 use crate::slots::Slots;
 use crate::wire::{
     ACK_APPLIES, ACK_HALTED, ACK_NEVER, ASKS_WRITE, Ack, Below, Body, Code, Decision, Hello, Message,
-    Purpose, SHA256_EMPTY, VERSION_DELAY, VERSION_SLOTS, Want,
+    Purpose, SHA256_EMPTY, VERSION_DELAY, VERSION_SLOTS, Want, Welcome,
 };
 
 /// Pieces of log (at most 1 MiB each) received but not yet handed to the log.
@@ -60,10 +61,8 @@ pub struct ReceiveContext<P> {
     pub sources: Sources,
     /// This node's name.
     pub name: String,
-    /// The system it holds.
-    pub system: SystemId,
-    /// Its timeline.
-    pub timeline: TimelineId,
+    /// The way of its log: the system it holds, its timeline, and those before it.
+    pub history: History,
     /// Where log goes to.
     pub log: Log,
     /// Where an empty log begins: the commit of the snapshot the directory was filled from.
@@ -82,43 +81,122 @@ pub struct ReceiveContext<P> {
     pub slots: Arc<Slots>,
 }
 
-/// Follows until cancelled.
+/// Follows until cancelled, or until the line that the log is on ends: then this is the way that goes on from there, and all
+/// log up to the branch is durable, or past it.
 ///
 /// # Errors
 /// The own log's failure. Everything about the peer is tried again, with pauses, for ever.
-pub async fn run<P: Progress>(context: ReceiveContext<P>, cancel: CancellationToken) -> Result<()> {
+pub async fn run<P: Progress>(
+    context: ReceiveContext<P>,
+    cancel: CancellationToken,
+) -> Result<Option<History>> {
     let mut retry = Retry::new(&context.sources, &context.status, &cancel);
     loop {
         let target = retry.begin(context.log.tail().end.0);
-        let Err(end) = connection(&context, target, &cancel).await else { return Ok(()) };
+        let end = match connection(&context, target, &cancel).await {
+            Ok(next) => return Ok(next),
+            Err(end) => end,
+        };
         if !retry.pause(end, context.log.tail().end.0).await? {
-            return Ok(());
+            return Ok(None);
         }
     }
 }
 
-/// One connection, from its first byte to its end. `Ok`: it was cancelled.
+/// One connection, from its first byte to its end. `Ok`: it was cancelled, or this is the way to go on.
 async fn connection<P: Progress>(
     context: &ReceiveContext<P>,
     target: Target<'_>,
     cancel: &CancellationToken,
-) -> Ended<()> {
-    let Met { reader, writer, welcome, mut bond } = tokio::select! {
-        () = cancel.cancelled() => return Ok(()),
-        opened = open(context, target) => opened?,
+) -> Ended<Option<History>> {
+    let (met, branch) = tokio::select! {
+        () = cancel.cancelled() => return Ok(None),
+        opened = open(context, target) => match opened? {
+            Opened::Follows(met, branch) => (met, branch),
+            Opened::GoesOver(next) => return Ok(Some(next)),
+        },
     };
+    let Met { reader, writer, welcome, mut bond } = *met;
     let revoked = Met::revoked(&mut bond, &welcome.name);
-    take((reader, writer), revoked, context, welcome.version, cancel).await
+    let end = branch.as_ref().map(|(b, _)| b.at);
+    let leaves = async {
+        tokio::select! {
+            end = revoked => end,
+            end = scout::scout(context, target.address) => end,
+        }
+    };
+    let done = take((reader, writer), leaves, context, (welcome.version, end), cancel).await?;
+    Ok(branch.map(|(_, next)| next).filter(|_| done && !cancel.is_cancelled()))
+}
+
+/// What a connection turned out to be good for.
+enum Opened {
+    /// Log comes; of a line that ends, up to this branch, from where that way goes on.
+    Follows(Box<Met>, Option<(Branch, History)>),
+    /// The line has ended already.
+    GoesOver(History),
+}
+
+/// How the upstream's line and the own one go together; `None`: as ever.
+fn course<P: Progress>(
+    context: &ReceiveContext<P>,
+    flush: Lsn,
+    welcome: &Welcome,
+) -> Ended<Option<(Course, History)>> {
+    let own = &context.history;
+    if welcome.system != own.system() || welcome.version == 0 {
+        return Ok(None);
+    }
+    let Some(theirs) = &welcome.history else {
+        let same = welcome.timeline == own.timeline();
+        let reason = format!(
+            "the upstream is on timeline {}, this node on {}, and the upstream's program is too old to say where they branched off; \
+             update it",
+            welcome.timeline,
+            own.timeline()
+        );
+        return if same { Ok(None) } else { Err(End::Refused(Code::WrongTimeline, reason)) };
+    };
+    let newest = context.status.status().newest.filter(|h| own.leads_to(h));
+    if let Some(newest) = newest.filter(|h| h.timeline() > welcome.timeline) {
+        let reason = format!(
+            "the upstream is on timeline {}, and another of the nodes to follow is on {}, a newer one",
+            welcome.timeline,
+            newest.timeline()
+        );
+        return Err(End::Refused(Code::WrongTimeline, reason));
+    }
+    let applied = context.applied.borrow().lsn();
+    let course =
+        session::course(own, flush, applied, theirs).map_err(|(code, why)| End::Refused(code, why))?;
+    let branch = match &course {
+        Course::Along => return Ok(None),
+        Course::Over(branch) | Course::Back(branch) => branch,
+    };
+    if context.purpose == Purpose::Backup {
+        let text = "the node that the backup is taken from was promoted, or follows another line, meanwhile: take the backup again";
+        return Err(End::Local(Error::new(ErrorKind::Refused, text)));
+    }
+    let next = theirs.upto(branch.timeline).unwrap_or_else(|| theirs.clone());
+    Ok(Some((course, next)))
 }
 
 /// Connects and agrees on where log comes from, and on a version.
-async fn open<P: Progress>(context: &ReceiveContext<P>, target: Target<'_>) -> Ended<Met> {
+async fn open<P: Progress>(context: &ReceiveContext<P>, target: Target<'_>) -> Ended<Opened> {
     let (hello, from) = hello(context, target).await?;
     let (flush, traffic) = (hello.flush, context.status.traffic());
     let trust = context.status.trust();
     let met = net::meet(target.address, trust, context.peer_timeout, &traffic, hello).await?;
     let welcome = &met.welcome;
     context.status.welcomed(welcome, target.wants)?;
+    let refused =
+        matches!(&welcome.decision, Decision::Refuse { code, .. } if !matches!(code, Code::Diverged));
+    let course = if refused { None } else { course(context, flush, welcome)? };
+    let branch = match course {
+        Some((Course::Over(branch), next)) if flush < branch.at => Some((branch, next)),
+        Some((_, next)) => return Ok(Opened::GoesOver(next)),
+        None => None,
+    };
     match welcome.decision.clone() {
         Decision::StreamFrom { segment, offset } if (segment, offset) == from => {}
         Decision::StreamFrom { segment, offset } => {
@@ -135,17 +213,17 @@ async fn open<P: Progress>(context: &ReceiveContext<P>, target: Target<'_>) -> E
     tracing::info!("streaming from '{}' at {} from {flush} on", welcome.name, target.address);
     context.status.connected(&welcome.name, UpstreamState::Streaming);
     context.status.showed(met.bond.fingerprint());
-    Ok(met)
+    Ok(Opened::Follows(Box::new(met), branch))
 }
 
-/// The loops of a connection that streams.
+/// The loops of a connection that streams. True: the log has reached `end`, where its line ends.
 async fn take<R, W, P>(
     (mut reader, mut writer): (MessageReader<R>, MessageWriter<W>),
-    revoked: impl Future<Output = End>,
+    leaves: impl Future<Output = End>,
     context: &ReceiveContext<P>,
-    version: u16,
+    (version, end): (u16, Option<Lsn>),
     cancel: &CancellationToken,
-) -> Ended<()>
+) -> Ended<bool>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -165,7 +243,8 @@ where
             Ok(())
         }
         heard = hear(&mut reader, context, &pieces, &asks) => heard,
-        end = revoked => Err(end),
+        end = leaves => Err(end),
+        () = reaches(&context.log, end) => Ok(()),
         acked = acknowledge(&mut writer, context, version, asked) => acked,
     };
     // What was received whole is still appended; the next hello then speaks of all of it.
@@ -188,7 +267,16 @@ where
         Err(End::Refused(code, reason)) => writer.goodbye(*code, reason).await,
         Err(_) => {}
     }
-    result
+    result.map(|()| end.is_some_and(|end| context.log.tail().end >= end))
+}
+
+/// Waits until everything before `end` is durable; for ever if there is no end.
+async fn reaches(log: &Log, end: Option<Lsn>) {
+    let Some(end) = end else { return std::future::pending().await };
+    let mut tail = log.subscribe();
+    if tail.wait_for(|t| t.end >= end).await.is_err() {
+        std::future::pending().await
+    }
 }
 
 /// Received log on its way to the thread that appends it.
@@ -368,14 +456,14 @@ async fn hello<P: Progress>(
     context: &ReceiveContext<P>,
     target: Target<'_>,
 ) -> Ended<(Hello, (SegmentNo, u64))> {
-    let (log, start, timeline) = (context.log.clone(), context.start, context.timeline);
-    let stand = tokio::task::spawn_blocking(move || stand(&log, start, timeline)).await;
+    let (log, start) = (context.log.clone(), context.start);
+    let stand = tokio::task::spawn_blocking(move || stand(&log, start)).await;
     let stand = stand.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
     let (flush, from, prefix) = stand.map_err(End::Local)?;
     let hello = Hello {
         versions: context.purpose.versions(),
-        system: context.system,
-        timeline,
+        system: context.history.system(),
+        timeline: context.history.timeline(),
         flush,
         segment: from.0,
         offset: from.1,
@@ -385,20 +473,20 @@ async fn hello<P: Progress>(
         node: context.status.node(),
         wants: target.wants,
         purpose: context.purpose,
+        line: context.history.line(),
     };
     Ok((hello, from))
 }
 
 /// The end of the own log, where it continues, and the hash that proves it.
-fn stand(log: &Log, start: Lsn, timeline: TimelineId) -> Result<(Lsn, (SegmentNo, u64), [u8; 32])> {
+fn stand(log: &Log, start: Lsn) -> Result<(Lsn, (SegmentNo, u64), [u8; 32])> {
     let at = log.resume_at().context(|| "cannot go on with the log")?;
     let Tail { end, .. } = log.tail();
     if at == (SegmentNo(0), 0) {
         return Ok((start, (start.segment(), 0), SHA256_EMPTY));
     }
     let previous = SegmentNo(at.0.0.saturating_sub(1));
-    let name = segment::file_name(timeline, previous, false);
-    let previous = std::fs::metadata(log.dir().join(name)).ok().map(|m| m.len());
+    let previous = log.sealed_len(previous)?;
     let (segment, offset) = session::resume_point(at, previous);
     if offset == 0 {
         return Ok((end.max(start), (segment, 0), SHA256_EMPTY));

@@ -1,11 +1,11 @@
 use super::*;
 use crate::catalog::{Catalog, Seen};
 use crate::fill::CopySource;
+use crate::history::LineId;
 use crate::log::LogOptions;
-use crate::position::NodeId;
-use crate::position::{Cut, FileId};
+use crate::position::{Cut, FileId, NodeId, SystemId, TimelineId};
 use crate::record::{Attrs, Commit, Kind, Record};
-use crate::segment::flags;
+use crate::segment::{self, flags};
 use crate::send::{self, PeerState, Peers, ServeContext};
 use crate::sys::Root;
 use crate::wire::{Keepalive, Purpose, RoleWanted, Welcome};
@@ -97,8 +97,7 @@ async fn serve(log: &Log, peers: &Arc<Peers>, cancel: &CancellationToken) -> Str
     let context = ServeContext {
         log: log.clone(),
         source: Arc::new(Nothing),
-        system: SYSTEM,
-        timeline: TimelineId::FIRST,
+        history: Arc::new(History::first(SYSTEM)),
         name: "leader".to_owned(),
         peer_timeout: Duration::from_secs(1),
         max_followers: 2,
@@ -129,7 +128,7 @@ struct Follower {
     applied: watch::Sender<At>,
     status: Arc<Upstream>,
     cancel: CancellationToken,
-    task: tokio::task::JoinHandle<Result<()>>,
+    task: tokio::task::JoinHandle<Result<Option<History>>>,
 }
 
 fn follow_with(name: &str, dir: tempfile::TempDir, upstream: &str) -> Follower {
@@ -145,8 +144,7 @@ fn follow_as(name: &str, node: NodeId, dir: tempfile::TempDir, upstream: &str) -
         purpose: Purpose::Follow,
         sources: Sources::one(upstream),
         name: name.to_owned(),
-        system: SYSTEM,
-        timeline: TimelineId::FIRST,
+        history: History::first(SYSTEM),
         log: log.clone(),
         start: Lsn::FIRST,
         applied: at,
@@ -431,7 +429,15 @@ async fn a_keepalive_alone_gives_lag_in_bytes_and_seconds() {
     );
     let decision = Decision::StreamFrom { segment: hello.segment, offset: 0 };
     let (system, timeline) = (SYSTEM, TimelineId::FIRST);
-    let welcome = Welcome { version: 1, system, timeline, name: "x".to_owned(), decision, lineage: None };
+    let welcome = Welcome {
+        version: 1,
+        system,
+        timeline,
+        name: "x".to_owned(),
+        decision,
+        lineage: None,
+        history: None,
+    };
     writer.send(&Message::Welcome(welcome)).await.unwrap();
     let Some(Message::Ack(ack)) = reader.next().await.unwrap() else { panic!() };
     assert_eq!(ack.flush, Lsn::FIRST);
@@ -462,7 +468,15 @@ async fn a_keepalive_alone_gives_lag_in_bytes_and_seconds() {
     let (mut reader, mut writer) = net::over_tcp(stream, Duration::from_secs(5), &Arc::default()).unwrap();
     reader.next().await.unwrap();
     let decision = Decision::StreamFrom { segment: SegmentNo(9), offset: 3 };
-    let welcome = Welcome { version: 1, system, timeline, name: "x".to_owned(), decision, lineage: None };
+    let welcome = Welcome {
+        version: 1,
+        system,
+        timeline,
+        name: "x".to_owned(),
+        decision,
+        lineage: None,
+        history: None,
+    };
     writer.send(&Message::Welcome(welcome)).await.unwrap();
     until("it leaves", || f.status.status().error.is_some_and(|e| e.contains("not what was asked"))).await;
     f.stop().await;
@@ -489,6 +503,7 @@ async fn slots_are_told_to_those_that_know_what_they_are() {
             node: NodeId(7),
             wants: RoleWanted::Any,
             purpose: Purpose::Follow,
+            line: LineId::FIRST,
         };
         writer.send(&Message::Hello(hello)).await.unwrap();
         let (mut keepalives, mut told) = (0, None);

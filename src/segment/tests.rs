@@ -431,3 +431,21 @@ fn the_golden_segment_of_format_1_is_read_and_written_byte_for_byte() {
     let (items, step, parser) = parse(golden);
     assert_eq!((items.len(), step, parser.done()), (5, Step::More(4), true));
 }
+
+#[test]
+fn an_ended_segment_has_a_name_that_no_other_has() {
+    let name = ended_name(TimelineId(1), SegmentNo(0xAB), TimelineId(0x1F));
+    assert_eq!(name, "0000000100000000000000AB.0000001F");
+    assert_eq!(parse_ended(name.as_bytes()), Some((TimelineId(1), SegmentNo(0xAB), TimelineId(0x1F))));
+    assert_eq!(parse_name(name.as_bytes()), None);
+    for bad in [
+        "0000000100000000000000AB",
+        "0000000100000000000000AB.partial",
+        "0000000100000000000000AB.0000001f",
+        "0000000100000000000000AB.00000001",
+        "0000000100000000000000AB.2",
+        "0000000100000000000000AB-00000002",
+    ] {
+        assert_eq!(parse_ended(bad.as_bytes()), None, "{bad}");
+    }
+}

@@ -11,14 +11,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::History;
 use crate::net::{
     self, Ancestry, HANDSHAKE, MessageReader, MessageWriter, Quiet, ReadSide, TLS_DENIED, Traffic, WriteSide,
 };
-use crate::position::{SystemId, TimelineId};
 use crate::session;
 use crate::tls::Trust;
 use crate::trust::{Ask, Refusal};
-use crate::wire::{Code, Decision, Hello, Message, Purpose, VERSION_ORIGIN, Want, Welcome};
+use crate::wire::{Code, Decision, Hello, Message, Purpose, VERSION_LINES, VERSION_ORIGIN, Want, Welcome};
 
 /// Connections that have not said hello yet, or are being refused; each costs less than 300 KiB.
 const LOBBY: usize = 64;
@@ -58,10 +58,8 @@ impl Halt {
 /// Who answers while nothing can be served.
 #[derive(Clone, Debug)]
 pub struct Card {
-    /// The system the node holds.
-    pub system: SystemId,
-    /// Its timeline.
-    pub timeline: TimelineId,
+    /// The way of its log.
+    pub history: Arc<History>,
     /// Its name.
     pub name: String,
     /// Where its log comes from.
@@ -201,12 +199,14 @@ impl Card {
     pub(super) fn welcome(&self, hello: &Hello, decision: Decision) -> Welcome {
         let version = session::common_version(hello.versions).unwrap_or(0);
         let lineage = (version >= VERSION_ORIGIN).then(|| self.ancestry.origin(self.peer_timeout).lineage);
-        let (system, timeline, name) = (self.system, self.timeline, self.name.clone());
+        let (system, timeline) = (self.history.system(), self.history.timeline());
+        let history = (version >= VERSION_LINES).then(|| History::clone(&self.history));
+        let name = self.name.clone();
         let decision = match decision {
             Decision::Refuse { code, reason } => Decision::Refuse { code: code.known_to(version), reason },
             other => other,
         };
-        Welcome { version, system, timeline, name, decision, lineage }
+        Welcome { version, system, timeline, name, decision, lineage, history }
     }
 }
 

@@ -18,11 +18,12 @@ use tokio_util::sync::CancellationToken;
 use crate::certificate::Fingerprint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fill::{self, CopySource};
+use crate::history::History;
 use crate::log::{Log, Tail};
 use crate::net::{
     self, Ancestry, Bond, HANDSHAKE, MessageReader, MessageWriter, ReadSide, Traffic, Upstream, WriteSide,
 };
-use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
+use crate::position::{Lsn, SegmentNo};
 use crate::session::{self, Here, Proof};
 use crate::slots::Slots;
 use crate::tls::Trust;
@@ -61,10 +62,8 @@ pub struct ServeContext {
     pub log: Log,
     /// Where first copies are read from.
     pub source: Arc<dyn CopySource>,
-    /// The system that is served.
-    pub system: SystemId,
-    /// Its timeline.
-    pub timeline: TimelineId,
+    /// The way of the log: the system that is served, its timeline, and those before it.
+    pub history: Arc<History>,
     /// This node's name.
     pub name: String,
     /// A follower that sends nothing for this long is given up.
@@ -92,8 +91,7 @@ pub struct ServeContext {
 impl ServeContext {
     fn card(&self) -> Card {
         Card {
-            system: self.system,
-            timeline: self.timeline,
+            history: Arc::clone(&self.history),
             name: self.name.clone(),
             ancestry: self.ancestry.clone(),
             peer_timeout: self.peer_timeout,
@@ -319,10 +317,11 @@ where
             };
         };
         caller.catching_up();
+        let until = until(context, hello, (*segment, *offset)).await?;
         let Self { reader, writer } = self;
         tokio::select! {
             heard = hear(reader, caller) => heard.map_err(Leave::Failed),
-            sent = stream(writer, context, caller, (*segment, *offset), version) => sent,
+            sent = stream(writer, context, caller, ((*segment, *offset), until), version) => sent,
         }
     }
 }
@@ -368,14 +367,18 @@ async fn judge(context: &Arc<ServeContext>, hello: &Hello) -> Result<Decision> {
         let tail = context.log.tail();
         let oldest = context.log.oldest()?;
         let here = Here {
-            system: context.system,
-            timeline: context.timeline,
+            history: History::clone(&context.history),
             end: tail.end.max(Lsn::FIRST),
             oldest: if tail.end == Lsn::ZERO { Lsn::FIRST } else { oldest },
             follows: context.ancestry.follows(),
         };
+        let early = || {
+            let reason = "this node's directory does not stand on its own timeline yet; it is tried again";
+            Decision::Refuse { code: Code::NotReady, reason: reason.to_owned() }
+        };
         match proof(&context.log, &hello, &here) {
             Ok(proof) => Ok(match (session::decide(&hello, &here, proof), context.halt.reason()) {
+                (Decision::Fill, None) if before_the_line(&context) => early(),
                 (Decision::Fill | Decision::ResumeFill, Some(reason)) => {
                     Decision::Refuse { code: Code::NotReady, reason: waits(&reason) }
                 }
@@ -398,6 +401,14 @@ async fn judge(context: &Arc<ServeContext>, hello: &Hello) -> Result<Decision> {
     judge.await.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?
 }
 
+/// Whether the tree is still that of the timeline before: a copy of it would need log that the receiver does not take.
+fn before_the_line(context: &ServeContext) -> bool {
+    let Some(branch) = context.history.branches().last() else { return false };
+    let catalog = context.source.catalog();
+    let lsn = catalog.read().unwrap_or_else(PoisonError::into_inner).lsn();
+    lsn <= branch.at
+}
+
 /// What a follower without data is told while the engines stand still.
 fn waits(reason: &str) -> String {
     format!("log is sent, but a first copy has to wait: {reason}")
@@ -405,7 +416,9 @@ fn waits(reason: &str) -> String {
 
 fn proof(log: &Log, hello: &Hello, here: &Here) -> Result<Proof> {
     // Nothing is claimed about foreign systems, and their positions mean nothing here.
-    if hello.system != here.system || hello.timeline != here.timeline {
+    let history = &here.history;
+    let ours = hello.system == history.system() && history.line_of(hello.timeline) == Some(hello.line);
+    if !ours {
         return Ok(Proof::Short);
     }
     if hello.segment < here.oldest.segment() {
@@ -448,12 +461,27 @@ async fn hear<R: AsyncRead + Unpin>(reader: &mut MessageReader<R>, caller: &Call
     }
 }
 
+/// Where log ends for a follower whose line ended on the way of this node's: it takes the next line from there by itself.
+async fn until(
+    context: &Arc<ServeContext>,
+    hello: &Hello,
+    (segment, offset): (SegmentNo, u64),
+) -> Result<Option<Tail>> {
+    let Some(branch) = context.history.branch_off(hello.timeline).cloned() else { return Ok(None) };
+    let log = context.log.clone();
+    let end = tokio::task::spawn_blocking(move || log.end_before(&branch)).await;
+    let end = end.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))??;
+    // One that sealed the segment itself has the trailer, too.
+    let most = if end.segment == segment { end.offset.max(offset) } else { end.offset };
+    Ok(Some(Tail { offset: most, ..end }))
+}
+
 /// Sends durable log from a stored byte of a segment on, for ever. `version`: what both speak.
 async fn stream<W: AsyncWrite + Unpin>(
     writer: &mut MessageWriter<W>,
     context: &ServeContext,
     caller: &Caller,
-    (segment, offset): (SegmentNo, u64),
+    ((segment, offset), until): ((SegmentNo, u64), Option<Tail>),
     version: u16,
 ) -> std::result::Result<(), Leave> {
     let mut slots = (version >= VERSION_SLOTS && caller.knows_slots()).then_some(None);
@@ -478,11 +506,11 @@ async fn stream<W: AsyncWrite + Unpin>(
                 }
                 last = Some(Instant::now());
             }
-            let Some(piece) = pieces.next(&tail).await? else { break tail };
+            let Some(piece) = pieces.next(until.as_ref().unwrap_or(&tail)).await? else { break tail };
             writer.send_encoded(&piece.message).await?;
             caller.sent(piece.segment.start(), false);
         };
-        caller.sent(tail.end, true);
+        caller.sent(until.map_or(tail.end, |u| u.end), true);
         let due = last.map_or_else(Instant::now, |t| t + half);
         tokio::select! {
             changed = tail_of.changed() => {

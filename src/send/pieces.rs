@@ -100,7 +100,7 @@ impl Drop for Pieces {
 impl Pieces {
     /// From byte `offset` of the file of `segment` on.
     pub(super) fn new(context: &ServeContext, segment: SegmentNo, offset: u64) -> Self {
-        Self::of((context.log.dir(), context.timeline), (segment, offset), &context.recent)
+        Self::of((context.log.dir(), context.history.timeline()), (segment, offset), &context.recent)
     }
 
     fn of(

@@ -97,18 +97,19 @@ pub struct Answer {
 }
 
 /// What the answers of all upstreams amount to; `None` stands for one that was not asked yet. A refusal that
-/// only the choice of this upstream explains (it is of another role, or follows this node) counts when no other
-/// upstream is left to hope for.
+/// only the choice of this upstream explains (it is of another role, follows this node, or was left behind by a promotion)
+/// counts when no other upstream is left to hope for.
 #[must_use]
 pub fn verdict(answers: &[Option<Answer>]) -> Option<Code> {
-    let choice = |c: Code| matches!(c, Code::Circle | Code::UpstreamRole);
+    let choice = |c: Code| matches!(c, Code::Circle | Code::UpstreamRole | Code::WrongTimeline);
     let codes = || answers.iter().flatten().filter_map(|a| a.code);
     let refused = |a: &Option<Answer>| a.as_ref().and_then(|a| a.code).filter(|c| !c.passes());
     if !answers.is_empty() && answers.iter().all(|a| refused(a).is_some()) {
         let weigh = |c: &Code| match c {
             Code::Circle => 0,
             Code::UpstreamRole => 1,
-            _ => 2,
+            Code::WrongTimeline => 2,
+            _ => 3,
         };
         return codes().max_by_key(weigh);
     }
@@ -165,6 +166,7 @@ mod tests {
             "role" => Some(Answer { code: Some(Code::UpstreamRole), reason: String::new() }),
             "circle" => Some(Answer { code: Some(Code::Circle), reason: String::new() }),
             "busy" => Some(Answer { code: Some(Code::Busy), reason: String::new() }),
+            "older" => Some(Answer { code: Some(Code::WrongTimeline), reason: String::new() }),
             "resync" => Some(Answer { code: Some(Code::Resync), reason: String::new() }),
             "diverged" => Some(Answer { code: Some(Code::Diverged), reason: String::new() }),
             other => panic!("{other}"),
@@ -179,6 +181,9 @@ mod tests {
             ("role -", None),
             ("circle lost", None),
             ("busy lost", Some(Code::Busy)),
+            ("older lost", None),
+            ("older older", Some(Code::WrongTimeline)),
+            ("older role", Some(Code::WrongTimeline)),
             ("diverged lost", Some(Code::Diverged)),
             ("role diverged", Some(Code::Diverged)),
             // Whoever was not asked yet may have the log.

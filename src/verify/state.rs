@@ -62,6 +62,10 @@ fn list(dir: &Path, findings: &Findings, wanted: impl Fn(&[u8]) -> bool) -> Vec<
     found
 }
 
+fn is_segment(name: &[u8]) -> bool {
+    segment::parse_name(name).is_some() || segment::parse_ended(name).is_some()
+}
+
 /// The name of a file below the state directory.
 fn relative(dir: &Path, path: &Path) -> Vec<u8> {
     path.strip_prefix(dir).unwrap_or(path).as_os_str().as_bytes().to_vec()
@@ -69,7 +73,7 @@ fn relative(dir: &Path, path: &Path) -> Vec<u8> {
 
 fn log(dir: &Path, findings: &Findings, outcome: &mut Outcome) -> Segments {
     let mut found = Segments::new();
-    for path in list(&dir.join("log"), findings, |n| segment::parse_name(n).is_some()) {
+    for path in list(&dir.join("log"), findings, is_segment) {
         if findings.stopped() {
             break;
         }
@@ -156,7 +160,7 @@ fn belong(
 /// Whether the log still ends there: nothing was changed meanwhile.
 fn still(dir: &Path, end: Lsn) -> bool {
     let quiet = Findings::new(Vec::new(), true);
-    let newest = list(&dir.join("log"), &quiet, |n| segment::parse_name(n).is_some()).pop();
+    let newest = list(&dir.join("log"), &quiet, is_segment).pop();
     let report = newest.and_then(|path| inspect::look(&path).ok());
     report.and_then(|r| r.span()).is_none_or(|(_, to)| to == end)
 }

@@ -4,6 +4,7 @@ use super::{
     HELLO_MAX, Lineage, MAGIC, NAME_MAX, REASON_MAX, VERSION_BACKUP, VERSION_MAX, VERSION_MIN, VERSION_SLOTS,
 };
 use crate::codec::{DecodeError, Put, Reader};
+use crate::history::{HISTORY_BYTES, History, LineId};
 use crate::position::{Lsn, NodeId, SegmentNo, SystemId, TimelineId};
 
 /// What a receiver asks for.
@@ -100,6 +101,8 @@ pub struct Hello {
     pub wants: RoleWanted,
     /// What for; older versions follow.
     pub purpose: Purpose,
+    /// Which line its timeline is; older versions know of the first only.
+    pub line: LineId,
 }
 
 /// What a sender does for a receiver.
@@ -242,6 +245,8 @@ pub struct Welcome {
     pub decision: Decision,
     /// The nodes that the sender's log comes through, itself first; `None` for a receiver that does not know it.
     pub lineage: Option<Lineage>,
+    /// The way of the sender's log; `None` for a receiver that does not know it. Not without a lineage.
+    pub history: Option<History>,
 }
 
 /// The longest prefix of `text` that has at most `limit` bytes and ends between characters.
@@ -258,7 +263,7 @@ pub(super) fn put_hello(h: &Hello, out: &mut Vec<u8>) {
     out.put_u16(h.versions.0);
     out.put_u16(h.versions.1);
     let name = clip(&h.name, NAME_MAX);
-    out.put_u32(91 + u32::try_from(name.len()).unwrap_or(0));
+    out.put_u32(99 + u32::try_from(name.len()).unwrap_or(0));
     out.put_u64(h.system.0);
     out.put_u32(h.timeline.0);
     out.put_u64(h.flush.0);
@@ -277,6 +282,7 @@ pub(super) fn put_hello(h: &Hello, out: &mut Vec<u8>) {
     out.put_u64(h.node.0);
     out.put_u8(h.wants as u8);
     out.put_u8(h.purpose as u8);
+    out.put_u64(h.line.0);
 }
 
 pub(super) fn put_welcome(w: &Welcome, out: &mut Vec<u8>) {
@@ -298,6 +304,11 @@ pub(super) fn put_welcome(w: &Welcome, out: &mut Vec<u8>) {
     out.put_blob(clip(reason, REASON_MAX));
     if let Some(lineage) = &w.lineage {
         lineage.put(out);
+        match &w.history {
+            Some(history) if history.branches().is_empty() => out.put_blob(&[]),
+            Some(history) => out.put_blob(&history.encode()),
+            None => {}
+        }
     }
 }
 
@@ -333,7 +344,34 @@ pub(super) fn take_hello(body: &[u8]) -> Result<Hello, DecodeError> {
     let wants =
         if r.rest().is_empty() { RoleWanted::Any } else { RoleWanted::from_u8(r.u8("role wanted")?)? };
     let purpose = if r.rest().is_empty() { Purpose::Follow } else { Purpose::from_u8(r.u8("purpose")?)? };
-    Ok(Hello { versions, system, timeline, flush, segment, offset, prefix, want, name, node, wants, purpose })
+    let line = if r.rest().is_empty() { LineId::FIRST } else { LineId(r.u64("line id")?) };
+    Ok(Hello {
+        versions,
+        system,
+        timeline,
+        flush,
+        segment,
+        offset,
+        prefix,
+        want,
+        name,
+        node,
+        wants,
+        purpose,
+        line,
+    })
+}
+
+/// The sender's way, which has to lead to where it says that it is.
+fn take_history(r: &mut Reader<'_>, system: SystemId, timeline: TimelineId) -> Result<History, DecodeError> {
+    let history = match r.blob(HISTORY_BYTES, "history")? {
+        [] => History::first(system),
+        bytes => History::decode(bytes)?,
+    };
+    if (history.system(), history.timeline()) == (system, timeline) {
+        return Ok(history);
+    }
+    Err(DecodeError::Invalid { what: "timeline of the history", value: u64::from(history.timeline().0) })
 }
 
 pub(super) fn take_welcome(r: &mut Reader<'_>) -> Result<Welcome, DecodeError> {
@@ -352,5 +390,6 @@ pub(super) fn take_welcome(r: &mut Reader<'_>) -> Result<Welcome, DecodeError> {
         v => return Err(DecodeError::Invalid { what: "decision", value: u64::from(v) }),
     };
     let lineage = if r.rest().is_empty() { None } else { Some(Lineage::take(r)?) };
-    Ok(Welcome { version, system, timeline, name, decision, lineage })
+    let history = if r.rest().is_empty() { None } else { Some(take_history(r, system, timeline)?) };
+    Ok(Welcome { version, system, timeline, name, decision, lineage, history })
 }

@@ -14,7 +14,7 @@
 //! | kind | name | from | payload |
 //! | --- | --- | --- | --- |
 //! | 1 | hello | receiver | see below |
-//! | 2 | welcome | sender | version u16, system id u64, timeline u32, decision u8, segment u64, offset u64, code u8, name blob, reason blob, from version 2 on lineage |
+//! | 2 | welcome | sender | version u16, system id u64, timeline u32, decision u8, segment u64, offset u64, code u8, name blob, reason blob, from version 2 on lineage, from version 6 on a blob of the bytes of the sender's [`crate::history`], empty for one that never branched |
 //! | 3 | log | sender | segment u64, offset u64, stored bytes of that segment's file to the end |
 //! | 4 | keepalive | sender | end u64, commit u64, exact u64, commit time i64, exact time i64, sender's clock i64, from version 2 on silent u64, lineage, from version 3 on asks u8 (see [`ASKS_WRITE`], [`TELLS_COUNTS`], [`TELLS_STATE_SHIFT`]) |
 //! | 5 | ack | receiver | write u64, flush u64, apply u64, commit time at apply i64, from version 3 on flags u8 (see [`ACK_APPLIES`], [`ACK_NEVER`], [`ACK_HALTED`]), from version 4 on delay u64 |
@@ -54,6 +54,7 @@
 //! | 97+n | 8 | node id; not there in hellos of programs that speak version 1 only |
 //! | 105+n | 1 | role wanted of the sender: 0 any, 1 leader, 2 follower; may not be there |
 //! | 106+n | 1 | purpose: 0 to follow, 1 a backup, which speaks version 5 at least; may not be there |
+//! | 107+n | 8 | line id of the timeline, 0 for the first; not there in hellos of programs that speak no more than version 5 |
 //!
 //! A lineage is the nodes that the sender's log comes through: count u8, at most [`LINEAGE_MAX`], count x node id u64,
 //! the sender first.
@@ -70,6 +71,7 @@ use std::fmt;
 use std::ops::Deref;
 
 use crate::codec::{DecodeError, Put, Reader};
+use crate::history::HISTORY_BYTES;
 use crate::position::{FileId, Lsn, SegmentNo};
 
 mod below;
@@ -93,7 +95,7 @@ pub use slots::{SLOTS_MAX, SlotAt};
 /// The lowest protocol version this program speaks.
 pub const VERSION_MIN: u16 = 1;
 /// The highest protocol version this program speaks.
-pub const VERSION_MAX: u16 = 5;
+pub const VERSION_MAX: u16 = 6;
 /// From this version on, welcome and keepalive tell where the sender's log comes from.
 pub const VERSION_ORIGIN: u16 = 2;
 /// From this version on, acks say what counts, slots are told downstream, and a directory can be resynced.
@@ -104,6 +106,9 @@ pub const VERSION_JUDGEMENT: u16 = 4;
 pub const VERSION_DELAY: u16 = 4;
 /// From this version on, a receiver can say that it takes a backup.
 pub const VERSION_BACKUP: u16 = 5;
+/// From this version on, the two ends tell each other which line of log they are on, and one on an older line follows a
+/// sender whose way goes over it.
+pub const VERSION_LINES: u16 = 6;
 /// Bit of an ack's flags: what is applied counts. Not set by a receiver whose directory rests: paused, stopped at a
 /// target, refused, or one that only receives.
 pub const ACK_APPLIES: u8 = 1;
@@ -203,7 +208,7 @@ impl Kind {
     pub fn limit(self) -> usize {
         match self {
             Self::Hello => HELLO_MAX,
-            Self::Welcome => 40 + 4 + NAME_MAX + 4 + REASON_MAX + LINEAGE_BYTES,
+            Self::Welcome => 40 + 4 + NAME_MAX + 4 + REASON_MAX + LINEAGE_BYTES + 4 + HISTORY_BYTES,
             Self::Log => 16 + LOG_MAX,
             Self::Keepalive => 57 + LINEAGE_BYTES,
             Self::Ack => 41,

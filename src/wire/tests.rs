@@ -1,4 +1,5 @@
 use super::*;
+use crate::history::{History, LineId};
 use crate::position::{NodeId, SystemId, TimelineId};
 use proptest::prelude::*;
 
@@ -16,13 +17,50 @@ fn hello() -> Hello {
         node: NodeId(0x0102_0304_0506_0708),
         wants: RoleWanted::Leader,
         purpose: Purpose::Backup,
+        line: LineId(0x0A0B),
     }
 }
 
 fn welcome(decision: Decision) -> Message {
     let (system, timeline) = (SystemId(1), TimelineId(2));
     let lineage = Some(lineage());
-    Message::Welcome(Welcome { version: 2, system, timeline, name: "leader".to_owned(), decision, lineage })
+    let history = Some(history(system));
+    let name = "leader".to_owned();
+    Message::Welcome(Welcome { version: 6, system, timeline, name, decision, lineage, history })
+}
+
+fn history(system: SystemId) -> History {
+    let begins = crate::history::Beginning {
+        at: Lsn(77),
+        line: LineId(3),
+        when: 4,
+        node: NodeId(5),
+        name: "f1".to_owned(),
+        reason: crate::history::Reason::Promotion,
+        known: Lsn(80),
+    };
+    History::first(system).child(begins, TimelineId::FIRST).unwrap()
+}
+
+#[test]
+fn a_history_leads_to_where_the_sender_says_it_is() {
+    let of = |timeline, history| Welcome {
+        version: 6,
+        system: SystemId(1),
+        timeline: TimelineId(timeline),
+        name: "n".to_owned(),
+        decision: Decision::Fill,
+        lineage: Some(Lineage::default()),
+        history: Some(history),
+    };
+    let back = |w: &Welcome| Message::decode(&Message::Welcome(w.clone()).encode()).map(|(m, _)| m);
+    for good in [of(1, History::first(SystemId(1))), of(2, history(SystemId(1)))] {
+        assert_eq!(back(&good), Ok(Message::Welcome(good)));
+    }
+    for bad in [of(2, History::first(SystemId(1))), of(1, history(SystemId(1))), of(2, history(SystemId(2)))]
+    {
+        assert!(matches!(back(&bad), Err(DecodeError::Invalid { what: "timeline of the history", .. })));
+    }
 }
 
 fn lineage() -> Lineage {
@@ -183,11 +221,12 @@ fn lengths_are_bounded_by_kind_before_anything_is_read() {
 #[test]
 fn the_hello_never_changes_its_first_bytes() {
     let bytes = Message::Hello(hello()).encode();
-    assert_eq!(&bytes[..5], &[117, 0, 0, 0, 1]);
-    assert_eq!(&bytes[8..24], b"towline\0\x01\x00\x03\x00\x65\x00\x00\x00");
+    assert_eq!(&bytes[..5], &[125, 0, 0, 0, 1]);
+    assert_eq!(&bytes[8..24], b"towline\0\x01\x00\x03\x00\x6d\x00\x00\x00");
     // What version 1 knows is where it was; it passes over what follows.
     assert_eq!(&bytes[24..115], &HELLO_V1[24..115]);
     assert_eq!(&bytes[115..125], &[8, 7, 6, 5, 4, 3, 2, 1, 1, 1]);
+    assert_eq!(&bytes[125..133], &[0x0B, 0x0A, 0, 0, 0, 0, 0, 0]);
 }
 
 /// The hello of [`hello`] as programs wrote it that spoke version 1 only.
@@ -203,6 +242,7 @@ fn messages_of_version_1_are_read() {
             node: NodeId::NONE,
             wants: RoleWanted::Any,
             purpose: Purpose::Follow,
+            line: LineId::FIRST,
             ..hello()
         })
     ));

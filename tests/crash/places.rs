@@ -27,6 +27,8 @@ pub(crate) enum Place {
     Frozen,
     /// The leader while it archives; the end-to-end suite kills it there.
     Archive,
+    /// Who is promoted, or follows over a promotion; the end-to-end suite kills it there.
+    Promote,
 }
 
 /// What kind of a place this is; `None` for one that no test would reach.
@@ -40,6 +42,7 @@ pub(crate) fn place(point: &str) -> Option<Place> {
         _ if towline::failpoint::OF_A_HOLD.contains(&point) => Some(Place::Frozen),
         "tls" => trust::POINTS.contains(&point).then_some(Place::Trust),
         "archive" => Some(Place::Archive),
+        "promote" | "lines" | "branch" => Some(Place::Promote),
         "restore" | "combine" => Some(Place::Restore),
         "backup" => backup::kills(point).then_some(Place::Backup),
         "fill" => Some(Place::Fill),
@@ -99,11 +102,12 @@ fn every_place_is_listed_passed_and_has_a_test_that_dies_there() {
     for point in notes::POINTS.iter().flatten() {
         assert!(listed.contains(*point), "a test waits for {point}, which is no place");
     }
-    let others = places(|p| matches!(p, Place::Frozen | Place::Archive));
+    let others = places(|p| matches!(p, Place::Frozen | Place::Archive | Place::Promote));
     let elsewhere = concat!(
         include_str!("../e2e/order.rs"),
         include_str!("../e2e/clones.rs"),
-        include_str!("../e2e/archive.rs")
+        include_str!("../e2e/archive.rs"),
+        include_str!("../e2e/promote.rs")
     );
     for point in others {
         assert!(elsewhere.contains(&format!("{point}=kill")), "no end-to-end test dies at {point}");

@@ -31,6 +31,7 @@ mod order;
 mod pages;
 mod points;
 mod privilege;
+mod promote;
 mod reload;
 mod restore;
 mod restore_chain;

@@ -6,6 +6,7 @@ use sha2::{Digest as _, Sha256};
 use towline::catalog::Catalog;
 use towline::checkpoint;
 use towline::config::{Config, Size, Span, log_filter};
+use towline::history::{self, History};
 use towline::manifest::{self, Manifest};
 use towline::pack;
 use towline::position::{Cut, Lsn, SystemId};
@@ -22,6 +23,7 @@ pub const ALL: &[(&str, fn(&[u8]))] = &[
     ("catalog", catalogs),
     ("checkpoint", checkpoints),
     ("control", controls),
+    ("history", histories),
     ("config", configs),
     ("manifest", manifests),
     ("pack", packs),
@@ -217,6 +219,28 @@ fn control(bytes: &[u8]) {
     assert!(again.is_ok_and(|a| a == control), "a control file changes when it is written again");
 }
 
+/// Histories of timelines.
+fn histories(data: &[u8]) {
+    history(data);
+    if let Some((body, _)) = data.split_last_chunk::<4>() {
+        let mut sound = body.to_vec();
+        sound.extend_from_slice(&crc32c::crc32c(body).to_le_bytes());
+        history(&sound);
+    }
+}
+
+fn history(bytes: &[u8]) {
+    let Ok(history) = History::decode(bytes) else { return };
+    assert_eq!(history.encode(), bytes, "a history changes when it is written again");
+    assert_eq!(history.line_of(history.timeline()), Some(history.line()));
+    for b in history.branches() {
+        assert_eq!(history.end_of(b.parent), Some(b.at));
+        assert!(history.timeline_of(b.first_segment()) >= b.timeline);
+        let _ = history.judge(b.timeline, b.line, b.at);
+    }
+    let _ = history.common(&history);
+}
+
 /// Configuration files, and the words of commands.
 fn configs(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -236,6 +260,7 @@ fn configs(data: &[u8]) {
     }
     let _ = log_filter(text);
     let _ = segment::parse_name(data);
+    let _ = history::parse_name(data);
 }
 
 /// Manifests of backups: what is accepted is written back, and read again as the same.

@@ -1,0 +1,411 @@
+//! Promotion: a follower becomes the leader of a new timeline, in the process that it is.
+//!
+//! ```text
+//!  following --ask--> the turn ends --> replaying to the cut --> history --> control file --> leading
+//!                          \                  |                               (the promotion)
+//!                           \--- anything fails: it follows on as before
+//! ```
+//!
+//! Replay goes on alone, without an upstream, delay or target, to the last cut that is wanted of the log that is here. The
+//! control file is what makes the node a leader: before it is written nothing has happened, after it the node leads, whatever
+//! it dies of. A history that no control file followed is removed by the next start. The log is ended at the branch by the
+//! leader's first turn, which looks at that at each start.
+//!
+//! | wanted | where the directory stands | what of the old line is left behind |
+//! | --- | --- | --- |
+//! | newest | on the last complete change set | the beginning of a change set: the new line begins with its abort |
+//! | exact | on the last exact cut | change sets after it, too: they are put aside in `lost/` |
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{Engine, Node, blocking, bounded_stop, lines, lock};
+use crate::apply::{Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Inexact, StopAt};
+use crate::config::{Config, Cuts};
+use crate::control::{PROMOTE_WAIT, Promote, PromoteTo};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::history::{Beginning, LineId, Reason};
+use crate::log::{Log, LogOptions, Tail};
+use crate::net::{Ancestry, wall_clock};
+use crate::position::{Cut, Lsn, TimelineId};
+use crate::quiesce;
+use crate::state::{FillState, Role};
+use crate::sys::Root;
+
+/// Longest run of the command `on_promote`.
+const HOOK_MAX: Duration = Duration::from_secs(60);
+/// Between looks whether the node leads.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What an operator wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Order {
+    to: PromoteTo,
+    /// How far the node has heard the old leader's log to go; zero: it has not heard of it since it started.
+    known: Lsn,
+}
+
+/// The promotion that is wanted, and how the last one went.
+#[derive(Default)]
+pub(crate) struct Promotion {
+    order: Mutex<Option<Order>>,
+    /// It came to this; taken by who waits for it.
+    outcome: Mutex<Option<Result<Value>>>,
+    changed: Notify,
+    /// The command is yet to be run.
+    hook: Mutex<Option<Value>>,
+}
+
+impl Promotion {
+    /// Whether the next turn of the follower is a promotion.
+    pub(super) fn is_wanted(&self) -> bool {
+        lock(&self.order).is_some()
+    }
+}
+
+/// What a promotion would do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Plan {
+    /// Where the directory is to stand.
+    stand: Lsn,
+    exact: bool,
+    /// Where the old line ends.
+    branch: Lsn,
+    /// Bytes of log that are here and do not count any more.
+    dropped: u64,
+}
+
+/// Where a promotion of a node goes whose log ends at `tail` and whose directory stands at `at`. Pure.
+///
+/// # Errors
+/// There is nothing to lead from, or the directory is past the cut that is wanted.
+fn plan(to: PromoteTo, tail: &Tail, (at, cut): (Lsn, Cut)) -> Result<Plan> {
+    let refused = |text: String| Err(Error::new(ErrorKind::Refused, text));
+    if tail.end == Lsn::ZERO || tail.commit == Lsn::ZERO {
+        return refused(
+            "this node has no log yet; wait until `towline status` shows that it streams".to_owned(),
+        );
+    }
+    let newest = tail.commit.max(at);
+    let stand = match to {
+        PromoteTo::Newest => newest,
+        PromoteTo::Exact if tail.exact >= at => tail.exact,
+        PromoteTo::Exact if cut == Cut::Exact => at,
+        PromoteTo::Exact => {
+            return refused(format!(
+                "the directory stands at {at}, on a cut of files, and the log has no exact cut after it; promote with --to newest, \
+                 or wait for an exact cut"
+            ));
+        }
+    };
+    // The beginning of a change set is no change; its abort is the first record of the new line.
+    let branch = if stand == newest { tail.end.max(stand) } else { stand };
+    Ok(Plan { stand, exact: stand == tail.exact, branch, dropped: tail.end.since(stand) })
+}
+
+fn wanted(to: Option<PromoteTo>, config: &Config) -> PromoteTo {
+    to.unwrap_or(match config.apply_cuts {
+        Cuts::Exact => PromoteTo::Exact,
+        Cuts::File => PromoteTo::Newest,
+    })
+}
+
+/// The answer to an operator.
+pub(super) async fn answer(node: Arc<Node>, ask: Promote) -> Result<Value> {
+    let limit = ask.timeout.map_or(PROMOTE_WAIT, |t| t.0);
+    let deadline = tokio::time::Instant::now() + limit;
+    let before = node.state.set_up()?.timeline;
+    let looked = loop {
+        match look(&node, &ask) {
+            // It is about to run.
+            Err(e)
+                if ask.wait
+                    && e.kind() == ErrorKind::Unavailable
+                    && tokio::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(LOOK).await;
+            }
+            looked => break looked?,
+        }
+    };
+    let Some((order, told)) = looked else { return leads(&node, before, &ask, json!({})).await };
+    if ask.dry_run {
+        return Ok(with(told, &[("promoted", json!(false)), ("dry_run", json!(true))]));
+    }
+    lock(&node.promotion.outcome).take();
+    *lock(&node.promotion.order) = Some(order);
+    lock(&node.turn).cancel();
+    node.retry.notify_waiters();
+    if !ask.wait {
+        return Ok(with(told, &[("promoted", json!(false)), ("promotion", json!("begins"))]));
+    }
+    let done = tokio::time::timeout_at(deadline, outcome(&node)).await.map_err(|_| {
+        let text = format!(
+            "the promotion is not complete after {} s; it goes on: see `towline status`",
+            limit.as_secs()
+        );
+        Error::new(ErrorKind::Unavailable, text)
+    })??;
+    leads(&node, before, &ask, done).await
+}
+
+/// What a promotion would do; `None`: the node leads already.
+fn look(node: &Arc<Node>, ask: &Promote) -> Result<Option<(Order, Value)>> {
+    let control = node.state.set_up()?;
+    if control.role == Role::Leader {
+        return Ok(None);
+    }
+    if control.fill != FillState::Done {
+        let text = "this node's first copy, or its resync, is not complete: its directory is no state of the leader's; promote another";
+        return Err(Error::new(ErrorKind::Refused, text));
+    }
+    let Some(Engine::Follower(follower)) = node.engine() else { return Err(super::not_running(node)) };
+    let Some((log, apply)) = follower.stand() else { return Err(super::not_running(node)) };
+    if let Some(e) = apply.failure().or_else(|| log.failure()) {
+        let why = format!("this node can't be promoted as it is: {e}");
+        return Err(Error::new(ErrorKind::Refused, why));
+    }
+    let at = *apply.applied().borrow();
+    if !at.consistent {
+        let text = "the directory does not stand on a cut yet; try again when status says running";
+        return Err(Error::new(ErrorKind::Unavailable, text));
+    }
+    let to = wanted(ask.to, &node.config());
+    let plan = plan(to, &log.tail(), (at.lsn, at.cut))?;
+    let heard = follower.known_end();
+    let known = if heard == Lsn::ZERO { heard } else { heard.max(log.tail().end) };
+    let told = json!({
+        "timeline": control.timeline.0,
+        "to": to,
+        "now": {"lsn": at.lsn.to_string(), "cut": at.cut.to_string()},
+        "then": {"lsn": plan.stand.to_string(), "cut": if plan.exact { "exact" } else { "file" }},
+        "branch": plan.branch.to_string(),
+        "dropped_bytes": plan.dropped,
+        "leader_known_to": (known != Lsn::ZERO).then(|| known.to_string()),
+        "missing_bytes": (known != Lsn::ZERO).then(|| known.since(plan.stand)),
+    });
+    Ok(Some((Order { to, known }, told)))
+}
+
+fn with(mut value: Value, more: &[(&str, Value)]) -> Value {
+    if let Some(map) = value.as_object_mut() {
+        map.extend(more.iter().map(|(k, v)| ((*k).to_owned(), v.clone())));
+    }
+    value
+}
+
+/// What the promotion that is under way comes to.
+async fn outcome(node: &Node) -> Result<Value> {
+    loop {
+        let changed = node.promotion.changed.notified();
+        if let Some(outcome) = lock(&node.promotion.outcome).take() {
+            return outcome;
+        }
+        tokio::select! {
+            () = changed => {}
+            () = tokio::time::sleep(LOOK) => {}
+            () = node.stop.cancelled() => return Err(Error::new(ErrorKind::Unavailable, "the node stops")),
+        }
+    }
+}
+
+/// The node leads; whoever waits is told when it serves.
+async fn leads(node: &Arc<Node>, before: TimelineId, ask: &Promote, done: Value) -> Result<Value> {
+    let limit = ask.timeout.map_or(PROMOTE_WAIT, |t| t.0);
+    let serves = async {
+        while ask.wait && !matches!(node.engine(), Some(Engine::Leader(_))) {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(limit, serves).await.map_err(|_| {
+        let text = "the node is the leader, but does not serve yet: see `towline status`";
+        Error::new(ErrorKind::Unavailable, text)
+    })?;
+    let now = node.state.set_up()?.timeline;
+    let promoted = now != before;
+    Ok(with(done, &[("promoted", json!(promoted)), ("role", json!("leader")), ("timeline", json!(now.0))]))
+}
+
+/// One turn of a follower that is to be promoted. Whatever it comes to, the next turn is one of the role on disk.
+pub(super) async fn turn(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
+    let Some(order) = lock(&node.promotion.order).take() else { return Ok(()) };
+    node.phase("promoting");
+    node.port.halt(node, "this node is being promoted; it is tried again").await;
+    let done = carry_out(node, order, stop).await;
+    match &done {
+        Ok(value) => *lock(&node.promotion.hook) = Some(value.clone()),
+        Err(e) => tracing::error!(kind = e.kind().word(), "this node is not promoted, and follows on: {e}"),
+    }
+    *lock(&node.promotion.outcome) = Some(done);
+    node.promotion.changed.notify_waiters();
+    Ok(())
+}
+
+async fn carry_out(node: &Arc<Node>, order: Order, stop: &CancellationToken) -> Result<Value> {
+    let starter = Arc::clone(node);
+    let (log, apply, plan) = blocking(move || start(&starter, order)).await?;
+    let before = *apply.applied().borrow();
+    let there = tokio::select! {
+        there = reaches(&apply, plan.stand) => there,
+        () = stop.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the node stops")),
+    };
+    let stopping = apply.clone();
+    let rests = blocking(move || stopping.stop()).await;
+    let end = log.tail().end;
+    bounded_stop("close the log", move || log.close()).await;
+    there?;
+    let rests = rests.context(|| "replay did not come to rest")?;
+    if rests.lsn != plan.stand {
+        let text = format!("replay came to rest at {}, not at {}; try again", rests.lsn, plan.stand);
+        return Err(Error::new(ErrorKind::Unavailable, text));
+    }
+    let node = Arc::clone(node);
+    let known = if order.known == Lsn::ZERO { order.known } else { order.known.max(end) };
+    blocking(move || lead(&node, known, &plan, (before, rests))).await
+}
+
+/// Waits until the directory stands there.
+async fn reaches(apply: &ApplyHandle, stand: Lsn) -> Result<()> {
+    let mut applied = apply.applied();
+    let mut ended = apply.ended();
+    loop {
+        {
+            let at = applied.borrow_and_update();
+            if at.consistent && at.lsn >= stand {
+                return Ok(());
+            }
+        }
+        if let Some(e) = apply.failure() {
+            return Err(e);
+        }
+        tokio::select! {
+            changed = applied.changed() => if changed.is_err() {
+                return Err(Error::new(ErrorKind::Unavailable, "replay ended"));
+            },
+            _ = ended.changed() => {}
+        }
+    }
+}
+
+/// Opens the log as it lies there, and replays it alone.
+fn start(node: &Node, order: Order) -> Result<(Log, ApplyHandle, Plan)> {
+    let (config, control) = (node.config(), node.state.set_up()?);
+    lines::settle(&node.state)?;
+    let log = Log::open_follower(LogOptions {
+        dir: node.state.log(),
+        system: control.system,
+        timeline: control.timeline,
+        segment_timeout: config.segment_timeout.0,
+        level: config.compression,
+    })?;
+    let catalog = crate::checkpoint::load_newest(&node.state.catalog(), control.system)?;
+    let at = catalog.map_or((Lsn::ZERO, Cut::Exact), |c| (c.lsn(), c.cut()));
+    let plan = plan(order.to, &log.tail(), at)?;
+    let paths = ApplyPaths {
+        catalog: node.state.catalog(),
+        blocks: node.state.blocks(),
+        system: control.system,
+        timeline: control.timeline,
+    };
+    let options = ApplyOptions {
+        cuts: if plan.exact { ApplyCuts::Exact } else { ApplyCuts::File },
+        inexact: Inexact::Report,
+        paused: false,
+        delay: Duration::ZERO,
+        stop_at: Some(StopAt::Lsn(plan.stand)),
+        clock: Ancestry::default(),
+        ..super::follower::options(&config)
+    };
+    let root = Arc::new(Root::open(&node.data).map_err(|e| crate::apply::gone(&node.data, &e))?);
+    let apply = Apply::start(root, paths, log.clone(), None, options)?;
+    Ok((log, apply, plan))
+}
+
+/// The history, then the role. From the control file on the node is a leader.
+fn lead(node: &Node, known: Lsn, plan: &Plan, (before, rests): (Applied, Applied)) -> Result<Value> {
+    let begins = Beginning {
+        at: plan.branch,
+        line: LineId(fastrand::u64(1..)),
+        when: wall_clock(),
+        node: node.id,
+        name: node.name(),
+        reason: Reason::Promotion,
+        known,
+    };
+    let history = node.state.begin_line(begins, TimelineId::FIRST)?;
+    let branch = history.branches().last();
+    tracing::info!(
+        lsn = %rests.lsn, cut = %rests.cut, branch = %plan.branch,
+        "promoted: this node is the leader of timeline {}", history.timeline()
+    );
+    let stands = |a: Applied| json!({"lsn": a.lsn.to_string(), "cut": a.cut.to_string()});
+    Ok(json!({
+        "before": stands(before),
+        "after": stands(rests),
+        "branch": plan.branch.to_string(),
+        "dropped_bytes": plan.dropped,
+        "lost_bytes": branch.and_then(crate::history::Branch::lost),
+    }))
+}
+
+/// The leader serves: the command of the configuration is run, if this process was promoted. That it fails changes nothing.
+pub(super) fn hook(node: &Arc<Node>) {
+    let (Some(done), Some(command)) = (lock(&node.promotion.hook).take(), node.config().on_promote) else {
+        return;
+    };
+    let node = Arc::clone(node);
+    tokio::task::spawn_blocking(move || {
+        let text = |k: &str| done.get(k).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let timeline = node.state.control().map_or(0, |c| c.timeline.0);
+        let env = [
+            ("TOWLINE_NAME", node.name()),
+            ("TOWLINE_TIMELINE", timeline.to_string()),
+            ("TOWLINE_BRANCH", text("branch")),
+        ];
+        match quiesce::run_hook(&command, &env, HOOK_MAX, &std::sync::atomic::AtomicBool::new(false)) {
+            Ok(()) => tracing::info!("on_promote: '{command}' is done"),
+            Err(e) => tracing::error!("on_promote: {e}; this node leads all the same"),
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tail(end: u64, commit: u64, exact: u64) -> Tail {
+        Tail { end: Lsn(end), commit: Lsn(commit), exact: Lsn(exact), ..Tail::default() }
+    }
+
+    #[test]
+    fn where_a_promotion_goes_as_a_table() {
+        use PromoteTo::{Exact, Newest};
+        let go = |to, t: Tail, at, cut| {
+            plan(to, &t, (Lsn(at), cut)).map(|p| (p.stand.0, p.branch.0, p.dropped, p.exact))
+        };
+        // All exact, nothing open.
+        assert_eq!(go(Exact, tail(90, 90, 90), 50, Cut::Exact).unwrap(), (90, 90, 0, true));
+        assert_eq!(go(Newest, tail(90, 90, 90), 50, Cut::Exact).unwrap(), (90, 90, 0, true));
+        // The beginning of a change set stays in the log, and is aborted by the new line.
+        assert_eq!(go(Exact, tail(95, 90, 90), 90, Cut::Exact).unwrap(), (90, 95, 5, true));
+        // Cuts of files after the last exact one.
+        assert_eq!(go(Exact, tail(95, 90, 70), 60, Cut::Exact).unwrap(), (70, 70, 25, true));
+        assert_eq!(go(Newest, tail(95, 90, 70), 60, Cut::Exact).unwrap(), (90, 95, 5, false));
+        // The directory went past the last exact cut already.
+        assert!(go(Exact, tail(95, 90, 70), 80, Cut::File).unwrap_err().to_string().contains("--to newest"));
+        assert_eq!(go(Newest, tail(95, 90, 70), 80, Cut::File).unwrap(), (90, 95, 5, false));
+        assert!(go(Newest, tail(0, 0, 0), 80, Cut::Exact).unwrap_err().to_string().contains("no log yet"));
+    }
+
+    #[test]
+    fn without_a_word_the_cuts_that_are_applied_are_meant() {
+        let file = Config { apply_cuts: Cuts::File, ..Config::default() };
+        assert_eq!(wanted(None, &Config::default()), PromoteTo::Exact);
+        assert_eq!(wanted(None, &file), PromoteTo::Newest);
+        assert_eq!(wanted(Some(PromoteTo::Exact), &file), PromoteTo::Exact);
+    }
+}
