@@ -40,6 +40,9 @@ _towline() {
             towline,follower)
                 cmd="towline__subcmd__follower"
                 ;;
+            towline,history)
+                cmd="towline__subcmd__history"
+                ;;
             towline,id)
                 cmd="towline__subcmd__id"
                 ;;
@@ -51,6 +54,9 @@ _towline() {
                 ;;
             towline,pause)
                 cmd="towline__subcmd__pause"
+                ;;
+            towline,promote)
+                cmd="towline__subcmd__promote"
                 ;;
             towline,reload)
                 cmd="towline__subcmd__reload"
@@ -146,7 +152,7 @@ _towline() {
 
     case "${cmd}" in
         towline)
-            opts="-h -V --log-level --log-json --help --version leader follower run status check pause resume wait reload id trust sync confirm slot restore-point restore resync basebackup combine archive verify log config demo"
+            opts="-h -V --log-level --log-json --help --version leader follower run status check pause resume wait reload id trust sync confirm slot restore-point restore resync promote basebackup combine archive verify history log config demo"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -801,6 +807,32 @@ _towline() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        towline__subcmd__history)
+            opts="-h --state --config --json --log-level --log-json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --state)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-level)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         towline__subcmd__id)
             opts="-h --state --config --renew --new-key --json --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -1044,6 +1076,44 @@ _towline() {
                 return 0
             fi
             case "${prev}" in
+                --state)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-level)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        towline__subcmd__promote)
+            opts="-h --to --dry-run --wait --state --socket --config --json --timeout --log-level --log-json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --to)
+                    COMPREPLY=($(compgen -W "exact newest" -- "${cur}"))
+                    return 0
+                    ;;
                 --state)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

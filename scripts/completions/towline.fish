@@ -45,10 +45,12 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "slot" -d 'What foll
 complete -c towline -n "__fish_towline_needs_command" -f -a "restore-point" -d 'Name the state the leader\'s directory has now, as an exact cut; `restore` and `stop_at` find it by that name'
 complete -c towline -n "__fish_towline_needs_command" -f -a "restore" -d 'Make a directory of a backup, as it was at a target: a time, a position, a restore point, or the latest. Exit code: 0 done, 1 failed, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "resync" -d 'Make the follower\'s directory equal to its upstream\'s now; only what differs is moved'
+complete -c towline -n "__fish_towline_needs_command" -f -a "promote" -d 'Make the follower the leader of a new timeline: it replays the log it has, captures its own directory from there on, and serves the other followers. Make sure first that the old leader is down, or can\'t be reached by its application'
 complete -c towline -n "__fish_towline_needs_command" -f -a "basebackup" -d 'Take a base backup from a running node. Exit code: 0 complete, 3 complete but no exact cut, 1 failed, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "combine" -d 'Make one full backup of a full one and the incremental ones that stand on it. Exit code: 0 done, 1 failed, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "archive" -d 'What an archive holds: list it, check it, remove what is not to be kept'
 complete -c towline -n "__fish_towline_needs_command" -f -a "verify" -d 'Check a base backup, a state directory or an archive: names, sizes, SHA-256, log and catalog. All that is wrong is found in one run. Exit code: 0 good, 1 problems, 64 wrong usage'
+complete -c towline -n "__fish_towline_needs_command" -f -a "history" -d 'Print the history of the node\'s timeline: where it and those before it branched off, when, by whom and why'
 complete -c towline -n "__fish_towline_needs_command" -f -a "log" -d 'Read log segments offline'
 complete -c towline -n "__fish_towline_needs_command" -f -a "config" -d 'Check or show the configuration'
 complete -c towline -n "__fish_towline_needs_command" -f -a "demo" -d 'A leader, two followers and a workload in a temporary directory; compares everything at the end'
@@ -365,6 +367,18 @@ complete -c towline -n "__fish_towline_using_subcommand resync" -l log-level -d 
 complete -c towline -n "__fish_towline_using_subcommand resync" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand resync" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand resync" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand promote" -l to -d 'Which cut the directory is to stand on; default: exact, or newest with `apply_cuts = "file"`. What the log has after it is put aside' -r -f -a "exact\t'The last exact cut of its log: a state that the directory had'
+newest\t'The last complete change set: the newest data, though files may be of different instants'"
+complete -c towline -n "__fish_towline_using_subcommand promote" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand promote" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand promote" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand promote" -l timeout -d 'Give up after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand promote" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand promote" -l dry-run -d 'Only show what would be done'
+complete -c towline -n "__fish_towline_using_subcommand promote" -l wait -d 'Return when the node serves as the leader'
+complete -c towline -n "__fish_towline_using_subcommand promote" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand promote" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand promote" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l leader -d 'The node to read: a leader, or a follower' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l out -d 'The directory that becomes the backup: new or empty. `-`: the backup is one tar stream on standard output. An address like file:///DIR or s3://BUCKET/PREFIX: it goes into that archive' -r -F
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l incremental -d 'Take what has changed since this backup only, as packs: its manifest, its directory, or URL#LABEL of one in an archive. It is not changed, and the new one can\'t be restored without it' -r -F
@@ -453,6 +467,12 @@ complete -c towline -n "__fish_towline_using_subcommand verify" -s q -l quiet -d
 complete -c towline -n "__fish_towline_using_subcommand verify" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand verify" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand verify" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand history" -l state -d 'State directory of the node, whether its daemon runs or not' -r -F
+complete -c towline -n "__fish_towline_using_subcommand history" -l config -d 'Configuration file of the node, which names its state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand history" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand history" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand history" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand history" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand log; and not __fish_seen_subcommand_from dump verify stat" -s h -l help -d 'Print help'

@@ -151,8 +151,8 @@ pub(super) fn recover(o: &LogOptions, leader: bool) -> Result<Recovered> {
 pub(super) fn gaps(o: &LogOptions) -> Gaps {
     let gaps = Gaps::default();
     let files = list(&o.dir, o.timeline).unwrap_or_default();
-    for segment in files.iter().rev().filter(|(_, sealed)| **sealed).map(|(s, _)| *s).take(Gaps::MAX) {
-        if let Ok(sealed) = read_sealed(o, segment) {
+    for (&segment, &kept) in files.iter().rev().filter(|(_, kept)| kept.sealed()).take(Gaps::MAX) {
+        if let Ok(sealed) = read_sealed(o, segment, kept) {
             gaps.saw(sealed.trailer.end, segment.next().start());
         }
     }

@@ -653,8 +653,7 @@ proptest! {
         for (segment, _) in recover::list(dir.path(), TimelineId::FIRST).unwrap() {
             if segment > durable.segment { continue; }
             let Some(reader::Opened { file, .. }) = reader::open_segment(dir.path(), TimelineId::FIRST, segment).unwrap() else { continue };
-            let sealed = segment < durable.segment;
-            let len = file.metadata().unwrap().len();
+            let (sealed, len) = (segment < durable.segment, file.metadata().unwrap().len());
             let mut bytes = vec![0; usize::try_from(len).unwrap()];
             let n = sys::read_at(&file, &mut bytes, 0).unwrap();
             bytes.truncate(n);
