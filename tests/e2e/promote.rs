@@ -89,6 +89,10 @@ fn a_follower_leads_when_the_leader_is_lost_and_the_others_follow_it_without_a_c
     assert_eq!(done["before"]["lsn"], done["after"]["lsn"], "it had nothing left to replay: {done}");
     let again = promote(&a, &["--wait"]);
     assert_eq!((&again["promoted"], &again["timeline"]), (&false.into(), &2.into()), "{again}");
+    // One that is new needs no log of the old timeline, though nothing was written since.
+    let new = bed.follower("new", a.spec.listen).start();
+    assert_equal_within(within(20), a.data(), new.data());
+    drop(new);
     write(a.data(), "new");
     fs::remove_file(a.data().join("d/7")).expect("remove");
     for node in [&b, &c] {
