@@ -279,7 +279,7 @@ fn every_kind_of_damage_is_found_and_named() {
     bad("b", "'more' is not in its manifest");
     std::fs::rename(path("backup/c"), path("backup/d")).unwrap();
     bad("d", "its manifest is of the backup 'c'");
-    bad("c1", "'c', on which it stands, is missing");
+    bad("c1", "'c', on which 'c1' stands, is missing");
     bed.backup("c", 30, 26, None);
     bad("c1", "is another one than it was made on");
     std::fs::write(path("backup/b1/manifest.json"), b"x").unwrap();
