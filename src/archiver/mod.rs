@@ -33,9 +33,11 @@ use crate::session::Backoff;
 mod board;
 mod memory;
 mod plan;
+mod succession;
 
 pub use board::{Board, Gap, Report};
 use plan::Step;
+use succession::Succession;
 
 /// Longest time between two looks at the log, whatever happens.
 const EVERY: Duration = Duration::from_secs(60);
@@ -77,7 +79,13 @@ pub async fn run(
     cancel: CancellationToken,
 ) {
     board.begin(&context.address.to_string());
-    let mut worker = Worker { context, archive: None, have: BTreeSet::new(), reached: None };
+    let mut worker = Worker {
+        context,
+        archive: None,
+        have: BTreeSet::new(),
+        reached: None,
+        succession: Succession::default(),
+    };
     let mut pauses = Backoff::new(fastrand::u64(..));
     while !cancel.is_cancelled() {
         let seen = *tail.borrow_and_update();
@@ -142,6 +150,8 @@ struct Worker {
     have: BTreeSet<SegmentNo>,
     /// Up to here everything is dealt with: archived, or known to be a gap.
     reached: Option<SegmentNo>,
+    /// Whether another node's line has taken over.
+    succession: Succession,
 }
 
 impl Worker {
@@ -180,6 +190,7 @@ impl Worker {
             return Ok(false);
         };
         board.working(next);
+        self.succession.allows(&archive, &self.context.history, next)?;
         let Context { log, system, timeline, .. } = &self.context;
         match log::sealed(log, *system, *timeline, next) {
             Ok(Some((by, bytes))) => {

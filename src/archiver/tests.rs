@@ -133,8 +133,13 @@ impl Bed {
     }
 
     fn log(&self) -> Log {
+        self.log_in("log")
+    }
+
+    fn log_in(&self, name: &str) -> Log {
+        std::fs::create_dir_all(self.dir.path().join(name)).unwrap();
         Log::open_leader(LogOptions {
-            dir: self.dir.path().join("log"),
+            dir: self.dir.path().join(name),
             system: SYSTEM,
             timeline: T,
             segment_timeout: Duration::from_millis(1),
@@ -304,6 +309,14 @@ fn over_a_branch_the_history_comes_first_and_the_end_of_the_old_line_has_a_name_
     let inventory = crate::archive::inventory::Inventory::take(&archive).unwrap();
     assert_eq!(inventory.coverage.reaches(&history, SegmentNo(1)), Some(end.segment()));
     assert!(inventory.strays.is_empty(), "{:?}", inventory.strays);
+    // The old leader comes back, and does not know of it: what it has of before the branch is there, and no more comes.
+    let (old, old_dir) = (bed.log_in("old"), bed.dir.path().join("old"));
+    fill(&old, 6);
+    let context = Context { log: old_dir, ..bed.context() };
+    let report = bed.run_as(context, &old, |r| r.needs_help);
+    let said = report.error.unwrap_or_default();
+    assert!(said.contains("'f' was promoted to timeline 2") && said.contains("make it a follower"), "{said}");
+    assert_eq!(archive.get_segment(T, SegmentNo(5)).unwrap(), None);
     // A line of that number that another node began is refused by name.
     let other = History::first(SYSTEM).child(Beginning { line: LineId(10), ..again }, T).unwrap();
     let e = archive.put_history(&other).unwrap_err();
