@@ -167,8 +167,9 @@ fn stream(hello: &Hello, here: &Here, proof: Proof) -> Decision {
         // for that.
         if here.follows {
             let reason = format!(
-                "the follower's log ends at {}, and this node, which follows itself, has no more than up to {} yet; if that stays, \
-                 `towline resync` makes the follower equal to this node",
+                "the follower's log ends at {}, and this node, which follows itself, has no more than up to {} yet; if the leader \
+                 is lost, promote the follower, which is further, and not this node; `towline resync` would throw away what \
+                 the follower has more",
                 hello.flush, here.end
             );
             return Decision::Refuse { code: Code::NotReady, reason };
