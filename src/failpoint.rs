@@ -91,6 +91,8 @@ pub const ALL: &[&str] = &[
     "restore::fetch",
     "restore::segment",
     "restore::whole",
+    "restore::timeline",
+    "restore::leads",
     "restore::done",
     "restore::moved",
     "combine::file",

@@ -158,6 +158,26 @@ impl Archive {
         Ok(log::whole(&bytes, self.system(), timeline, segment).is_ok_and(|(_, t)| t.end == branch.at))
     }
 
+    /// What there is of the log of a timeline from the segment `from` on: of each object the segment, the later timeline that
+    /// ended the line in it, and its size.
+    ///
+    /// # Errors
+    /// Why the archive can't be asked, or what `each` fails with.
+    pub fn line(
+        &self,
+        timeline: TimelineId,
+        from: SegmentNo,
+        each: &mut dyn FnMut(SegmentName, Option<TimelineId>, u64) -> Result<bool>,
+    ) -> Result<()> {
+        let start = names::number(timeline, from);
+        self.list(&names::log_dir(timeline), start.trim_end_matches('-'), &mut |entry| {
+            if let Some(name) = SegmentName::parse(&entry.name) {
+                return each(name, None, entry.size);
+            }
+            EndedName::parse(&entry.name).map_or(Ok(true), |name| each(name.of, Some(name.by), entry.size))
+        })
+    }
+
     /// A segment on the way of `history`, as far as it counts there, and which line has sealed it. `None`: it is not there.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use super::args::Restore;
 use super::{json_line, print, wait};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::FillProgress;
-use crate::restore::{self, Order, Plan, Tell};
+use crate::restore::{self, Node, Order, Plan, Tell};
 
 /// Between two lines of progress.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -39,6 +39,11 @@ pub(super) fn run(args: &Restore) -> Result<ExitCode> {
 }
 
 fn work(args: &Restore) -> Result<ExitCode> {
+    let name = || crate::config::Config::default().node_name();
+    let node = match args.as_leader {
+        true => Some(Node::Leader(name()?)),
+        false => args.as_follower.then_some(Node::Follower),
+    };
     let order = Order {
         from: args.from.clone(),
         backup: args.backup.clone(),
@@ -46,12 +51,14 @@ fn work(args: &Restore) -> Result<ExitCode> {
         logs: args.log.clone(),
         target: args.target,
         out: args.out.clone(),
-        follower: args.state.clone().filter(|_| args.as_follower),
+        line: args.target_timeline,
+        state: args.state.clone(),
+        node,
         delta: args.delta,
         cloning: args.copy_mode,
         allow_gap: args.allow_gap,
     };
-    if let Some(state) = &order.follower {
+    if let Some(state) = &order.state {
         crate::config::check_apart(&order.out, state)?;
     }
     let plan = if args.dry_run {
@@ -128,13 +135,26 @@ fn words(plan: &Plan, args: &Restore) -> String {
         }
         let _ = writeln!(text, "log       {log}");
         let _ = writeln!(text, "target    {}", plan.target);
+        if plan.timeline != plan.target_timeline {
+            let _ = writeln!(text, "timeline  {} to {}", plan.timeline, plan.target_timeline);
+        }
         let _ = writeln!(text, "ends on   {} ({})", plan.lsn, plan.time);
+        if let Some(timeline) = plan.new_timeline {
+            let _ = writeln!(text, "begins    timeline {timeline}, as its leader");
+        }
         let _ = writeln!(text, "into      {out}");
     } else {
         for passed in &plan.passed {
             let _ = writeln!(text, "a newer backup was passed over: {passed}");
         }
         let _ = writeln!(text, "'{out}' is as it was at {} ({})", plan.lsn, plan.time);
+        if let Some((timeline, state)) = plan.new_timeline.zip(args.state.as_ref()) {
+            let state = state.display();
+            let _ = writeln!(
+                text,
+                "timeline {timeline} begins there: start `towline leader --data {out} --state {state}`"
+            );
+        }
     }
     if plan.gap {
         text += "the target is within a gap of the history: this is the last exact cut before it\n";

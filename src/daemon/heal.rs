@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Node, blocking, follower};
 use crate::checkpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::log::repair;
+use crate::log::{SealedBy, repair};
 use crate::position::SegmentNo;
 use crate::receive::fetch::{self, Fetch};
 use crate::state::FillState;
@@ -55,8 +55,8 @@ pub(super) async fn log_of(node: &Arc<Node>) -> Result<usize> {
         let timeline = from.timeline;
         let bytes = fetch_from_any(&mut from, &sources.addresses, segment).await?;
         let (state, next_is_good) = (Arc::clone(&node.state), !bad.contains(&segment.next()));
-        blocking(move || repair::install(&state.log(), system, timeline, segment, &bytes, next_is_good))
-            .await?;
+        let by = SealedBy { timeline, ended_by: None };
+        blocking(move || repair::install(&state.log(), system, by, segment, &bytes, next_is_good)).await?;
         tracing::warn!(
             "segment {:X} of the log was not good; fetched again from {}",
             segment.0,

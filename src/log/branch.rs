@@ -44,7 +44,19 @@ pub fn end_lines(
     for branch in history.branches() {
         end_line(dir, history.system(), branch, &files)?;
     }
-    put_aside(dir, history, &files, lost)
+    put_aside(dir, history, &files, Some(lost))
+}
+
+/// As [`end_lines`], for a log that is a copy: what is past a branch is removed.
+///
+/// # Errors
+/// As there.
+pub fn end_copied_lines(dir: &Path, history: &History) -> Result<()> {
+    let files = files(dir)?;
+    for branch in history.branches() {
+        end_line(dir, history.system(), branch, &files)?;
+    }
+    put_aside(dir, history, &files, None::<fn() -> Result<std::path::PathBuf>>).map(drop)
 }
 
 /// Every segment file, by number; several files may have one.
@@ -145,7 +157,7 @@ fn put_aside(
     dir: &Path,
     history: &History,
     files: &BTreeMap<SegmentNo, Vec<Kept>>,
-    lost: impl FnOnce() -> Result<std::path::PathBuf>,
+    lost: Option<impl FnOnce() -> Result<std::path::PathBuf>>,
 ) -> Result<Cut> {
     let mut cut = Cut::default();
     let mut gone = Vec::new();
@@ -162,7 +174,7 @@ fn put_aside(
     if gone.is_empty() {
         return Ok(cut);
     }
-    let to = if cut.aside > 0 { Some(lost()?) } else { None };
+    let to = lost.filter(|_| cut.aside > 0).map(|make| make()).transpose()?;
     for (path, past) in gone {
         failpoint::pass("branch::aside").map_err(|e| Error::io("put aside", &path, e))?;
         match to.as_ref().filter(|_| past).zip(path.file_name()) {
@@ -171,7 +183,7 @@ fn put_aside(
                 disk::sync_dir(to)?;
                 disk::sync_dir(dir)?;
             }
-            // All that counts of it is in the sealed one.
+            // All that counts of it is in the sealed one, or it is a copy.
             None => disk::remove_durable(&path)?,
         }
     }

@@ -5,11 +5,11 @@ use std::io::Write;
 use std::path::Path;
 
 use super::inspect::{Ending, Report, examine, misfit};
-use super::recover;
+use super::{SealedBy, recover};
 use crate::disk::AtomicFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{SegmentNo, SystemId, TimelineId};
-use crate::segment::{self, HEADER_LEN, Header};
+use crate::segment::{HEADER_LEN, Header};
 
 /// The segments from `from` to the newest one that are damaged, missing, or don't belong together, in
 /// order. The newest one counts only if it is sealed: an open end is cut where it stops being good.
@@ -58,12 +58,14 @@ pub fn damaged(
 pub fn install(
     dir: &Path,
     system: SystemId,
-    timeline: TimelineId,
+    by: SealedBy,
     segment: SegmentNo,
     bytes: &[u8],
     next_is_good: bool,
 ) -> Result<()> {
-    let name = segment::file_name(timeline, segment, false);
+    let timeline = by.timeline;
+    let form = by.ended_by.map_or(recover::Form::Sealed, recover::Form::Ended);
+    let name = recover::Kept { timeline, form }.name(segment);
     let mut file = AtomicFile::create(dir, &name)?;
     file.write_all(bytes).map_err(|e| Error::io("write", dir.join(&name), e))?;
     file.flush().map_err(|e| Error::io("write", dir.join(&name), e))?;

@@ -8,14 +8,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::way::Way;
 use crate::archive::{Address, Archive, names};
 use crate::disk::AtomicFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
-use crate::log::{self, Log, LogOptions};
+use crate::log::{self, Log, LogOptions, SealedBy};
 use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::record::{PointName, Record, Records};
-use crate::segment::{self, FILE_MAX, FRAME_LEN, Item, Parser, Step, flags};
+use crate::segment::{self, FILE_MAX, FRAME_LEN, Item, Parser, Step, TRAILER_LEN, flags};
 use crate::set::Set;
 
 /// A log that is not written to.
@@ -42,7 +43,7 @@ impl FromStr for Source {
 
 impl Source {
     /// A directory may hold an archive.
-    fn settled(&self) -> Result<Self> {
+    pub(super) fn settled(&self) -> Result<Self> {
         match self {
             Self::Dir(dir) if dir.join(names::IDENTITY).is_file() => {
                 let dir = std::path::absolute(dir).map_err(|e| Error::io("find", dir, e))?;
@@ -63,70 +64,105 @@ enum Copy {
     Archived(Archive, u64),
 }
 
+/// In which form; the better one first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Form {
+    /// Ended by the branch of the way that is in it.
+    Ended,
+    /// Sealed by its own line; it may go on beyond a branch.
+    Sealed,
+    /// Still being written.
+    Open,
+    /// Ended by a timeline that the way does not go over: of the line itself more may have been written.
+    Left(TimelineId),
+}
+
+impl Form {
+    fn is_whole(self) -> bool {
+        self <= Self::Sealed
+    }
+}
+
 /// What log there is.
 pub(super) struct Sources<'a> {
     set: &'a Set,
     system: SystemId,
-    timeline: TimelineId,
-    /// The best copies of each segment, sealed ones first.
-    copies: BTreeMap<SegmentNo, Vec<(bool, Copy)>>,
+    way: &'a Way,
+    /// The copies of each segment, the best ones first.
+    copies: BTreeMap<SegmentNo, Vec<(Form, Copy)>>,
     archives: Vec<Archive>,
 }
 
 impl<'a> Sources<'a> {
-    /// The log of the set, and of other places.
+    /// The log of the set, and of other places, as far as it is on the way.
     ///
     /// # Errors
     /// One can't be read, holds no log, or is of another system.
-    pub(super) fn open(set: &'a Set, places: &[Source]) -> Result<Self> {
-        let (system, timeline) = (set.manifest().system, set.manifest().timeline);
-        let mut copies: BTreeMap<SegmentNo, Vec<(bool, Copy)>> = BTreeMap::new();
-        let mut archives = Vec::new();
+    pub(super) fn open(set: &'a Set, way: &'a Way, places: &[Source]) -> Result<Self> {
+        let (system, copies) = (set.manifest().system, BTreeMap::new());
+        let mut found = Self { set, system, way, copies, archives: Vec::new() };
         for part in set.log() {
             let name = part.name.strip_prefix("log/").unwrap_or_default();
-            if let Some((t, segment, partial)) = segment::parse_name(name.as_bytes())
-                && t == timeline
-            {
-                copies.entry(segment).or_default().push((partial, Copy::Part(part.name.clone())));
+            if let Some(name) = parse(name.as_bytes()) {
+                found.add(name, Copy::Part(part.name.clone()));
             }
         }
         for place in places {
-            let dir = match place.settled()? {
-                Source::Dir(dir) => dir,
+            match place.settled()? {
+                Source::Dir(dir) => found.list(&dir)?,
                 Source::Archive(address) => {
                     let archive = Archive::open(&address)?;
                     archive.belongs_to(system)?;
-                    archive.segments(timeline, set.start().segment(), &mut |name, size| {
-                        let copy = Copy::Archived(archive.clone(), size);
-                        copies.entry(name.segment).or_default().push((false, copy));
-                        Ok(true)
-                    })?;
-                    archives.push(archive);
-                    continue;
+                    let from = Lsn(set.start().0.saturating_sub(1)).segment();
+                    for timeline in way.timelines(from) {
+                        archive.line(timeline, from, &mut |name, by, size| {
+                            let written = by.map_or(Written::Sealed, Written::Ended);
+                            let copy = Copy::Archived(archive.clone(), size);
+                            found.add((timeline, name.segment, written), copy);
+                            Ok(true)
+                        })?;
+                    }
+                    found.archives.push(archive);
                 }
-            };
-            let log = dir.join("log");
-            let dir = if log.is_dir() { &log } else { &dir };
-            let mut any = false;
-            for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
-                let path = entry.map_err(|e| Error::io("list", dir, e))?.path();
-                let name = path.file_name().and_then(|n| segment::parse_name(n.as_bytes()));
-                let Some((t, segment, partial)) = name else { continue };
-                any = true;
-                if t == timeline {
-                    copies.entry(segment).or_default().push((partial, Copy::File(path)));
-                }
-            }
-            if !any {
-                let text = format!(
-                    "there is no log in '{}'; name a state directory, a directory of segments, or an archive",
-                    dir.display()
-                );
-                return Err(Error::new(ErrorKind::Missing, text));
             }
         }
-        copies.values_mut().for_each(|c| c.sort_by_key(|(partial, _)| *partial));
-        Ok(Self { set, system, timeline, copies, archives })
+        found.copies.values_mut().for_each(|c| c.sort_by_key(|(form, _)| *form));
+        Ok(found)
+    }
+
+    fn list(&mut self, dir: &Path) -> Result<()> {
+        let log = dir.join("log");
+        let dir = if log.is_dir() { &log } else { dir };
+        let mut any = false;
+        for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
+            let path = entry.map_err(|e| Error::io("list", dir, e))?.path();
+            let Some(name) = path.file_name().and_then(|n| parse(n.as_bytes())) else { continue };
+            any = true;
+            self.add(name, Copy::File(path));
+        }
+        if any {
+            return Ok(());
+        }
+        let text = format!(
+            "there is no log in '{}'; name a state directory, a directory of segments, or an archive",
+            dir.display()
+        );
+        Err(Error::new(ErrorKind::Missing, text))
+    }
+
+    /// Takes a copy, if it is of the line that the segment is of on the way.
+    fn add(&mut self, (timeline, segment, written): (TimelineId, SegmentNo, Written), copy: Copy) {
+        if timeline != self.way.timeline_of(segment) {
+            return;
+        }
+        let ours = self.way.branch_in(segment).map(|b| b.timeline);
+        let form = match written {
+            Written::Sealed => Form::Sealed,
+            Written::Open => Form::Open,
+            Written::Ended(by) if Some(by) == ours => Form::Ended,
+            Written::Ended(by) => Form::Left(by),
+        };
+        self.copies.entry(segment).or_default().push((form, copy));
     }
 
     /// The segments from `from` on, without a hole.
@@ -174,17 +210,36 @@ impl<'a> Sources<'a> {
         })
     }
 
+    /// How many of these are fetched next: none behind a branch before that was settled.
+    pub(super) fn next(&self, segments: &[SegmentNo]) -> usize {
+        let some = segments.iter().take(AT_ONCE);
+        some.clone().position(|s| self.way.branch_in(*s).is_some()).map_or(some.count(), |n| n + 1)
+    }
+
+    /// Ends the lines that were left in what was fetched, up to the segment `last`.
+    ///
+    /// # Errors
+    /// The log there does not reach a branch.
+    pub(super) fn settle(&self, last: SegmentNo, dir: &Path) -> Result<()> {
+        match self.way.branch_in(last) {
+            None => Ok(()),
+            Some(branch) => log::end_copied_lines(dir, &self.way.history(branch.timeline)?),
+        }
+    }
+
     fn fetch_one(&self, segment: SegmentNo, dir: &Path) -> Result<()> {
-        if dir.join(segment::file_name(self.timeline, segment, false)).exists() {
+        let timeline = self.way.timeline_of(segment);
+        let ended = self.way.ended(segment);
+        let there = ended.and_then(|by| Some(segment::ended_name(timeline, segment, by.ended_by?)));
+        let sealed = segment::file_name(timeline, segment, false);
+        if there.into_iter().chain([sealed]).any(|name| dir.join(name).exists()) {
             return Ok(());
         }
         let mut result = Err(Error::new(ErrorKind::Missing, format!("there is no segment {:X}", segment.0)));
         let copies = self.copies.get(&segment).map_or(&[][..], |c| c);
-        for (_, copy) in copies.iter().filter(|(partial, _)| !partial) {
-            result = self.read(copy, segment).and_then(|bytes| {
-                pass(dir)?;
-                log::repair::install(dir, self.system, self.timeline, segment, &bytes, false)
-            });
+        for (form, copy) in copies.iter().filter(|(form, _)| form.is_whole()) {
+            let by = ended.filter(|_| *form == Form::Ended);
+            result = self.read(copy, segment, *form).and_then(|bytes| self.install(segment, by, &bytes, dir));
             match &result {
                 Ok(()) => return Ok(()),
                 Err(e) if e.kind() == ErrorKind::DiskFull => break,
@@ -193,9 +248,12 @@ impl<'a> Sources<'a> {
         }
         // Of those that are still written the one that goes furthest.
         let mut best: Option<(Lsn, Vec<u8>)> = None;
-        for (_, copy) in copies.iter().filter(|(partial, _)| *partial) {
-            match self.read(copy, segment) {
-                Ok(bytes) => {
+        for (form, copy) in copies.iter().filter(|(form, _)| !form.is_whole()) {
+            match self.read(copy, segment, *form) {
+                Ok(mut bytes) => {
+                    if let Form::Left(_) = form {
+                        bytes.truncate(bytes.len().saturating_sub(TRAILER_LEN));
+                    }
                     let end = self.end_of(segment, &bytes);
                     if best.as_ref().is_none_or(|(known, _)| end > *known) {
                         best = Some((end, bytes));
@@ -210,17 +268,23 @@ impl<'a> Sources<'a> {
         }
     }
 
+    fn install(&self, segment: SegmentNo, by: Option<SealedBy>, bytes: &[u8], dir: &Path) -> Result<()> {
+        pass(dir)?;
+        let own = SealedBy { timeline: self.way.timeline_of(segment), ended_by: None };
+        log::repair::install(dir, self.system, by.unwrap_or(own), segment, bytes, false)
+    }
+
     /// A node that runs may have sealed and archived a segment since it was listed, and removed it.
     fn fetch_late(&self, segment: SegmentNo, dir: &Path) -> Option<Result<()>> {
-        let found = |archive: &Archive| archive.get_segment(self.timeline, segment).ok().flatten();
+        let timeline = self.way.timeline_of(segment);
+        let found = |archive: &Archive| archive.get_segment(timeline, segment).ok().flatten();
         let bytes = self.archives.iter().find_map(found)?;
-        let install = |()| log::repair::install(dir, self.system, self.timeline, segment, &bytes, false);
-        Some(pass(dir).and_then(install))
+        Some(self.install(segment, None, &bytes, dir))
     }
 
     /// Where the good part of a segment ends.
     fn end_of(&self, segment: SegmentNo, bytes: &[u8]) -> Lsn {
-        let mut parser = Parser::new(self.system, self.timeline, segment);
+        let mut parser = Parser::new(self.system, self.way.timeline_of(segment), segment);
         loop {
             let at = usize::try_from(parser.offset()).unwrap_or(usize::MAX);
             let before = parser.lsn();
@@ -232,10 +296,20 @@ impl<'a> Sources<'a> {
         }
     }
 
-    fn read(&self, copy: &Copy, segment: SegmentNo) -> Result<Vec<u8>> {
+    fn read(&self, copy: &Copy, segment: SegmentNo, form: Form) -> Result<Vec<u8>> {
+        let timeline = self.way.timeline_of(segment);
         let (file, path) = match copy {
             Copy::Archived(archive, _) => {
-                return archive.get_segment(self.timeline, segment)?.ok_or_else(|| {
+                let by = match form {
+                    Form::Ended => self.way.branch_in(segment).map(|b| b.timeline),
+                    Form::Left(by) => Some(by),
+                    Form::Sealed | Form::Open => None,
+                };
+                let found = match by {
+                    Some(by) => archive.get_ended(timeline, segment, by),
+                    None => archive.get_segment(timeline, segment),
+                };
+                return found?.ok_or_else(|| {
                     let text =
                         format!("segment {:X} is gone from the archive '{}'", segment.0, archive.address());
                     Error::new(ErrorKind::Missing, text)
@@ -249,7 +323,7 @@ impl<'a> Sources<'a> {
                 Ok(file) => (file, path.clone()),
                 // It was sealed since it was listed.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                    let sealed = path.with_file_name(segment::file_name(self.timeline, segment, false));
+                    let sealed = path.with_file_name(segment::file_name(timeline, segment, false));
                     (File::open(&sealed).map_err(|e| Error::io("open", &sealed, e))?, sealed)
                 }
                 Err(e) => return Err(Error::io("open", path, e)),
@@ -260,12 +334,28 @@ impl<'a> Sources<'a> {
 
     fn put_open(&self, segment: SegmentNo, bytes: &[u8], dir: &Path) -> Result<()> {
         pass(dir)?;
-        let name = segment::file_name(self.timeline, segment, true);
+        let name = segment::file_name(self.way.timeline_of(segment), segment, true);
         let failed = |e| Error::io("write", dir.join(&name), e);
         let mut file = AtomicFile::create(dir, &name)?;
         file.write_all(bytes).map_err(failed)?;
         file.commit()
     }
+}
+
+/// How a segment was written, by its name.
+enum Written {
+    Sealed,
+    Open,
+    Ended(TimelineId),
+}
+
+/// What the name of a segment's file says.
+fn parse(name: &[u8]) -> Option<(TimelineId, SegmentNo, Written)> {
+    if let Some((timeline, segment, by)) = segment::parse_ended(name) {
+        return Some((timeline, segment, Written::Ended(by)));
+    }
+    let (timeline, segment, open) = segment::parse_name(name)?;
+    Some((timeline, segment, if open { Written::Open } else { Written::Sealed }))
 }
 
 /// All of a segment's file.
@@ -279,42 +369,55 @@ fn whole(input: &mut dyn Read, path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The newest restore point of this name in the log of an archive from `from` on; the segments are gone through from the
-/// newest one back, some at a time.
+/// The newest restore point of this name in the log of an archive on this way, from `from` on; the segments are gone through
+/// from the newest one back, some at a time.
 ///
 /// # Errors
 /// The archive can't be read.
 pub(super) fn point_in(
     archive: &Archive,
-    timeline: TimelineId,
+    way: &Way,
     from: SegmentNo,
     name: PointName,
 ) -> Result<Option<Lsn>> {
     let mut numbers = Vec::new();
-    archive.segments(timeline, from, &mut |segment, _| {
-        numbers.push(segment.segment);
-        Ok(true)
-    })?;
+    for timeline in way.timelines(from) {
+        archive.line(timeline, from, &mut |found, by, _| {
+            let segment = found.segment;
+            let ours = by.is_none() || way.branch_in(segment).map(|b| b.timeline) == by;
+            if way.timeline_of(segment) == timeline && ours {
+                numbers.push((segment, timeline, by));
+            }
+            Ok(true)
+        })?;
+    }
     numbers.dedup();
     for some in numbers.rchunks(AT_ONCE) {
-        let look = |segment| match archive.get_segment(timeline, segment) {
-            Ok(Some(bytes)) => points(archive.system(), timeline, segment, &bytes, name),
-            Ok(None) => Ok(None),
-            // Damaged: it may not be needed.
-            Err(e) if e.kind() == ErrorKind::Corrupt => {
-                tracing::warn!("a restore point may not be found: {e}");
-                Ok(None)
+        let look = |(segment, timeline, by): (SegmentNo, TimelineId, Option<TimelineId>)| {
+            let found = match by {
+                Some(by) => archive.get_ended(timeline, segment, by),
+                None => archive.get_segment(timeline, segment),
+            };
+            match found {
+                Ok(Some(bytes)) => points(archive.system(), timeline, segment, &bytes, name),
+                Ok(None) => Ok(None),
+                // Damaged: it may not be needed.
+                Err(e) if e.kind() == ErrorKind::Corrupt => {
+                    tracing::warn!("a restore point may not be found: {e}");
+                    Ok(None)
+                }
+                Err(e) => Err(e),
             }
-            Err(e) => Err(e),
         };
         let found: Vec<Result<Option<Lsn>>> = std::thread::scope(|scope| {
             // A panic: an error, below.
-            let tasks: Vec<_> = some.iter().map(|&segment| scope.spawn(move || look(segment))).collect();
+            let tasks: Vec<_> = some.iter().map(|&one| scope.spawn(move || look(one))).collect();
             let panicked = || Err(Error::new(ErrorKind::Io, "a thread has panicked"));
             tasks.into_iter().map(|t| t.join().unwrap_or_else(|_| panicked())).collect()
         });
-        for found in found.into_iter().rev() {
-            if let Some(lsn) = found? {
+        for ((_, timeline, _), found) in some.iter().zip(found).rev() {
+            // Past a branch it is not on the way.
+            if let Some(lsn) = found?.filter(|lsn| way.holds(*timeline, *lsn).is_ok()) {
                 return Ok(Some(lsn));
             }
         }

@@ -14,6 +14,8 @@
 //! The backup is a directory, a tar, or one of an archive, which [`choose`] finds; of an incremental one [`gather`] takes each
 //! block from the newest member of its chain that has it. What is fetched of a bucket lies in the state directory meanwhile.
 //!
+//! A restore follows one [`way`] over the timelines that the log has; with [`lead`] it begins a new one.
+//!
 //! In the state directory the note `restore.json` says which restore it is: the same command goes on with it.
 
 use std::path::{Path, PathBuf};
@@ -36,12 +38,14 @@ use crate::set::{Set, gather};
 use crate::sys::Root;
 
 mod choose;
+mod lead;
 mod logs;
 mod origin;
 mod place;
 mod replay;
 mod shelf;
 pub mod target;
+mod way;
 
 pub use logs::Source;
 use logs::Sources;
@@ -49,6 +53,8 @@ pub use origin::{Origin, chained};
 use place::Place;
 use target::{Commit, Search};
 pub use target::{Cut, Goal, Target};
+pub use way::Line;
+use way::{Known, Way};
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -65,14 +71,37 @@ pub struct Order {
     pub target: Target,
     /// The directory that is made.
     pub out: PathBuf,
-    /// The state directory of a follower that goes on from there.
-    pub follower: Option<PathBuf>,
+    /// The timeline that is followed.
+    pub line: Line,
+    /// Where the state directory is left.
+    pub state: Option<PathBuf>,
+    /// The node that goes on with it.
+    pub node: Option<Node>,
     /// `out` may hold something: it is made equal, and only what differs is moved.
     pub delta: bool,
     /// Whether files are cloned.
     pub cloning: Cloning,
     /// A target within a gap of the history will do.
     pub allow_gap: bool,
+}
+
+/// What goes on from there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Node {
+    /// A follower.
+    Follower,
+    /// The leader of a new timeline, which a node of this name begins.
+    Leader(String),
+}
+
+impl Order {
+    /// The name of the leader to be.
+    fn leader(&self) -> Option<&str> {
+        match &self.node {
+            Some(Node::Leader(name)) => Some(name),
+            _ => None,
+        }
+    }
 }
 
 /// What a restore is about to do.
@@ -86,7 +115,12 @@ pub struct Plan {
     pub passed: Vec<String>,
     pub form: &'static str,
     pub system: String,
+    /// That of the backup.
     pub timeline: u32,
+    /// The one that is followed.
+    pub target_timeline: u32,
+    /// The one that begins there, with a leader.
+    pub new_timeline: Option<u32>,
     /// Where the base is whole.
     pub base: String,
     pub base_time: String,
@@ -118,6 +152,9 @@ struct Restore {
     set: Arc<Set>,
     passed: Vec<String>,
     logs: Vec<Source>,
+    way: Way,
+    /// The highest number of a timeline that is in use.
+    taken: TimelineId,
 }
 
 /// Finds out what a restore would do. The log is read into a temporary directory.
@@ -128,8 +165,10 @@ pub fn plan(order: &Order) -> Result<Plan> {
     Place::look(order)?;
     let dir = tempfile::tempdir().map_err(|e| Error::from(e).wrap("cannot make a temporary directory"))?;
     let restore = Restore::new(order, &dir.path().join("set.tar"), &dir.path().join("fetched"))?;
-    let sources = Sources::open(&restore.set, &restore.logs)?;
-    let (goal, segments) = restore.find(&sources, dir.path())?;
+    let sources = Sources::open(&restore.set, &restore.way, &restore.logs)?;
+    let log = dir.path().join("log");
+    std::fs::create_dir(&log).map_err(|e| Error::io("make", &log, e))?;
+    let (goal, segments) = restore.find(&sources, &log)?;
     restore.plan(&sources, goal, &segments)
 }
 
@@ -142,13 +181,17 @@ pub fn run(order: &Order, tell: &Tell, cancel: &CancellationToken) -> Result<Pla
     Place::look(order)?;
     let (spool, fetched) = place::aside(order)?;
     let restore = Restore::new(order, &spool, &fetched);
-    let opened = restore.and_then(|restore| Ok((Place::open(order, restore.set.manifest())?, restore)));
+    let opened = restore.and_then(|restore| {
+        let place = Place::open(order, restore.set.manifest(), restore.way.timeline())?;
+        Ok((place, restore))
+    });
     let (place, restore) = opened.inspect_err(|_| place::forget(&spool))?;
-    let sources = Sources::open(&restore.set, &restore.logs)?;
-    let found = restore
-        .find(&sources, &place.state().log())
-        .and_then(|(goal, segments)| Ok((goal, restore.plan(&sources, goal, &segments)?)));
-    let (goal, plan) = match found {
+    let sources = Sources::open(&restore.set, &restore.way, &restore.logs)?;
+    let found = place
+        .log()
+        .and_then(|dir| restore.find(&sources, &dir))
+        .and_then(|(goal, segments)| Ok((goal, restore.plan(&sources, goal, &segments)?, segments)));
+    let (goal, mut plan, segments) = match found {
         // Another order would help, so nothing of this one is kept.
         Err(e) if matches!(e.kind(), ErrorKind::Missing | ErrorKind::Refused | ErrorKind::Corrupt) => {
             place.discard();
@@ -156,6 +199,12 @@ pub fn run(order: &Order, tell: &Tell, cancel: &CancellationToken) -> Result<Pla
         }
         found => found?,
     };
+    if place.leads() {
+        lead::end(place.state())?;
+        plan.new_timeline = Some(place.state().set_up()?.timeline.0);
+        place.finish()?;
+        return Ok(plan);
+    }
     if place.is_whole() {
         place.finish()?;
         return Ok(plan);
@@ -171,8 +220,12 @@ pub fn run(order: &Order, tell: &Tell, cancel: &CancellationToken) -> Result<Pla
         let shelf = shelf::open(&restore.chain, &fetched)?;
         runtime.block_on(restore.lay(&place, &root, shelf, tell, cancel))?;
     }
+    lead::follow(place.state(), &restore.way, segments.last().copied())?;
     runtime.block_on(replay::run(&root, place.state(), goal.cut.lsn, cancel))?;
     drop(root);
+    if order.leader().is_some() {
+        lead::begin(place.state(), &restore.way, goal.cut.lsn, restore.taken)?;
+    }
     place.finish()?;
     Ok(plan)
 }
@@ -181,12 +234,18 @@ impl Restore {
     /// A tar is written down as `spool`, parts are fetched into `fetched`.
     fn new(order: &Order, spool: &Path, fetched: &Path) -> Result<Self> {
         // One that broke off goes on with the backup that it began with, whatever is newer by now.
-        let begun = place::begun_with(order)?;
+        let (begun, timeline) = place::begun_with(order)?;
+        let mut places = order.logs.clone();
+        places.extend(order.from.archive());
+        let known = Known::of(&places)?;
+        let line = timeline.map_or(order.line, Line::Number);
         let opened = origin::open(&origin::Wanted {
             from: &order.from,
             backup: order.backup.as_deref().or(begun.as_deref()),
             bases: &order.bases,
             target: order.target,
+            line,
+            known: &known,
             spool,
             fetched,
         })?;
@@ -194,7 +253,17 @@ impl Restore {
         let none = || Error::new(ErrorKind::Missing, "there is no backup");
         let set = Arc::clone(chain.first().ok_or_else(none)?);
         let logs = order.logs.iter().cloned().chain(log).collect();
-        Ok(Self { order: order.clone(), chain, set, passed, logs })
+        let m = set.manifest();
+        let way = known.way(line, m.system, m.timeline)?;
+        way.holds(m.timeline, m.end).map_err(|why| {
+            let text = format!(
+                "the backup '{}' can't be used: {why}; --target-timeline current follows it",
+                m.label
+            );
+            Error::new(ErrorKind::Refused, text)
+        })?;
+        let taken = known.highest().max(m.timeline).max(way.timeline());
+        Ok(Self { order: order.clone(), chain, set, passed, logs, way, taken })
     }
 
     /// Fetches log until the target is found in it. The goal, and the segments that lead there.
@@ -202,29 +271,37 @@ impl Restore {
         let manifest = self.set.manifest();
         let base = Cut { lsn: manifest.end, time: manifest.end_time };
         let mut search = Search::new(self.order.target, base, manifest.exact)?;
-        let segments = sources.run(self.set.start().segment());
-        let at = (manifest.system, manifest.timeline);
-        let mut reading = Reading { dir, at, from: self.set.start(), point: point(self.order.target) };
+        let leads = self.order.leader().is_some();
+        // A leader goes on from the last frame before it begins.
+        let start = Lsn(self.set.start().0.saturating_sub(u64::from(leads)));
+        let segments = sources.run(start.segment());
+        let mut reading = Reading { dir, from: self.set.start(), point: point(self.order.target) };
+        let mut rest = &segments[..];
         let mut used = Vec::new();
-        for some in segments.chunks(logs::AT_ONCE) {
+        let mut end = Lsn::ZERO;
+        while !rest.is_empty() {
             // The log of the backup itself is needed in any case.
             let have = used.last().map_or(self.set.start(), |s: &SegmentNo| s.end());
-            if search.is_over() && have >= manifest.end {
+            if search.is_over() && have >= manifest.end && !(leads && used.is_empty()) {
                 break;
             }
+            let (some, more) = rest.split_at(sources.next(rest));
+            rest = more;
             sources.fetch(some, dir)?;
             used.extend_from_slice(some);
-            reading.read(&mut search)?;
-        }
-        if self.set.start() < manifest.end {
-            let end = logs::end(dir, manifest.system, manifest.timeline)?;
-            if end < manifest.end {
-                let text = format!(
-                    "log ends at {end}, before the backup itself is whole at {}: give the log behind it with --log",
-                    manifest.end
-                );
-                return Err(Error::new(ErrorKind::Missing, text));
+            if let Some(last) = some.last() {
+                sources.settle(*last, dir)?;
+                let at = (manifest.system, self.way.timeline_of(*last));
+                end = logs::end(dir, at.0, at.1)?;
+                reading.read(at, end, &mut search)?;
             }
+        }
+        if self.set.start() < manifest.end && end < manifest.end {
+            let text = format!(
+                "log ends at {end}, before the backup itself is whole at {}: give the log behind it with --log",
+                manifest.end
+            );
+            return Err(Error::new(ErrorKind::Missing, text));
         }
         let hole = used.last().map_or(self.set.start().segment(), |s| s.next());
         let beyond = sources.beyond(hole).filter(|_| !search.is_over() && used.len() == segments.len());
@@ -239,6 +316,9 @@ impl Restore {
             }
             None => e,
         })?;
+        if let Some(e) = lead::refusal(&self.order, &self.way, goal.cut.lsn, end, used.last()) {
+            return Err(e);
+        }
         match goal.refusal(self.order.target) {
             Some(e) if !self.order.allow_gap => Err(e),
             Some(_) => {
@@ -255,7 +335,7 @@ impl Restore {
         let files = catalog.inodes().filter(|i| i.kind == crate::record::Kind::File);
         let (files, bytes) = files.fold((0, 0_u64), |(n, b), i| (n + 1, b.saturating_add(i.size)));
         let moment = |time| crate::moment::Moment(time).to_string();
-        let name = |s: &SegmentNo| crate::segment::file_name(manifest.timeline, *s, false);
+        let name = |s: &SegmentNo| crate::segment::file_name(self.way.timeline_of(*s), *s, false);
         Ok(Plan {
             label: manifest.label.clone(),
             chain: self.chain.iter().skip(1).map(|s| s.manifest().label.clone()).collect(),
@@ -263,6 +343,8 @@ impl Restore {
             form: manifest.form.word(),
             system: manifest.system.to_string(),
             timeline: manifest.timeline.0,
+            target_timeline: self.way.timeline().0,
+            new_timeline: self.order.leader().is_some().then(|| self.taken.0.saturating_add(1)),
             base: manifest.end.to_string(),
             base_time: moment(manifest.end_time),
             target: self.order.target.to_string(),
@@ -321,16 +403,15 @@ fn point(target: Target) -> Option<PointName> {
 /// Goes through the commits of a log that grows.
 struct Reading<'a> {
     dir: &'a Path,
-    at: (SystemId, TimelineId),
     /// What is before was read.
     from: Lsn,
     point: Option<PointName>,
 }
 
 impl Reading<'_> {
-    fn read(&mut self, search: &mut Search) -> Result<()> {
-        let (system, timeline) = self.at;
-        let end = logs::end(self.dir, system, timeline)?;
+    /// Up to `end` of the log, which goes to that timeline.
+    fn read(&mut self, at: (SystemId, TimelineId), end: Lsn, search: &mut Search) -> Result<()> {
+        let (system, timeline) = at;
         if search.is_over() {
             return Ok(());
         }

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use super::choose::{Before, Candidate, choose};
 use super::logs::{Source, point_in};
 use super::target::Target;
+use super::way::{Known, Line, Way};
 use crate::archive::inventory::{Inventory, What};
 use crate::archive::{Address, Archive, names};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::chain::{self, Found};
+use crate::position::{Lsn, TimelineId};
 use crate::set::{self, Set};
 
 /// What a restore is made from, as it is typed.
@@ -28,6 +30,16 @@ impl FromStr for Origin {
 
     fn from_str(s: &str) -> std::result::Result<Self, String> {
         if s.contains("://") { s.parse().map(Self::Archive) } else { Ok(Self::Path(PathBuf::from(s))) }
+    }
+}
+
+impl Origin {
+    /// The archive that it is, as a place of log.
+    pub(super) fn archive(&self) -> Option<Source> {
+        match self {
+            Self::Archive(address) => Some(Source::Archive(address.clone())),
+            Self::Path(path) => path.join(names::IDENTITY).is_file().then(|| Source::Dir(path.clone())),
+        }
     }
 }
 
@@ -57,6 +69,9 @@ pub(super) struct Wanted<'a> {
     /// Backups that it stands on.
     pub(super) bases: &'a [PathBuf],
     pub(super) target: Target,
+    /// The timeline that is asked for, and what is known of timelines.
+    pub(super) line: Line,
+    pub(super) known: &'a Known,
     /// Where a tar is written down, and where parts are fetched to.
     pub(super) spool: &'a Path,
     pub(super) fetched: &'a Path,
@@ -130,10 +145,19 @@ fn archived(address: &Address, wanted: &Wanted<'_>) -> Result<Opened> {
     }
     let archive = Archive::open(address)?;
     let inventory = Inventory::of_backups(&archive)?;
+    let wholes = || inventory.backups.iter().filter_map(|b| b.manifest());
+    let ways = ways(wanted, &archive, &mut wholes())?;
     let mut candidates = Vec::new();
     for backup in &inventory.backups {
         let What::Whole(m, _) = &backup.what else { continue };
         let usable = chain::resolve(m, |label| inventory.found(label)).map(drop);
+        let on_way = match (&ways[..], wanted.line) {
+            ([way], Line::Latest | Line::Number(_)) => way
+                .holds(m.timeline, m.end)
+                .map_err(|why| format!("{why}; --target-timeline {} follows it", m.timeline)),
+            _ => Ok(()),
+        };
+        let usable = usable.and(on_way);
         candidates.push(Candidate { label: m.label.clone(), end: m.end, end_time: m.end_time, usable });
     }
     let before = match wanted.target {
@@ -142,10 +166,18 @@ fn archived(address: &Address, wanted: &Wanted<'_>) -> Result<Opened> {
         Target::Time(time) => Before::Time(time),
         Target::Point(_) if wanted.backup.is_some() => Before::Any,
         Target::Point(name) => {
-            let oldest = inventory.backups.iter().filter_map(|b| b.manifest()).min_by_key(|m| m.end);
-            let found = oldest.map(|m| point_in(&archive, m.timeline, m.end.segment(), name)).transpose()?;
+            let oldest = wholes().map(|m| m.end).min();
+            let mut found = None;
+            for way in ways.iter().filter(|_| oldest.is_some()) {
+                let from = oldest.unwrap_or_default().segment();
+                found = point_in(&archive, way, from, name)?;
+                if found.is_some() {
+                    break;
+                }
+            }
             // It may be in other log that was given.
-            found.flatten().map_or(Before::Any, Before::Lsn)
+            // A backup that ended just there has its log from behind the point on.
+            found.map_or(Before::Any, |lsn| Before::Lsn(Lsn(lsn.0.saturating_sub(1))))
         }
     };
     let shown = (wanted.target.to_string(), address.to_string());
@@ -169,6 +201,20 @@ fn archived(address: &Address, wanted: &Wanted<'_>) -> Result<Opened> {
         chain.push(Arc::new(Set::archived(address, &archive, (m.clone(), sha256), wanted.fetched)?));
     }
     Ok(Opened { chain, passed: choice.passed, log: Some(Source::Archive(address.clone())) })
+}
+
+/// The ways that are looked along: with `current` those of every backup, the newest timeline first.
+fn ways(
+    wanted: &Wanted<'_>,
+    archive: &Archive,
+    backups: &mut dyn Iterator<Item = &crate::manifest::Manifest>,
+) -> Result<Vec<Way>> {
+    let way = |base| wanted.known.way(wanted.line, archive.system(), base);
+    if wanted.line != Line::Current {
+        return Ok(vec![way(TimelineId::FIRST)?]);
+    }
+    let timelines: std::collections::BTreeSet<TimelineId> = backups.map(|m| m.timeline).collect();
+    timelines.into_iter().rev().map(way).collect()
 }
 
 fn gone(label: &str) -> Error {

@@ -14,7 +14,7 @@ use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::manifest::Manifest;
-use crate::position::SystemId;
+use crate::position::{SystemId, TimelineId};
 use crate::state::{Control, Role, StateDir};
 
 /// Says in the state directory which restore it belongs to.
@@ -31,6 +31,14 @@ struct Begun {
     target: String,
     /// `out` held something, which is made equal.
     delta: bool,
+    /// A leader is made.
+    #[serde(default)]
+    leads: bool,
+    /// The timeline that is asked for, and the one that this is.
+    #[serde(default)]
+    line: String,
+    #[serde(default)]
+    timeline: u32,
     /// Only the move is left.
     whole: bool,
 }
@@ -42,7 +50,7 @@ pub(super) struct Place {
     work: PathBuf,
     state: Arc<StateDir>,
     /// Where the state directory belongs.
-    follower: Option<PathBuf>,
+    kept: Option<PathBuf>,
     begun: Begun,
     /// Nothing was there before.
     new: bool,
@@ -89,7 +97,7 @@ fn paths(order: &Order) -> Result<(PathBuf, PathBuf, PathBuf)> {
     if out.file_name().is_none() {
         return Err(Error::new(ErrorKind::Usage, format!("'{}' can't be made anew", out.display())));
     }
-    let state = match &order.follower {
+    let state = match &order.state {
         Some(state) => beside(&absolute(state)?, ".restoring"),
         None => beside(&out, ".restoring.state"),
     };
@@ -103,14 +111,16 @@ pub(super) fn aside(order: &Order) -> Result<(PathBuf, PathBuf)> {
     Ok((beside(&out, ".restoring.tar"), state.join(FETCHED)))
 }
 
-/// The label of the backup with which this restore began, if it broke off.
-pub(super) fn begun_with(order: &Order) -> Result<Option<String>> {
+/// The label of the backup with which this restore began, and the timeline that it follows, if it broke off.
+pub(super) fn begun_with(order: &Order) -> Result<(Option<String>, Option<TimelineId>)> {
     let archive = match &order.from {
         Origin::Archive(_) => true,
         Origin::Path(path) => path.join(crate::archive::names::IDENTITY).is_file(),
     };
     let (_, _, state) = paths(order)?;
-    Ok(read_note(&state)?.map(|n| n.label).filter(|_| archive))
+    let Some(note) = read_note(&state)? else { return Ok((None, None)) };
+    let timeline = Some(TimelineId(note.timeline)).filter(|t| t.0 > 0 && note.line == order.line.to_string());
+    Ok((Some(note.label).filter(|_| archive), timeline))
 }
 
 /// Removes a tar that was written down.
@@ -155,7 +165,7 @@ fn holds_note_only(path: &Path) -> Result<bool> {
 fn check_free(order: &Order, out: &Path) -> Result<()> {
     let delta = order.delta && out.symlink_metadata().is_ok_and(|m| m.is_dir());
     let out = Some(out).filter(|_| !delta);
-    for path in out.into_iter().chain(order.follower.as_deref()) {
+    for path in out.into_iter().chain(order.state.as_deref()) {
         if !is_free(path)? {
             return Err(refused(format!(
                 "'{}' is not an empty directory; name a new or an empty one, or make it equal with --delta",
@@ -177,7 +187,7 @@ impl Place {
     ///
     /// # Errors
     /// Something else is there.
-    pub(super) fn open(order: &Order, manifest: &Manifest) -> Result<Self> {
+    pub(super) fn open(order: &Order, manifest: &Manifest, timeline: TimelineId) -> Result<Self> {
         let (out, work, at) = paths(order)?;
         let new = Begun {
             label: manifest.label.clone(),
@@ -185,6 +195,9 @@ impl Place {
             end: manifest.end.to_string(),
             target: order.target.to_string(),
             delta: order.delta,
+            leads: order.leader().is_some(),
+            line: order.line.to_string(),
+            timeline: timeline.0,
             whole: false,
         };
         let known = read_note(&at)?;
@@ -218,10 +231,11 @@ impl Place {
             note(&at, &begun)?;
         }
         let state = Arc::new(StateDir::open_or_create(&at)?);
-        let place = Self { out, work, state, follower: order.follower.clone(), begun, new: is_new };
+        let place = Self { out, work, state, kept: order.state.clone(), begun, new: is_new };
         if !whole {
             if place.state.control().is_none() {
-                let control = Control::new(SystemId::NONE, Role::Follower, "restore", &place.out);
+                let name = order.leader().unwrap_or("restore");
+                let control = Control::new(SystemId::NONE, Role::Follower, name, &place.out);
                 place.state.persist(control)?;
             }
         }
@@ -251,6 +265,21 @@ impl Place {
     /// Its state directory.
     pub(super) fn state(&self) -> &Arc<StateDir> {
         &self.state
+    }
+
+    /// Whether the new timeline has begun: then its log is not to be touched any more.
+    pub(super) fn leads(&self) -> bool {
+        self.state.control().is_some_and(|c| c.role == Role::Leader)
+    }
+
+    /// Where the log is fetched to.
+    pub(super) fn log(&self) -> Result<PathBuf> {
+        if !self.leads() {
+            return Ok(self.state.log());
+        }
+        let again = self.state.path().join(FETCHED).join("again");
+        fs::create_dir_all(&again).map_err(|e| Error::io("make", &again, e))?;
+        Ok(again)
     }
 
     /// Whether only the move is left.
@@ -292,10 +321,10 @@ impl Place {
             _ => {}
         }
         let state = self.state.path().to_owned();
-        match &self.follower {
-            Some(follower) => {
-                disk::rename_durable(&state, follower)?;
-                disk::remove_durable(&follower.join(NOTE))
+        match &self.kept {
+            Some(kept) => {
+                disk::rename_durable(&state, kept)?;
+                disk::remove_durable(&kept.join(NOTE))
             }
             None => {
                 // The note last: without it nobody knows what the rest is.
@@ -336,7 +365,9 @@ mod tests {
                 logs: Vec::new(),
                 target: crate::restore::Target::Latest,
                 out: PathBuf::from(written),
-                follower: None,
+                state: None,
+                node: None,
+                line: crate::restore::Line::Latest,
                 delta: false,
                 cloning: crate::restore::Cloning::Auto,
                 allow_gap: false,

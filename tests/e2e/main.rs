@@ -35,6 +35,7 @@ mod promote;
 mod reload;
 mod restore;
 mod restore_chain;
+mod restore_lines;
 mod resync;
 mod rot;
 mod s3;

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::restore::{Cloning, Origin, Source, Target};
+use crate::restore::{Cloning, Line, Origin, Source, Target};
 
 /// Flags of `restore`.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Restore {
     /// An archive (file:///DIR, s3://BUCKET/PREFIX, ..., or its directory): of its backups the newest one is taken that
     /// ended at or before the target, and its log is used, too. Or one backup: the directory that holds its manifest.json, a
@@ -31,11 +32,18 @@ pub struct Restore {
     /// segments; may be repeated.
     #[arg(long, value_name = "ARCHIVE|DIR")]
     pub log: Vec<Source>,
+    /// Which timeline is followed, where the log branches: `latest` is the newest that the archives and state directories
+    /// know, `current` is that of the backup, and a number is that one.
+    #[arg(long, value_name = "latest|current|N", default_value_t = Line::Latest)]
+    pub target_timeline: Line,
     /// Keep what a follower needs: `towline follower` on --out and --state goes on from there.
-    #[arg(long, requires = "state")]
+    #[arg(long, requires = "state", group = "node")]
     pub as_follower: bool,
-    /// The state directory of that follower: new or empty.
-    #[arg(long, value_name = "DIR", requires = "as_follower")]
+    /// Begin a new timeline at the target: `towline leader` on --out and --state leads it.
+    #[arg(long, requires = "state", group = "node")]
+    pub as_leader: bool,
+    /// The state directory of that follower, or leader: new or empty.
+    #[arg(long, value_name = "DIR", requires = "node")]
     pub state: Option<PathBuf>,
     /// Make --out equal if it holds something: files that are there are compared, and only blocks that differ are written. What
     /// the backup excludes is left alone. Until it is whole it is called OUT.restoring.

@@ -1,0 +1,226 @@
+//! Restores over timelines: along the way of a promotion, and as the leader of a new one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::restore::{Restore, names, note, settle};
+use crate::support::archive::{archived_all, archiving};
+use crate::support::backup::Backup;
+use crate::support::bed::soak;
+use crate::support::{Bed, Node, assert_equal, assert_equal_within, load, until, within};
+
+/// A leader with an archive, a backup in it, and what it writes after that.
+struct Archived {
+    leader: Node,
+    bed: Bed,
+    url: PathBuf,
+}
+
+impl Archived {
+    fn new(name: &str) -> Self {
+        let bed = Bed::new(name);
+        let archive = bed.path("archive");
+        let leader = archiving(bed.leader("leader"), &archive).set("max_delete", "100").start();
+        let url = PathBuf::from(format!("file://{}", archive.display()));
+        load::burst(&leader.data().join("app"), 1, 60);
+        settle(&leader);
+        backup(&leader, &url, "old");
+        load::burst(&leader.data().join("app"), 2, 60);
+        Self { leader, bed, url }
+    }
+
+    fn restore(&self, target: &str, out: &str, words: &[&str]) -> Restore {
+        Restore::new(&self.url, target, &self.bed.path(out)).args(words)
+    }
+
+    fn history(&self, timeline: u32) -> bool {
+        self.bed.path(format!("archive/history/{timeline:08X}.history")).exists()
+    }
+}
+
+fn backup(leader: &Node, url: &Path, label: &str) {
+    let out = Backup::new(leader.spec.listen, url).args(["--label", label]).run();
+    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).expect("JSON")
+}
+
+/// Where a restore that makes a leader dies.
+const LEADS: &[&str] = &[
+    "promote::before_history",
+    "promote::before_control",
+    "promote::after_control",
+    "restore::leads",
+    "branch::seal",
+    "branch::after_seal",
+    "branch::aside",
+    "restore::done",
+    "restore::moved",
+];
+
+#[test]
+fn a_restore_is_the_leader_of_a_new_timeline_and_the_old_one_is_left_behind() {
+    let old = Archived::new("restore-leader");
+    let good = note(&old.bed, &old.leader, "good");
+    fs::remove_dir_all(old.leader.data().join("app")).expect("the accident");
+    fs::write(old.leader.data().join("bad"), "bad").expect("write");
+    settle(&old.leader);
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    settle(&old.leader);
+    archived_all(&old.leader);
+    let spec = archiving(old.bed.leader("new"), &old.bed.path("archive")).set("max_delete", "100");
+    let state = spec.state.to_str().expect("UTF-8").to_owned();
+    let restore = |words: &[&str]| {
+        let target =
+            Restore::new(&old.url, "good", &spec.data).args(&["--as-leader", "--state", &state, "--json"]);
+        target.args(words)
+    };
+    let plan = json(&restore(&["--dry-run"]).good());
+    assert_eq!((&plan["new_timeline"], &plan["target_timeline"]), (&2.into(), &1.into()), "{plan}");
+    let is_free = |dir: &Path| fs::read_dir(dir).map_or(0, Iterator::count) == 0;
+    assert!(is_free(&spec.data) && is_free(&spec.state));
+    // Wherever it dies the same command makes it a leader once.
+    let points = if soak() { LEADS } else { &LEADS[fastrand::usize(..LEADS.len())..][..1] };
+    for point in points {
+        let _ = fs::remove_dir_all(&spec.data);
+        let _ = fs::remove_dir_all(&spec.state);
+        let killed = restore(&[]).env("TOWLINE_FAILPOINTS", &format!("{point}=kill")).run();
+        // Where the line sealed its segment just there nothing is ended.
+        assert!(!killed.status.success() || point.starts_with("branch::"), "{point} was never passed");
+        if !killed.status.success() {
+            assert_eq!(json(&restore(&[]).good())["new_timeline"], 2, "{point}");
+        }
+        assert_equal(&good.copy, &spec.data);
+        assert!(!names(spec.state.parent().expect("parent")).iter().any(|n| n.contains("restoring")));
+        assert!(!names(&spec.state).iter().any(|n| n == "fetched" || n == "lost" || n == "restore.json"));
+    }
+    let leader = spec.start();
+    let told = String::from_utf8(leader.ask(&["history"]).stdout).expect("text");
+    assert!(told.contains("restore") && told.contains(&good.lsn) && told.lines().count() == 3, "{told}");
+    let follower = old.bed.follower("follower", leader.spec.listen);
+    let mut follower = follower.set("leader", &format!("\"127.0.0.1:{}\"", leader.spec.listen));
+    follower.leader_in_config = true;
+    let mut follower = follower.start();
+    fs::write(leader.data().join("new"), "new").expect("write");
+    assert_equal_within(within(20), leader.data(), follower.data());
+    assert!(!follower.data().join("bad").exists() && follower.data().join("app").exists());
+    // The old leader lives, but nobody who has seen the new timeline takes anything from it.
+    follower.reload("leader", &format!("\"127.0.0.1:{}\"", old.leader.spec.listen)).expect("reload");
+    until(within(20), "it is refused by name", || {
+        let status = follower.status()?;
+        let text = status.0.to_string();
+        if status.upstream_code() == "wrong-timeline" && text.contains("an older one") {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    });
+    // Both archive to one place.
+    fs::write(old.leader.data().join("left"), "left").expect("write");
+    settle(&old.leader);
+    settle(&leader);
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    settle(&leader);
+    archived_all(&leader);
+    archived_all(&old.leader);
+    assert!(old.history(2));
+    old.restore("latest", "latest", &[]).good();
+    assert_equal(leader.data(), &old.bed.path("latest"));
+    // Another one from the same place takes the next number.
+    let third = old.bed.path("third");
+    let words = [
+        "--target-timeline",
+        "1",
+        "--as-leader",
+        "--dry-run",
+        "--json",
+        "--state",
+        third.to_str().expect("UTF-8"),
+    ];
+    let plan = json(&old.restore("good", "out", &words).good());
+    assert_eq!((&plan["new_timeline"], &plan["target_timeline"]), (&3.into(), &1.into()), "{plan}");
+}
+
+#[test]
+fn a_restore_goes_over_a_promotion_to_the_timeline_that_is_asked_for() {
+    let old = Archived::new("restore-lines");
+    let spec = archiving(old.bed.follower("a", old.leader.spec.listen), &old.bed.path("archive"));
+    let mut a = spec.set("max_delete", "100").start();
+    assert_equal_within(within(20), old.leader.data(), a.data());
+    fs::write(old.leader.data().join("streamed"), "streamed").expect("write");
+    let before = note(&old.bed, &old.leader, "before");
+    assert_equal_within(within(20), old.leader.data(), a.data());
+    a.stop();
+    let Archived { mut leader, bed, url } = old;
+    fs::write(leader.data().join("left"), "left").expect("write");
+    let left = note(&bed, &leader, "left");
+    leader.kill();
+    a.restart();
+    let out = a.ask(&["promote", "--wait"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    load::burst(&a.data().join("app"), 3, 60);
+    let after = note(&bed, &a, "after");
+    backup(&a, &url, "new");
+    fs::write(a.data().join("last"), "last").expect("write");
+    settle(&a);
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    settle(&a);
+    archived_all(&a);
+    let old = Archived { leader, bed, url };
+    let log = old.leader.spec.state.to_str().expect("UTF-8").to_owned();
+    let all: &[(&str, &[&str], &Path)] = &[
+        ("latest", &["--backup", "old"], a.data()),
+        (&before.time, &[], &before.copy),
+        (&after.lsn, &["--target-timeline", "2"], &after.copy),
+        ("latest", &["--target-timeline", "current", "--backup", "old", "--log", &log], &left.copy),
+        ("latest", &[], a.data()),
+        ("before", &["--target-timeline", "1"], &before.copy),
+        (&before.lsn, &["--target-timeline", "current"], &before.copy),
+        ("left", &["--target-timeline", "1", "--log", &log], &left.copy),
+    ];
+    for (n, (target, words, copy)) in all.iter().enumerate().take(if soak() { all.len() } else { 4 }) {
+        let out = format!("out{n}");
+        old.restore(target, &out, words).good();
+        assert_equal(copy, &old.bed.path(&out));
+    }
+    let plan = json(&old.restore("after", "out", &["--dry-run", "--json"]).good());
+    assert_eq!(
+        (&plan["label"], &plan["timeline"], &plan["target_timeline"]),
+        (&"old".into(), &1.into(), &2.into())
+    );
+    let e = old.restore("latest", "out", &["--target-timeline", "7"]).fails(1);
+    assert!(
+        e.contains("nothing is known of timeline 7") && e.contains("the newest that is known is 2"),
+        "{e}"
+    );
+    let e = old.restore("latest", "out", &["--target-timeline", "1", "--backup", "new"]).fails(1);
+    assert!(e.contains("'new'") && e.contains("of timeline 2") && e.contains("--target-timeline 2"), "{e}");
+    // A follower that begins there goes on without a copy, and dies on its way once.
+    let follower = old.bed.follower("b", a.spec.listen);
+    let state = follower.state.to_str().expect("UTF-8").to_owned();
+    let words = ["--backup", "old", "--as-follower", "--state", &state];
+    let restore = || Restore::new(&old.url, "after", &follower.data).args(&words);
+    let killed = restore().env("TOWLINE_FAILPOINTS", "restore::timeline=kill").run();
+    assert!(!killed.status.success(), "restore::timeline was never passed");
+    restore().good();
+    let follower = follower.start();
+    fs::write(a.data().join("more"), "more").expect("write");
+    assert_equal_within(within(20), a.data(), follower.data());
+    assert!(
+        !follower.log().contains("first copy") && !follower.log().contains("resync"),
+        "{}",
+        follower.log()
+    );
+    // Without the end of the old timeline as the new leader archived it: of the old leader's log what counts is taken.
+    settle(&a);
+    let dir = old.bed.path("archive/log/00000001");
+    for ended in names(&dir).into_iter().filter(|n| n.contains(".00000002-")) {
+        fs::remove_file(dir.join(ended)).expect("remove");
+    }
+    old.restore(&after.lsn, "cut", &["--backup", "old", "--log", &log]).good();
+    assert_equal(&after.copy, &old.bed.path("cut"));
+}
