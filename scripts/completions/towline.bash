@@ -1176,7 +1176,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__restore)
-            opts="-h --from --backup --base --target --out --log --as-follower --state --delta --copy-mode --allow-gap --dry-run --json --log-level --log-json --help"
+            opts="-h --from --backup --base --target --out --log --target-timeline --as-follower --as-leader --state --delta --copy-mode --allow-gap --dry-run --json --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1203,6 +1203,10 @@ _towline() {
                     return 0
                     ;;
                 --log)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --target-timeline)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -349,10 +349,12 @@ complete -c towline -n "__fish_towline_using_subcommand restore" -l base -d 'A b
 complete -c towline -n "__fish_towline_using_subcommand restore" -l target -d 'To which state: `latest`, a time like \'2026-11-24 14:05\' by the clock of this machine, or with its zone like 2026-11-25T14:05:00+01:00, a position like 0/16B3748, the name of a restore point, or `exact`, the first exact cut' -r
 complete -c towline -n "__fish_towline_using_subcommand restore" -l out -d 'The directory that is made: new or empty' -r -F
 complete -c towline -n "__fish_towline_using_subcommand restore" -l log -d 'Log after the backup: an archive (file:///DIR, s3://BUCKET/PREFIX, ...), a state directory, or a directory of segments; may be repeated' -r
-complete -c towline -n "__fish_towline_using_subcommand restore" -l state -d 'The state directory of that follower: new or empty' -r -F
+complete -c towline -n "__fish_towline_using_subcommand restore" -l target-timeline -d 'Which timeline is followed, where the log branches: `latest` is the newest that the archives and state directories know, `current` is that of the backup, and a number is that one' -r
+complete -c towline -n "__fish_towline_using_subcommand restore" -l state -d 'The state directory of that follower, or leader: new or empty' -r -F
 complete -c towline -n "__fish_towline_using_subcommand restore" -l copy-mode -d 'How a file comes there that the backup holds as a file: `auto` shares its blocks where the file system can (xfs, btrfs; one for both), `copy` writes its bytes, `clone` shares or fails' -r
 complete -c towline -n "__fish_towline_using_subcommand restore" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand restore" -l as-follower -d 'Keep what a follower needs: `towline follower` on --out and --state goes on from there'
+complete -c towline -n "__fish_towline_using_subcommand restore" -l as-leader -d 'Begin a new timeline at the target: `towline leader` on --out and --state leads it'
 complete -c towline -n "__fish_towline_using_subcommand restore" -l delta -d 'Make --out equal if it holds something: files that are there are compared, and only blocks that differ are written. What the backup excludes is left alone. Until it is whole it is called OUT.restoring'
 complete -c towline -n "__fish_towline_using_subcommand restore" -l allow-gap -d 'Where the history around the target is approximate, the last exact cut before it will do'
 complete -c towline -n "__fish_towline_using_subcommand restore" -l dry-run -d 'Only show what would be done'
