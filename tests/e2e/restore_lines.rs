@@ -45,6 +45,14 @@ fn backup(leader: &Node, url: &Path, label: &str) {
     assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
 }
 
+/// All that there is so far is sealed a moment later, and archived.
+fn archive_all(node: &Node) {
+    settle(node);
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    settle(node);
+    archived_all(node);
+}
+
 fn json(text: &str) -> Value {
     serde_json::from_str(text).expect("JSON")
 }
@@ -68,10 +76,7 @@ fn a_restore_is_the_leader_of_a_new_timeline_and_the_old_one_is_left_behind() {
     let good = note(&old.bed, &old.leader, "good");
     fs::remove_dir_all(old.leader.data().join("app")).expect("the accident");
     fs::write(old.leader.data().join("bad"), "bad").expect("write");
-    settle(&old.leader);
-    std::thread::sleep(std::time::Duration::from_millis(150));
-    settle(&old.leader);
-    archived_all(&old.leader);
+    archive_all(&old.leader);
     let spec = archiving(old.bed.leader("new"), &old.bed.path("archive")).set("max_delete", "100");
     let state = spec.state.to_str().expect("UTF-8").to_owned();
     let restore = |words: &[&str]| {
@@ -122,10 +127,7 @@ fn a_restore_is_the_leader_of_a_new_timeline_and_the_old_one_is_left_behind() {
     // Both archive to one place.
     fs::write(old.leader.data().join("left"), "left").expect("write");
     settle(&old.leader);
-    settle(&leader);
-    std::thread::sleep(std::time::Duration::from_millis(150));
-    settle(&leader);
-    archived_all(&leader);
+    archive_all(&leader);
     archived_all(&old.leader);
     assert!(old.history(2));
     old.restore("latest", "latest", &[]).good();
@@ -166,10 +168,7 @@ fn a_restore_goes_over_a_promotion_to_the_timeline_that_is_asked_for() {
     let after = note(&bed, &a, "after");
     backup(&a, &url, "new");
     fs::write(a.data().join("last"), "last").expect("write");
-    settle(&a);
-    std::thread::sleep(std::time::Duration::from_millis(150));
-    settle(&a);
-    archived_all(&a);
+    archive_all(&a);
     let old = Archived { leader, bed, url };
     let log = old.leader.spec.state.to_str().expect("UTF-8").to_owned();
     let all: &[(&str, &[&str], &Path)] = &[
