@@ -161,6 +161,11 @@ mod tests {
             (control.role, control.timeline, control.applied),
             (Role::Leader, TimelineId(8), Lsn(150))
         );
+        // Without its history there is no line.
+        std::fs::create_dir(dir.path().join("00000009.history")).unwrap();
+        let begins = Beginning { at: Lsn(200), line: LineId(5), ..first_branch() };
+        state.begin_line(begins, TimelineId::FIRST).unwrap_err();
+        assert_eq!((state.control().unwrap(), state.history().unwrap()), (control, third));
         state.change(|c| c.timeline = TimelineId(2)).unwrap();
         std::fs::write(&file, b"TWLNHIST").unwrap();
         let damaged = state.history().unwrap_err();

@@ -227,7 +227,8 @@ fn a_promotion_is_one_or_none_wherever_it_dies() {
         promote(&a, &["--wait"]);
         let name = format!("after {n}");
         write(a.data(), &name);
-        let follows = FOLLOWING[n % FOLLOWING.len()];
+        let follows =
+            FOLLOWING[if soak() { n % FOLLOWING.len() } else { fastrand::usize(..FOLLOWING.len()) }];
         b.arm(follows);
         b = b.spec.clone().spawn();
         assert!(Node::was_killed(b.wait_end(within(20))), "{follows}");

@@ -7,15 +7,16 @@ use super::*;
 
 const CASE: &str = "TOWLINE_TEST_LOG_FAULT_DIR";
 
+fn command(test: &str, dir: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", &format!("log::tests::faults::{test}"), "--nocapture"]).env(CASE, dir);
+    command
+}
+
 fn child(test: &str, dir: &Path, faults: &str) -> ExitStatus {
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("log::tests::faults::{test}"), "--nocapture"])
-        .env(CASE, dir)
-        .env("TOWLINE_FAILPOINTS", faults)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    status.unwrap()
+    let mut command = command(test, dir);
+    command.env("TOWLINE_FAILPOINTS", faults).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().unwrap()
 }
 
 /// A segment that is sealed at once is synced by that, and not before.
@@ -70,6 +71,41 @@ fn a_failed_write_or_sync_is_final_until_the_log_is_opened_again() {
             inspect::verify(&inspect::files(&[dir.path().into()]).unwrap(), false, &mut Vec::new()).unwrap();
         }
     }
+}
+
+/// In the child: a piece that this thread writes, and whose sync fails.
+fn until_unsynced(dir: &Path) {
+    let (a, b) = (scratch(), scratch());
+    let (log, copy) = (leader(a.path()), follower(b.path()));
+    let first = add(&log, set(0, 100, Cut::Exact));
+    assert!(log.wait_durable(first, SOON).unwrap());
+    ship(&log, &copy, 1 << 20);
+    let end = add(&log, set(1, 100, Cut::Exact));
+    assert!(log.wait_durable(end, SOON).unwrap());
+    let (segment, offset) = copy.resume_at().unwrap();
+    let mut reader = StoredReader::new(log.dir(), TimelineId::FIRST, segment, offset);
+    let (segment, offset, bytes) = piece_of(&mut reader, &log.tail(), 1 << 20).unwrap();
+    fs::write(dir.join("faults"), "log::sync=eio").unwrap();
+    // The thread may be about to leave its place.
+    let deadline = Instant::now() + SOON;
+    while !copy.append_stored_here(segment, offset, &bytes).unwrap() {
+        assert!(Instant::now() < deadline, "the place is never free");
+    }
+    assert_eq!(copy.written(), end);
+    assert_eq!(copy.wait_durable(end, SOON).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(copy.tail().end, first, "what the operating system has is not durable");
+}
+
+#[test]
+fn what_was_received_counts_once_its_sync_has_succeeded() {
+    if let Some(dir) = std::env::var_os(CASE) {
+        return until_unsynced(Path::new(&dir));
+    }
+    let dir = scratch();
+    fs::write(dir.path().join("faults"), "").unwrap();
+    let mut child = command("what_was_received_counts_once_its_sync_has_succeeded", dir.path());
+    let out = child.env("TOWLINE_FAILPOINTS_FILE", dir.path().join("faults")).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }
 
 #[test]
