@@ -221,7 +221,8 @@ mod tests {
         assert!(!serves(&p, 100, tail(2, 149)), "beyond the end that this sender knows");
         assert!(!serves(&p, 100, tail(2, 201)), "more than twice as much is there");
         assert!(!serves(&p, 100, tail(3, 0)), "the segment has ended since");
-        assert!(!serves(&p, 99, tail(2, 150)) && !serves(&piece(3, 100, 50), 100, tail(3, 150)));
+        assert!(!serves(&p, 99, tail(2, 150)) && !serves(&p, 101, tail(2, 151)), "another offset");
+        assert!(!serves(&piece(3, 100, 50), 100, tail(3, 150)), "another segment");
         let full = piece(2, 0, PIECE);
         assert!(serves(&full, 0, tail(2, 1 << 30)) && serves(&full, 0, tail(9, 0)));
         assert!(!serves(&full, 0, tail(1, 1 << 30)));
