@@ -9,6 +9,7 @@ use super::{Archive, SegmentName, names};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::chain::Found;
 use crate::manifest::{Manifest, Sha, seal};
+use crate::position::TimelineId;
 
 /// Most bytes of a manifest that is read: one of packs lists parts only.
 const MANIFEST_MAX: u64 = 256 << 20;
@@ -65,6 +66,8 @@ pub struct Inventory {
     pub backups: Vec<Backup>,
     /// Those that are being made, or whose making was broken off.
     pub making: Vec<Making>,
+    /// The timelines whose histories are there, ascending.
+    pub timelines: Vec<TimelineId>,
     /// Objects that are none of an archive's, the first of them.
     pub strays: Vec<String>,
 }
@@ -89,6 +92,7 @@ impl Inventory {
             Ok(true)
         })?;
         found.coverage = std::mem::take(&mut found.coverage).finish();
+        found.timelines = archive.timelines()?;
         // Before the backups: one that is complete by then is no surprise.
         found.making = making::all(archive)?;
         found.backups = backups(archive, &pins(archive)?, &mut found.strays)?;

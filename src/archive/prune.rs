@@ -8,12 +8,16 @@
 //! A backup without a manifest is one that is being made, until two days after its newest object, and what it stands on, by the
 //! note that it left in the archive, is kept meanwhile. After that its making was broken off: it goes, and so does the note.
 //!
+//! Of timelines before the oldest that a kept backup is of all log goes, and then their histories, unless a pinned backup needs
+//! them: where they branched off is told by the histories of the later ones, too.
+//!
 //! What is not understood is never removed, and as long as it is there no log is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::inventory::{Backup, Inventory, What};
 use super::making::{self, Making};
+use super::names::EndedName;
 use super::{Archive, SegmentName, names};
 use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{self, Manifest};
@@ -58,6 +62,8 @@ pub struct Plan {
     pub log: Vec<(TimelineId, SegmentNo)>,
     /// ... except those that a kept backup lacks.
     pub except: BTreeSet<(TimelineId, SegmentNo)>,
+    /// Timelines whose histories go: all their log does.
+    pub histories: Vec<TimelineId>,
     /// Why no log goes, if it is so.
     pub log_stays: Option<String>,
     /// Notes of backups that are not being made any more.
@@ -190,17 +196,19 @@ impl Plan {
         }
         let oldest = first.keys().next().copied();
         // Log of timelines before the oldest that a kept backup begins on is needed by none.
-        for span in &inventory.coverage.spans {
-            let before = match first.get(&span.timeline) {
-                Some(lsn) => crate::retention::first_needed(*lsn),
-                None if Some(span.timeline) < oldest => span.last.next(),
-                None => continue,
-            };
-            if !self.log.contains(&(span.timeline, before)) {
-                self.log.push((span.timeline, before));
+        let mut last: BTreeMap<TimelineId, SegmentNo> = BTreeMap::new();
+        let spans = inventory.coverage.spans.iter().map(|s| (s.timeline, s.last));
+        for (timeline, segment) in spans.chain(inventory.coverage.ended.iter().map(|e| (e.0, e.1))) {
+            last.entry(timeline).and_modify(|l| *l = segment.max(*l)).or_insert(segment);
+        }
+        for (timeline, last) in last {
+            match first.get(&timeline) {
+                Some(lsn) => self.log.push((timeline, crate::retention::first_needed(*lsn))),
+                None if Some(timeline) < oldest => self.log.push((timeline, last.next())),
+                None => {}
             }
         }
-        self.log.dedup_by_key(|(t, _)| *t);
+        let mut needed = BTreeSet::new();
         for m in inventory
             .backups
             .iter()
@@ -208,7 +216,12 @@ impl Plan {
             .filter_map(Backup::manifest)
         {
             self.except.extend(lacks(m));
+            needed.insert(m.timeline);
         }
+        // The history of a later one tells of these branches, too.
+        let is_needed = |t: &TimelineId| needed.contains(t) || self.except.iter().any(|(e, _)| e == t);
+        let older = inventory.timelines.iter().filter(|t| Some(**t) < oldest);
+        self.histories = older.filter(|t| !is_needed(t)).copied().collect();
     }
 
     /// Whether this segment goes.
@@ -254,11 +267,13 @@ pub fn log_to_remove(archive: &Archive, plan: &Plan) -> Result<(u64, u64)> {
     Ok((n, bytes))
 }
 
-fn each_segment(archive: &Archive, plan: &Plan, each: &mut dyn FnMut(SegmentName, u64)) -> Result<()> {
+/// By the names of their objects.
+fn each_segment(archive: &Archive, plan: &Plan, each: &mut dyn FnMut(String, u64)) -> Result<()> {
     for (timeline, before) in &plan.log {
-        archive.segments(*timeline, SegmentNo(0), &mut |name, size| {
+        archive.line(*timeline, SegmentNo(0), &mut |name, by, size| {
             if plan.removes(&name) {
-                each(name, size);
+                let ended = by.map(|by| EndedName { of: name, by }.to_string());
+                each(ended.unwrap_or_else(|| name.to_string()), size);
             }
             Ok(name.segment < *before)
         })?;
@@ -289,9 +304,13 @@ pub fn carry_out(archive: &Archive, plan: &Plan) -> Result<()> {
         making::end(archive, label)?;
     }
     let mut log = Vec::new();
-    each_segment(archive, plan, &mut |name, _| log.push(name.to_string()))?;
+    each_segment(archive, plan, &mut |name, _| log.push(name))?;
     for name in log {
         archive.delete(&name)?;
+    }
+    // After the log that can't be read along its way without them.
+    for timeline in &plan.histories {
+        archive.delete(&names::history(*timeline))?;
     }
     Ok(())
 }

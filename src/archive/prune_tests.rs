@@ -43,6 +43,20 @@ impl Bed {
     }
 
     fn backup_that(&self, label: &str, day: i64, segment: u64, on: Option<&str>, carries: bool) {
+        self.make(T, label, (day, segment), (on, carries));
+    }
+
+    fn backup_of(&self, timeline: TimelineId, label: &str, day: i64, segment: u64) {
+        self.make(timeline, label, (day, segment), (None, true));
+    }
+
+    fn make(
+        &self,
+        timeline: TimelineId,
+        label: &str,
+        (day, segment): (i64, u64),
+        (on, carries): (Option<&str>, bool),
+    ) {
         let at = |offset| Lsn(segment * SEGMENT_SIZE + offset);
         let base = on.map(|on| {
             let bytes = self.archive.get(&format!("backup/{on}/manifest.json"), 1 << 20).unwrap().unwrap();
@@ -52,7 +66,10 @@ impl Bed {
         let mut parts = Vec::new();
         let mut names = vec!["catalog".to_owned(), "blocks".to_owned()];
         if carries {
-            names.push(format!("log/{}.partial", crate::segment::file_name(T, SegmentNo(segment), false)));
+            names.push(format!(
+                "log/{}.partial",
+                crate::segment::file_name(timeline, SegmentNo(segment), false)
+            ));
         }
         names.push("pack-00001".to_owned());
         for name in names {
@@ -64,7 +81,7 @@ impl Bed {
             form: Form::Packs,
             label: label.to_owned(),
             system: SYSTEM,
-            timeline: T,
+            timeline,
             start: at(10),
             end: at(20),
             start_time: day * DAY,
@@ -73,7 +90,7 @@ impl Bed {
             created: day * DAY + 2,
             program: "0".to_owned(),
             base,
-            log: vec![Range { timeline: T, start: at(10), end: at(20) }],
+            log: vec![Range { timeline, start: at(10), end: at(20) }],
             parts,
             files: Vec::new(),
         };
@@ -188,6 +205,55 @@ fn log_that_a_kept_backup_does_not_carry_stays() {
     let mut want = vec![3];
     want.extend(25..=40);
     assert_eq!(bed.segments(), want);
+}
+
+#[test]
+fn the_end_of_a_line_and_its_history_go_when_no_kept_backup_is_before_it() {
+    use crate::history::{Beginning, History, LineId, Reason};
+    let bed = three();
+    let begins = |segment: u64| Beginning {
+        at: Lsn(segment * SEGMENT_SIZE + 9),
+        line: LineId(segment),
+        when: 1,
+        node: crate::position::NodeId(1),
+        name: "f".to_owned(),
+        reason: Reason::Promotion,
+        known: Lsn::ZERO,
+    };
+    let second = History::first(SYSTEM).child(begins(41), T).unwrap();
+    let third = second.child(begins(43), T).unwrap();
+    for history in [&second, &third] {
+        bed.archive.put_history(history).unwrap();
+    }
+    let [two, three] = [2, 3].map(TimelineId);
+    bed.archive.put_ended(T, SegmentNo(41), two, b"end of 1").unwrap();
+    bed.archive.put_segment(two, SegmentNo(42), b"segment 42").unwrap();
+    bed.archive.put_ended(two, SegmentNo(43), three, b"end of 2").unwrap();
+    bed.archive.put_segment(three, SegmentNo(44), b"segment 44").unwrap();
+    let left = || {
+        let mut left = Vec::new();
+        for dir in [names::LOG, names::HISTORY] {
+            let each = &mut |e: Entry| {
+                left.push(e.name);
+                Ok(true)
+            };
+            bed.archive.list(dir, "", each).unwrap();
+        }
+        left
+    };
+    bed.prune(fulls(1), 40);
+    assert_eq!(left().len(), 16 + 4 + 2, "from 'c' all that comes after it can be reached: {:?}", left());
+    // A backup on the third timeline: of the two before nothing is needed but what its history tells.
+    bed.backup_of(three, "d", 50, 44);
+    let plan = plan(&Inventory::take(&bed.archive).unwrap(), fulls(1), 50 * DAY);
+    assert_eq!((&plan.histories[..], log_to_remove(&bed.archive, &plan).unwrap().0), (&[two][..], 19));
+    carry_out(&bed.archive, &plan).unwrap();
+    let left = left();
+    assert!(left.len() == 2 && left[0].starts_with("log/00000003/"), "{left:?}");
+    assert_eq!(
+        (left[1].as_str(), bed.archive.newest_history().unwrap()),
+        ("history/00000003.history", third)
+    );
 }
 
 #[test]

@@ -169,7 +169,7 @@ fn prune(args: &Prune) -> Result<ExitCode> {
     let log = prune::log_to_remove(&archive, &plan)?;
     let text = if args.which.json { json_line(&plan_document(&plan, log))? } else { plan_text(&plan, log) };
     print(&text)?;
-    let nothing = log.0 == 0 && plan.backups.iter().all(|f| f.keep);
+    let nothing = log.0 == 0 && plan.histories.is_empty() && plan.backups.iter().all(|f| f.keep);
     if args.dry_run || nothing {
         return Ok(ExitCode::SUCCESS);
     }
@@ -212,6 +212,9 @@ fn plan_text(plan: &Plan, (segments, log_bytes): (u64, u64)) -> String {
             before.0
         );
     }
+    for timeline in &plan.histories {
+        let _ = writeln!(out, "remove history of timeline {timeline}: none of its log is kept");
+    }
     let _ = writeln!(out, "remove log: {segments} segments, {}", bytes(log_bytes));
     out
 }
@@ -221,7 +224,7 @@ fn plan_document(plan: &Plan, (segments, log_bytes): (u64, u64)) -> Value {
     let from = |(t, s): &(crate::position::TimelineId, crate::position::SegmentNo)| json!({"timeline": t.0, "from": s.start().to_string(), "segment": format!("{:016X}", s.0)});
     json!({
         "backups": plan.backups.iter().map(fate).collect::<Vec<_>>(), "log": plan.log.iter().map(from).collect::<Vec<_>>(),
-        "log_stays": plan.log_stays, "remove_segments": segments, "remove_log_bytes": log_bytes,
+        "histories": plan.histories.iter().map(|t| t.0).collect::<Vec<_>>(), "log_stays": plan.log_stays, "remove_segments": segments, "remove_log_bytes": log_bytes,
     })
 }
 
