@@ -356,6 +356,28 @@ pub fn take_turn(dir: &Path, name: &str, limit: std::time::Duration) -> Result<T
     }
 }
 
+/// Where `path` leads, links and `..` followed, as far as there is something; the rest as it would be made.
+#[must_use]
+pub fn settled(path: &Path) -> PathBuf {
+    let mut real = PathBuf::new();
+    let whole = std::env::current_dir().unwrap_or_default().join(path);
+    for part in whole.components() {
+        match part {
+            std::path::Component::CurDir => {}
+            std::path::Component::ParentDir => {
+                real.pop();
+            }
+            other => {
+                real.push(other);
+                if let Ok(there) = real.canonicalize() {
+                    real = there;
+                }
+            }
+        }
+    }
+    real
+}
+
 /// Bytes that this process may still write to the file system of `path`.
 pub fn free_bytes(path: &Path) -> Result<u64> {
     let s = rustix::fs::statvfs(path).map_err(|e| Error::io("stat file system of", path, e))?;

@@ -109,6 +109,15 @@ fn progress() -> Tell {
     })
 }
 
+/// What a directory that is made equal loses.
+fn gone(count: u64, first: &[String]) -> String {
+    let more = if count > first.len() as u64 { ", .." } else { "" };
+    match first {
+        [] => "no name: the backup has all of them".to_owned(),
+        first => format!("{count} names that the backup does not have: {}{more}", first.join(", ")),
+    }
+}
+
 fn words(plan: &Plan, args: &Restore) -> String {
     let mut text = String::new();
     let out = plan.out.display();
@@ -143,6 +152,9 @@ fn words(plan: &Plan, args: &Restore) -> String {
             let _ = writeln!(text, "begins    timeline {timeline}, as its leader");
         }
         let _ = writeln!(text, "into      {out}");
+        if let Some(goes) = plan.goes {
+            let _ = writeln!(text, "goes      {}", gone(goes, &plan.goes_first));
+        }
     } else {
         for passed in &plan.passed {
             let _ = writeln!(text, "a newer backup was passed over: {passed}");
@@ -154,6 +166,9 @@ fn words(plan: &Plan, args: &Restore) -> String {
                 text,
                 "timeline {timeline} begins there: start `towline leader --data {out} --state {state}`"
             );
+        }
+        if let Some(goes) = plan.goes {
+            let _ = writeln!(text, "gone from it: {}", gone(goes, &plan.goes_first));
         }
     }
     if plan.gap {

@@ -23,7 +23,7 @@ use crate::manifest::{self, File, Form, Manifest};
 use crate::net::wall_clock;
 use crate::position::FileId;
 use crate::record::Kind;
-use crate::restore::chained;
+use crate::restore::{chained, guard};
 use crate::set::gather::{self, Gathered};
 use crate::set::{Set, Source};
 use crate::sys::Root;
@@ -201,6 +201,14 @@ fn plan_of(order: &Order, place: &Place, chain: &[Arc<Set>]) -> Result<Plan> {
     })
 }
 
+/// Neither a member nor anything else that is kept gets something in it.
+fn check_harmless(order: &Order) -> Result<()> {
+    let read: Vec<_> = order.members.iter().map(|m| ("combine".to_owned(), m.clone())).collect();
+    guard::apart(&order.out, &read)?;
+    guard::no_store(&order.out)?;
+    guard::unused(&order.out)
+}
+
 /// Says what would be made.
 ///
 /// # Errors
@@ -208,6 +216,7 @@ fn plan_of(order: &Order, place: &Place, chain: &[Arc<Set>]) -> Result<Plan> {
 pub fn plan(order: &Order) -> Result<Plan> {
     let place = Place::new(&order.out)?;
     place.look()?;
+    check_harmless(order)?;
     plan_of(order, &place, &open(&order.members)?)
 }
 
@@ -218,6 +227,7 @@ pub fn plan(order: &Order) -> Result<Plan> {
 pub fn run(order: &Order) -> Result<Plan> {
     let place = Place::new(&order.out)?;
     place.look()?;
+    check_harmless(order)?;
     let chain = open(&order.members)?;
     let plan = plan_of(order, &place, &chain)?;
     place.begin()?;

@@ -1,8 +1,9 @@
 //! Rules of single values: names, addresses, directories, patterns.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
+use crate::disk::settled;
 use crate::error::{Error, ErrorKind, Result};
 use crate::session::{UPSTREAMS_MAX, valid_name};
 use crate::wire::NAME_MAX;
@@ -63,27 +64,6 @@ pub fn check_apart(data: &Path, state: &Path) -> Result<()> {
         return Err(Error::new(ErrorKind::Config, text));
     }
     Ok(())
-}
-
-/// Where `path` leads, links and `..` followed, as far as there is something; the rest as it would be made.
-fn settled(path: &Path) -> PathBuf {
-    let mut real = PathBuf::new();
-    let whole = std::env::current_dir().unwrap_or_default().join(path);
-    for part in whole.components() {
-        match part {
-            Component::CurDir => {}
-            Component::ParentDir => {
-                real.pop();
-            }
-            other => {
-                real.push(other);
-                if let Ok(there) = real.canonicalize() {
-                    real = there;
-                }
-            }
-        }
-    }
-    real
 }
 
 /// Checks the form `HOST:PORT` without asking anybody who HOST is.

@@ -98,6 +98,14 @@ pub(super) fn choose(
     Err(refused(text))
 }
 
+/// Labels of the usable ones besides the one that was taken, the newest first.
+pub(super) fn others(all: &[Candidate], before: Before, taken: &str) -> Vec<String> {
+    let fits = |c: &&Candidate| c.usable.is_ok() && before.holds(c) && c.label != taken;
+    let mut found: Vec<&Candidate> = all.iter().filter(fits).collect();
+    found.sort_by(|a, b| (b.end, &b.label).cmp(&(a.end, &a.label)));
+    found.into_iter().take(NAMED).map(|c| c.label.clone()).collect()
+}
+
 /// The candidates in words, the oldest first.
 fn names(newest_first: &[(usize, &Candidate)]) -> String {
     if newest_first.is_empty() {
@@ -159,6 +167,15 @@ mod tests {
         let many: Vec<Candidate> = (1..=15).map(|n| candidate(&format!("n{n}"), n)).collect();
         let e = pick(&many, Before::Lsn(Lsn(0)), None).unwrap_err().to_string();
         assert!(e.contains("'n10'") && !e.contains("'n11'") && e.contains("and 5 younger"), "{e}");
+    }
+
+    #[test]
+    fn instead_of_a_damaged_one_those_are_named_that_would_do() {
+        let mut some = all();
+        assert_eq!(others(&some, Before::Any, "c"), ["b", "a"]);
+        assert_eq!(others(&some, Before::Lsn(Lsn(19)), "a"), Vec::<String>::new());
+        some[0].usable = Err("cut".to_owned());
+        assert_eq!(others(&some, Before::Any, "c"), ["a"]);
     }
 
     #[test]

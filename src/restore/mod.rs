@@ -38,6 +38,8 @@ use crate::set::{Set, gather};
 use crate::sys::Root;
 
 mod choose;
+mod extra;
+pub mod guard;
 mod lead;
 mod logs;
 mod origin;
@@ -139,6 +141,9 @@ pub struct Plan {
     /// Bytes of the packs that they are read from.
     pub pack_bytes: u64,
     pub free_bytes: u64,
+    /// Of a directory that is made equal: names that the backup does not have, which go, and the first few.
+    pub goes: Option<u64>,
+    pub goes_first: Vec<String>,
     pub out: PathBuf,
 }
 
@@ -151,6 +156,8 @@ struct Restore {
     chain: Vec<Arc<Set>>,
     set: Arc<Set>,
     passed: Vec<String>,
+    /// Labels of other backups that would do, the newest first.
+    others: Vec<String>,
     logs: Vec<Source>,
     way: Way,
     /// The highest number of a timeline that is in use.
@@ -187,10 +194,10 @@ pub fn run(order: &Order, tell: &Tell, cancel: &CancellationToken) -> Result<Pla
     });
     let (place, restore) = opened.inspect_err(|_| place::forget(&spool))?;
     let sources = Sources::open(&restore.set, &restore.way, &restore.logs)?;
-    let found = place
-        .log()
-        .and_then(|dir| restore.find(&sources, &dir))
-        .and_then(|(goal, segments)| Ok((goal, restore.plan(&sources, goal, &segments)?, segments)));
+    let found = place.log().and_then(|dir| restore.find(&sources, &dir)).and_then(|(goal, segments)| {
+        let plan = restore.plan(&sources, goal, &segments).map_err(|e| restore.other(e))?;
+        Ok((goal, plan, segments))
+    });
     let (goal, mut plan, segments) = match found {
         // Another order would help, so nothing of this one is kept.
         Err(e) if matches!(e.kind(), ErrorKind::Missing | ErrorKind::Refused | ErrorKind::Corrupt) => {
@@ -214,15 +221,19 @@ pub fn run(order: &Order, tell: &Tell, cancel: &CancellationToken) -> Result<Pla
         .enable_all()
         .build()
         .map_err(|e| Error::from(e).wrap("cannot start"))?;
+    // What is damaged is found before anything is made, so that another backup can be taken.
+    let shelf = match is_laid(&place).and_then(|laid| {
+        (!laid).then(|| shelf::open(&restore.chain, &fetched).map_err(|e| restore.other(e))).transpose()
+    }) {
+        Err(e) if e.kind() == ErrorKind::Corrupt => {
+            place.discard();
+            return Err(e);
+        }
+        shelf => shelf?,
+    };
     place.enter()?;
-    let root = Arc::new(Root::open(place.work()).map_err(|e| Error::io("open", place.work(), e))?);
-    if !is_laid(&place)? {
-        let shelf = shelf::open(&restore.chain, &fetched)?;
-        runtime.block_on(restore.lay(&place, &root, shelf, tell, cancel))?;
-    }
-    lead::follow(place.state(), &restore.way, segments.last().copied())?;
-    runtime.block_on(replay::run(&root, place.state(), goal.cut.lsn, cancel))?;
-    drop(root);
+    let made = restore.make(&place, &runtime, shelf, (goal.cut.lsn, segments.last()), tell, cancel);
+    made.map_err(|e| place.broken(e))?;
     if order.leader().is_some() {
         lead::begin(place.state(), &restore.way, goal.cut.lsn, restore.taken)?;
     }
@@ -249,7 +260,7 @@ impl Restore {
             spool,
             fetched,
         })?;
-        let origin::Opened { chain, passed, log } = opened;
+        let origin::Opened { chain, passed, others, log } = opened;
         let none = || Error::new(ErrorKind::Missing, "there is no backup");
         let set = Arc::clone(chain.first().ok_or_else(none)?);
         let logs = order.logs.iter().cloned().chain(log).collect();
@@ -263,7 +274,16 @@ impl Restore {
             Error::new(ErrorKind::Refused, text)
         })?;
         let taken = known.highest().max(m.timeline).max(way.timeline());
-        Ok(Self { order: order.clone(), chain, set, passed, logs, way, taken })
+        Ok(Self { order: order.clone(), chain, set, passed, others, logs, way, taken })
+    }
+
+    /// A backup that is damaged: which ones could be taken instead.
+    fn other(&self, e: Error) -> Error {
+        if e.kind() != ErrorKind::Corrupt || self.others.is_empty() {
+            return e;
+        }
+        let others: Vec<String> = self.others.iter().map(|label| format!("--backup {label}")).collect();
+        Error::new(e.kind(), format!("{e}: the archive also has {}", others.join(", ")))
     }
 
     /// Fetches log until the target is found in it. The goal, and the segments that lead there.
@@ -334,6 +354,8 @@ impl Restore {
         let catalog = gather::catalog(&self.set)?;
         let files = catalog.inodes().filter(|i| i.kind == crate::record::Kind::File);
         let (files, bytes) = files.fold((0, 0_u64), |(n, b), i| (n + 1, b.saturating_add(i.size)));
+        let standing = place::standing(&self.order)?;
+        let extra = standing.map(|dir| extra::find(&dir, &catalog)).transpose()?;
         let moment = |time| crate::moment::Moment(time).to_string();
         let name = |s: &SegmentNo| crate::segment::file_name(self.way.timeline_of(*s), *s, false);
         Ok(Plan {
@@ -357,8 +379,29 @@ impl Restore {
             bytes,
             pack_bytes: self.chain.iter().flat_map(|s| s.packs()).map(|p| p.size).sum(),
             free_bytes: disk::free_bytes(place::existing(&self.order.out))?,
+            goes: extra.as_ref().map(|e| e.count),
+            goes_first: extra.map(|e| e.first).unwrap_or_default(),
             out: self.order.out.clone(),
         })
+    }
+
+    /// Lays out the base, unless that was done, and replays to the goal.
+    fn make(
+        &self,
+        place: &Place,
+        runtime: &tokio::runtime::Runtime,
+        shelf: Option<Arc<dyn fill::Shelf>>,
+        (goal, last): (Lsn, Option<&SegmentNo>),
+        tell: &Tell,
+        cancel: &CancellationToken,
+    ) -> Result<()> {
+        let root = Arc::new(Root::open(place.work()).map_err(|e| Error::io("open", place.work(), e))?);
+        if let Some(shelf) = shelf {
+            let laid = runtime.block_on(self.lay(place, &root, shelf, tell, cancel));
+            laid.map_err(|e| self.other(e))?;
+        }
+        lead::follow(place.state(), &self.way, last.copied())?;
+        runtime.block_on(replay::run(&root, place.state(), goal, cancel))
     }
 
     async fn lay(

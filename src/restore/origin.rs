@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::choose::{Before, Candidate, choose};
+use super::choose::{self, Before, Candidate, choose};
 use super::logs::{Source, point_in};
 use super::target::Target;
 use super::way::{Known, Line, Way};
@@ -57,6 +57,8 @@ pub(super) struct Opened {
     pub(super) chain: Vec<Arc<Set>>,
     /// Newer backups that were passed over, and why.
     pub(super) passed: Vec<String>,
+    /// Labels of other backups of the archive that would do, the newest first; a few.
+    pub(super) others: Vec<String>,
     /// The archive that has the log, too.
     pub(super) log: Option<Source>,
 }
@@ -96,7 +98,7 @@ pub(super) fn open(wanted: &Wanted<'_>) -> Result<Opened> {
             }
             let top = Set::open(&set::Source::at(path)?, wanted.spool)?;
             let chain = chained(top, wanted.bases)?;
-            Ok(Opened { chain, passed: Vec::new(), log: None })
+            Ok(Opened { chain, passed: Vec::new(), others: Vec::new(), log: None })
         }
     }
 }
@@ -200,7 +202,8 @@ fn archived(address: &Address, wanted: &Wanted<'_>) -> Result<Opened> {
     for (m, sha256) in std::iter::once((&**top, *sha256)).chain(below) {
         chain.push(Arc::new(Set::archived(address, &archive, (m.clone(), sha256), wanted.fetched)?));
     }
-    Ok(Opened { chain, passed: choice.passed, log: Some(Source::Archive(address.clone())) })
+    let others = choose::others(&candidates, before, label);
+    Ok(Opened { chain, passed: choice.passed, others, log: Some(Source::Archive(address.clone())) })
 }
 
 /// The ways that are looked along: with `current` those of every backup, the newest timeline first.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Order, Origin};
+use super::{Order, Origin, Source, guard};
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
@@ -80,7 +80,6 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 
 /// Whether nothing is at `path`, or an empty directory.
 fn is_free(path: &Path) -> Result<bool> {
-    // A link would be replaced, or lead elsewhere.
     if path.symlink_metadata().is_ok_and(|m| m.is_symlink()) {
         return Ok(false);
     }
@@ -103,6 +102,48 @@ fn paths(order: &Order) -> Result<(PathBuf, PathBuf, PathBuf)> {
     };
     let work = beside(&out, ".restoring");
     Ok((out, work, state))
+}
+
+/// The directory that is about to be made equal, if there is one that no restore has begun with.
+pub(super) fn standing(order: &Order) -> Result<Option<PathBuf>> {
+    let (out, work, _) = paths(order)?;
+    let there = order.delta && is_dir(&out) && work.symlink_metadata().is_err();
+    Ok(there.then_some(out))
+}
+
+fn is_dir(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|m| m.is_dir())
+}
+
+/// What is read for a restore, and by which flag; standard input and buckets are nowhere.
+fn read_places(order: &Order) -> Vec<(String, PathBuf)> {
+    let from = match &order.from {
+        Origin::Path(path) => Some(path.clone()).filter(|p| p.as_os_str() != "-"),
+        Origin::Archive(address) => address.dir().map(Path::to_owned),
+    };
+    let logs = order.logs.iter().filter_map(|log| match log {
+        Source::Dir(dir) => Some(dir.clone()),
+        Source::Archive(address) => address.dir().map(Path::to_owned),
+    });
+    let named = |flag: &str, path| (flag.to_owned(), path);
+    from.into_iter()
+        .map(|p| named("--from", p))
+        .chain(logs.map(|p| named("--log", p)))
+        .chain(order.bases.iter().map(|p| named("--base", p.clone())))
+        .collect()
+}
+
+/// Nothing that is read, kept, or in use is written over.
+fn check_harmless(order: &Order, out: &Path) -> Result<()> {
+    let read = read_places(order);
+    for path in [Some(out), order.state.as_deref()].into_iter().flatten() {
+        guard::apart(path, &read)?;
+    }
+    guard::no_store(out)?;
+    if let Some(parent) = order.state.as_deref().and_then(Path::parent) {
+        guard::no_store(parent)?;
+    }
+    guard::unused(out)
 }
 
 /// Where a tar is written down, and where parts are fetched to.
@@ -163,23 +204,62 @@ fn holds_note_only(path: &Path) -> Result<bool> {
 }
 
 fn check_free(order: &Order, out: &Path) -> Result<()> {
-    let delta = order.delta && out.symlink_metadata().is_ok_and(|m| m.is_dir());
+    let delta = order.delta && is_dir(out);
     let out = Some(out).filter(|_| !delta);
     for path in out.into_iter().chain(order.state.as_deref()) {
-        if !is_free(path)? {
+        let shown = path.display();
+        // A link would be replaced, and what is made beside it would lie on another file system.
+        if let Ok(target) = fs::read_link(path) {
+            let target = target.display();
             return Err(refused(format!(
-                "'{}' is not an empty directory; name a new or an empty one, or make it equal with --delta",
-                path.display()
+                "'{shown}' is a symlink to '{target}': name the directory itself, or take the symlink away"
             )));
         }
+        if is_free(path)? {
+            continue;
+        }
+        let why = match () {
+            () if !is_dir(path) => "is no directory; name a new or an empty one",
+            () if out == Some(path) => {
+                "is not an empty directory; name a new or an empty one, or make it equal with --delta"
+            }
+            () => "is not an empty directory; name a new or an empty one",
+        };
+        return Err(refused(format!("'{shown}' {why}")));
     }
     Ok(())
+}
+
+/// Why another restore than the one that has begun is refused, and the way out.
+fn broken_off(known: &Begun, (out, work, state): (&Path, &Path, &Path)) -> Error {
+    let there = work.symlink_metadata().is_ok();
+    let (out, work, state) = (out.display(), work.display(), state.display());
+    let what = format!("a restore of backup '{}' to {}", known.label, known.target);
+    refused(if known.delta && there {
+        format!(
+            "'{work}' is the directory '{out}' itself, which {what} with --delta was making equal when it broke off; files \
+             that no backup has may be in it, so it must not be removed: give the same command again, or rename it back to \
+             '{out}', in part as it was and in part as it was to be, and remove '{state}'"
+        )
+    } else {
+        let made = if there { format!(" and '{work}', which it made") } else { String::new() };
+        format!("'{state}' belongs to {what} that broke off: give the same command again, or remove it{made}")
+    })
+}
+
+/// Takes away the state directory of a restore that has laid nothing.
+fn clear(state: &Path) -> Result<()> {
+    let _held = disk::lock_dir(state)?;
+    // The note last: without it nobody knows what the rest is.
+    remove_but(state, NOTE)?;
+    fs::remove_dir_all(state).map_err(|e| Error::io("remove", state, e))
 }
 
 impl Place {
     /// Whether a restore could begin, or go on.
     pub(super) fn look(order: &Order) -> Result<()> {
         let (out, _, state) = paths(order)?;
+        check_harmless(order, &out)?;
         if read_note(&state)?.is_some_and(|n| n.whole) { Ok(()) } else { check_free(order, &out) }
     }
 
@@ -205,17 +285,18 @@ impl Place {
         if !whole {
             check_free(order, &out)?;
         }
-        if let Some(known) = &known
-            && (Begun { whole: false, ..known.clone() }) != new
-        {
-            return Err(refused(format!(
-                "'{}' belongs to a restore of backup '{}' to {} that broke off: give the same command again, or remove it and '{}'",
-                at.display(),
-                known.label,
-                known.target,
-                work.display()
-            )));
-        }
+        let known = match known {
+            Some(known) if (Begun { whole: false, ..known.clone() }) != new => {
+                // With delta the directory itself is there once it was begun with.
+                let begun = if known.delta { work.symlink_metadata().is_ok() } else { !is_free(&work)? };
+                if begun || whole {
+                    return Err(broken_off(&known, (&out, &work, &at)));
+                }
+                clear(&at)?;
+                None
+            }
+            known => known,
+        };
         if known.is_none() && (!is_free(&work)? || !holds_note_only(&at)?) {
             return Err(refused(format!(
                 "'{}' or '{}' holds something that is of no restore; move it away",
@@ -250,6 +331,18 @@ impl Place {
                 .map_err(|e| e.wrap("the directory can't be set aside while it is made equal"));
         }
         disk::create_dir_durable(&self.work)
+    }
+
+    /// What an operator has to know when it breaks off in the middle.
+    pub(super) fn broken(&self, e: Error) -> Error {
+        if !self.begun.delta || self.work.symlink_metadata().is_err() {
+            return e;
+        }
+        let (out, work) = (self.out.display(), self.work.display());
+        let text = format!(
+            "{e}; '{out}' is called '{work}' until it is made equal: give the same command again, and do not remove it"
+        );
+        Error::new(e.kind(), text)
     }
 
     /// Whether what is there is made equal.

@@ -520,6 +520,63 @@ fn a_directory_that_is_there_is_made_equal_and_only_what_differs_is_moved() {
 }
 
 #[test]
+fn what_is_read_kept_or_in_use_is_never_written_over_and_a_broken_delta_says_what_it_is() {
+    let history = History::new("restore-guards", 2);
+    let (bed, leader) = (&history.bed, &history.leader);
+    let delta = |out: &Path| history.restore("p0", out).args(&["--delta"]);
+    let (data, state) = (leader.data().to_owned(), leader.spec.state.clone());
+    let copy = bed.path("state");
+    copy_tree(&state, &copy);
+    let link = bed.path("link");
+    symlink(&history.backup, &link).expect("symlink");
+    for (out, why) in [
+        (&data, "is in use by process"),
+        (&state.join("log"), "which --log reads from"),
+        (&history.backup.join("data"), "which --from reads from"),
+        (&link, "which --from reads from"),
+        (&copy, "is the state directory of a node"),
+    ] {
+        let before = names(out);
+        let e = delta(out).fails(1);
+        assert!(e.contains(why), "{}: {e}", out.display());
+        assert!(delta(out).args(&["--dry-run"]).fails(1).contains(why));
+        assert_eq!(names(out), before, "{e}");
+    }
+    let e = history.restore("p0", &history.backup.join("new")).fails(1);
+    assert!(e.contains("which --from reads from"), "without --delta, too: {e}");
+    // A symlink is said to be one, with or without.
+    let out = bed.path("out");
+    copy_tree(&history.after[1].copy, &out);
+    let link = bed.path("to-out");
+    symlink(&out, &link).expect("symlink");
+    for e in [delta(&link).fails(1), history.restore("p0", &link).fails(1)] {
+        assert!(e.contains("is a symlink to") && !e.contains("--delta"), "{e}");
+    }
+    // What goes is said before it does.
+    fs::create_dir(out.join("mine")).expect("mkdir");
+    fs::write(out.join("mine/only"), "x").expect("write");
+    let plan = delta(&out).args(&["--dry-run", "--json"]).good();
+    let plan: Value = serde_json::from_str(&plan).expect("JSON");
+    let first = plan["goes_first"].as_array().expect("names");
+    assert!(plan["goes"].as_u64() >= Some(2) && !first.is_empty() && first.len() <= 5, "{plan}");
+    // Killed before anything was touched it is in nobody's way.
+    let killed = delta(&out).env("TOWLINE_FAILPOINTS", "restore::segment=kill").run();
+    assert!(!killed.status.success() && out.join("mine/only").exists());
+    let killed =
+        history.restore("p1", &out).args(&["--delta"]).env("TOWLINE_FAILPOINTS", "resync::begin=kill").run();
+    assert!(!killed.status.success(), "another target is taken");
+    let e = delta(&out).fails(1);
+    assert!(
+        e.contains("--delta") && e.contains("must not be removed") && e.contains("rename it back"),
+        "{e}"
+    );
+    assert!(bed.path("out.restoring/mine/only").exists());
+    let said = history.restore("p1", &out).args(&["--delta"]).good();
+    assert!(!said.contains("gone from it"), "only what was looked at before: {said}");
+    assert_equal(&history.after[1].copy, &out);
+}
+
+#[test]
 fn a_restore_goes_on_as_a_follower() {
     let history = History::new("restore-follower", 2);
     let spec = history.bed.follower("follower", history.leader.spec.listen);
