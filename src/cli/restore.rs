@@ -171,6 +171,12 @@ fn words(plan: &Plan, args: &Restore) -> String {
             let _ = writeln!(text, "gone from it: {}", gone(goes, &plan.goes_first));
         }
     }
+    if let Some((first, last)) = &plan.missing {
+        let _ = writeln!(
+            text,
+            "the log has a hole, {first} to {last}: this is the last exact cut before it, and later ones are lost"
+        );
+    }
     if plan.gap {
         text += "the target is within a gap of the history: this is the last exact cut before it\n";
     }

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
 use crate::disk::settled;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, distance};
 use crate::session::{UPSTREAMS_MAX, valid_name};
 use crate::wire::NAME_MAX;
 
@@ -117,22 +117,6 @@ pub(super) fn nearest(message: &str) -> Option<String> {
     let (given, rest) = rest.split_once('`')?;
     let names = rest.split('`').skip(1).step_by(2);
     names.map(|n| (distance(given, n), n)).min().filter(|(d, _)| *d <= 4).map(|(_, n)| n.to_owned())
-}
-
-/// Levenshtein distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let next = (diagonal + usize::from(ca != *cb)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = row[j + 1];
-            row[j + 1] = next;
-        }
-    }
-    row[b.len()]
 }
 
 /// The addresses in a list with commas between them.

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::points::Seen;
 use super::way::Way;
 use crate::archive::{Address, Archive, names};
 use crate::disk::AtomicFile;
@@ -37,6 +38,9 @@ impl FromStr for Source {
     type Err = String;
 
     fn from_str(s: &str) -> std::result::Result<Self, String> {
+        if let Some(why) = super::origin::half_an_address(s).filter(|_| !s.contains("://")) {
+            return Err(why);
+        }
         if s.contains("://") { s.parse().map(Self::Archive) } else { Ok(Self::Dir(PathBuf::from(s))) }
     }
 }
@@ -191,23 +195,20 @@ impl<'a> Sources<'a> {
         segments.iter().filter_map(|s| self.copies.get(s)?.first()).map(|(_, copy)| size(copy)).sum()
     }
 
-    /// Puts these segments into `dir`, some at a time.
-    ///
-    /// # Errors
-    /// The first one that can't be had whole from anywhere.
-    pub(super) fn fetch(&self, segments: &[SegmentNo], dir: &Path) -> Result<()> {
-        std::thread::scope(|scope| {
+    /// Puts these segments into `dir`, all at a time. How many there are whole, and why not all; behind the first that is
+    /// not nothing is left there, so that the log has no hole.
+    pub(super) fn fetch(&self, segments: &[SegmentNo], dir: &Path) -> (usize, Result<()>) {
+        let results: Vec<Result<()>> = std::thread::scope(|scope| {
             // A panic: an error, below.
             let tasks: Vec<_> =
                 segments.iter().map(|&segment| scope.spawn(move || self.fetch_one(segment, dir))).collect();
-            let mut result = Ok(());
-            for task in tasks {
-                let done =
-                    task.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::Io, "a thread has panicked")));
-                result = result.and(done);
-            }
-            result
-        })
+            let panicked = || Err(Error::new(ErrorKind::Io, "a thread has panicked"));
+            tasks.into_iter().map(|t| t.join().unwrap_or_else(|_| panicked())).collect()
+        });
+        let Some(whole) = results.iter().position(Result::is_err) else { return (segments.len(), Ok(())) };
+        let why = results.into_iter().nth(whole).unwrap_or(Ok(()));
+        let removed = segments.get(whole).map_or(Ok(()), |first| remove_from(*first, dir));
+        (whole, removed.and(why))
     }
 
     /// How many of these are fetched next: none behind a branch before that was settled.
@@ -358,6 +359,18 @@ fn parse(name: &[u8]) -> Option<(TimelineId, SegmentNo, Written)> {
     Some((timeline, segment, if open { Written::Open } else { Written::Sealed }))
 }
 
+/// Removes what was fetched from this segment on.
+fn remove_from(first: SegmentNo, dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
+        let path = entry.map_err(|e| Error::io("list", dir, e))?.path();
+        let segment = path.file_name().and_then(|n| parse(n.as_bytes())).map(|(_, segment, _)| segment);
+        if segment.is_some_and(|s| s >= first) {
+            fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+        }
+    }
+    Ok(())
+}
+
 /// All of a segment's file.
 fn whole(input: &mut dyn Read, path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -379,6 +392,7 @@ pub(super) fn point_in(
     way: &Way,
     from: SegmentNo,
     name: PointName,
+    seen: &mut Seen,
 ) -> Result<Option<Lsn>> {
     let mut numbers = Vec::new();
     for timeline in way.timelines(from) {
@@ -400,24 +414,26 @@ pub(super) fn point_in(
             };
             match found {
                 Ok(Some(bytes)) => points(archive.system(), timeline, segment, &bytes, name),
-                Ok(None) => Ok(None),
+                Ok(None) => Ok(Points::default()),
                 // Damaged: it may not be needed.
                 Err(e) if e.kind() == ErrorKind::Corrupt => {
                     tracing::warn!("a restore point may not be found: {e}");
-                    Ok(None)
+                    Ok(Points::default())
                 }
                 Err(e) => Err(e),
             }
         };
-        let found: Vec<Result<Option<Lsn>>> = std::thread::scope(|scope| {
+        let found: Vec<Result<Points>> = std::thread::scope(|scope| {
             // A panic: an error, below.
             let tasks: Vec<_> = some.iter().map(|&one| scope.spawn(move || look(one))).collect();
             let panicked = || Err(Error::new(ErrorKind::Io, "a thread has panicked"));
             tasks.into_iter().map(|t| t.join().unwrap_or_else(|_| panicked())).collect()
         });
         for ((_, timeline, _), found) in some.iter().zip(found).rev() {
+            let (found, names) = found?;
+            names.names().for_each(|n| seen.see(n));
             // Past a branch it is not on the way.
-            if let Some(lsn) = found?.filter(|lsn| way.holds(*timeline, *lsn).is_ok()) {
+            if let Some(lsn) = found.filter(|lsn| way.holds(*timeline, *lsn).is_ok()) {
                 return Ok(Some(lsn));
             }
         }
@@ -425,23 +441,26 @@ pub(super) fn point_in(
     Ok(None)
 }
 
-/// The last restore point of this name in a segment.
+/// The last restore point of the name that is looked for, and all of them.
+type Points = (Option<Lsn>, Seen);
+
+/// The restore points in a segment.
 fn points(
     system: SystemId,
     timeline: TimelineId,
     segment: SegmentNo,
     bytes: &[u8],
     name: PointName,
-) -> Result<Option<Lsn>> {
+) -> Result<Points> {
     let mut parser = Parser::new(system, timeline, segment);
     let mut zstd = zstd::bulk::Decompressor::new().map_err(|e| Error::from(e).wrap("cannot decompress"))?;
-    let (mut raw, mut found) = (Vec::new(), None);
+    let (mut raw, mut found, mut seen) = (Vec::new(), None, Seen::default());
     loop {
         let at = usize::try_from(parser.offset()).unwrap_or(usize::MAX);
         let header = match parser.next(bytes.get(at..).unwrap_or_default()) {
             Step::Item(Item::Frame(header)) => header,
             Step::Item(_) if !parser.done() => continue,
-            _ => return Ok(found),
+            _ => return Ok((found, seen)),
         };
         // A restore point is a change set of its own.
         if header.flags & flags::ENDS == 0 {
@@ -451,13 +470,14 @@ fn points(
         raw.clear();
         raw.reserve_exact(header.raw_len as usize);
         if zstd.decompress_to_buffer(stored, &mut raw).ok() != Some(header.raw_len as usize) {
-            return Ok(found);
+            return Ok((found, seen));
         }
         for item in Records::new(&raw) {
-            if let Ok((_, Record::RestorePoint { name: this, .. })) = item
-                && this == name.as_bytes()
-            {
-                found = Some(header.end());
+            if let Ok((_, Record::RestorePoint { name: this, .. })) = item {
+                seen.see(this);
+                if this == name.as_bytes() {
+                    found = Some(header.end());
+                }
             }
         }
     }

@@ -44,6 +44,7 @@ mod lead;
 mod logs;
 mod origin;
 mod place;
+mod points;
 mod replay;
 mod shelf;
 pub mod target;
@@ -53,6 +54,7 @@ pub use logs::Source;
 use logs::Sources;
 pub use origin::{Origin, chained};
 use place::Place;
+use points::Seen;
 use target::{Commit, Search};
 pub use target::{Cut, Goal, Target};
 pub use way::Line;
@@ -132,6 +134,8 @@ pub struct Plan {
     pub time: String,
     /// The history around the target is approximate.
     pub gap: bool,
+    /// First and last segment of a hole in the log, before which the restore ends.
+    pub missing: Option<(String, String)>,
     /// First and last segment of the log that is replayed.
     pub log: Option<(String, String)>,
     pub log_bytes: u64,
@@ -158,10 +162,25 @@ struct Restore {
     passed: Vec<String>,
     /// Labels of other backups that would do, the newest first.
     others: Vec<String>,
+    /// Restore points that were seen in the archive.
+    points: Seen,
     logs: Vec<Source>,
     way: Way,
     /// The highest number of a timeline that is in use.
     taken: TimelineId,
+}
+
+/// Where the target is, and the log that leads there.
+struct Found {
+    goal: Goal,
+    segments: Vec<SegmentNo>,
+    /// First and last segment of a hole behind it.
+    missing: Option<(SegmentNo, SegmentNo)>,
+}
+
+/// A hole in words.
+fn lacks((first, last): (SegmentNo, SegmentNo)) -> String {
+    format!("segments {:X} to {:X} are missing between the log that was given", first.0, last.0)
 }
 
 /// Finds out what a restore would do. The log is read into a temporary directory.
@@ -175,8 +194,8 @@ pub fn plan(order: &Order) -> Result<Plan> {
     let sources = Sources::open(&restore.set, &restore.way, &restore.logs)?;
     let log = dir.path().join("log");
     std::fs::create_dir(&log).map_err(|e| Error::io("make", &log, e))?;
-    let (goal, segments) = restore.find(&sources, &log)?;
-    restore.plan(&sources, goal, &segments)
+    let found = restore.find(&sources, &log)?;
+    restore.plan(&sources, &found)
 }
 
 /// Restores.
@@ -194,9 +213,9 @@ pub fn run(order: &Order, tell: &Tell, cancel: &CancellationToken) -> Result<Pla
     });
     let (place, restore) = opened.inspect_err(|_| place::forget(&spool))?;
     let sources = Sources::open(&restore.set, &restore.way, &restore.logs)?;
-    let found = place.log().and_then(|dir| restore.find(&sources, &dir)).and_then(|(goal, segments)| {
-        let plan = restore.plan(&sources, goal, &segments).map_err(|e| restore.other(e))?;
-        Ok((goal, plan, segments))
+    let found = place.log().and_then(|dir| restore.find(&sources, &dir)).and_then(|found| {
+        let plan = restore.plan(&sources, &found).map_err(|e| restore.other(e))?;
+        Ok((found.goal, plan, found.segments))
     });
     let (goal, mut plan, segments) = match found {
         // Another order would help, so nothing of this one is kept.
@@ -260,7 +279,7 @@ impl Restore {
             spool,
             fetched,
         })?;
-        let origin::Opened { chain, passed, others, log } = opened;
+        let origin::Opened { chain, passed, others, points, log } = opened;
         let none = || Error::new(ErrorKind::Missing, "there is no backup");
         let set = Arc::clone(chain.first().ok_or_else(none)?);
         let logs = order.logs.iter().cloned().chain(log).collect();
@@ -274,7 +293,7 @@ impl Restore {
             Error::new(ErrorKind::Refused, text)
         })?;
         let taken = known.highest().max(m.timeline).max(way.timeline());
-        Ok(Self { order: order.clone(), chain, set, passed, others, logs, way, taken })
+        Ok(Self { order: order.clone(), chain, set, passed, others, points, logs, way, taken })
     }
 
     /// A backup that is damaged: which ones could be taken instead.
@@ -286,8 +305,8 @@ impl Restore {
         Error::new(e.kind(), format!("{e}: the archive also has {}", others.join(", ")))
     }
 
-    /// Fetches log until the target is found in it. The goal, and the segments that lead there.
-    fn find(&self, sources: &Sources<'_>, dir: &Path) -> Result<(Goal, Vec<SegmentNo>)> {
+    /// Fetches log until the target is found in it.
+    fn find(&self, sources: &Sources<'_>, dir: &Path) -> Result<Found> {
         let manifest = self.set.manifest();
         let base = Cut { lsn: manifest.end, time: manifest.end_time };
         let mut search = Search::new(self.order.target, base, manifest.exact)?;
@@ -295,10 +314,9 @@ impl Restore {
         // A leader goes on from the last frame before it begins.
         let start = Lsn(self.set.start().0.saturating_sub(u64::from(leads)));
         let segments = sources.run(start.segment());
-        let mut reading = Reading { dir, from: self.set.start(), point: point(self.order.target) };
-        let mut rest = &segments[..];
-        let mut used = Vec::new();
-        let mut end = Lsn::ZERO;
+        let (from, seen) = (self.set.start(), self.points.clone());
+        let mut reading = Reading { dir, from, point: point(self.order.target), seen };
+        let (mut rest, mut used, mut end) = (&segments[..], Vec::new(), Lsn::ZERO);
         while !rest.is_empty() {
             // The log of the backup itself is needed in any case.
             let have = used.last().map_or(self.set.start(), |s: &SegmentNo| s.end());
@@ -307,13 +325,21 @@ impl Restore {
             }
             let (some, more) = rest.split_at(sources.next(rest));
             rest = more;
-            sources.fetch(some, dir)?;
-            used.extend_from_slice(some);
-            if let Some(last) = some.last() {
+            let (whole, fetched) = sources.fetch(some, dir);
+            let (good, bad) = some.split_at(whole.min(some.len()));
+            used.extend_from_slice(good);
+            if let Some(last) = good.last() {
                 sources.settle(*last, dir)?;
                 let at = (manifest.system, self.way.timeline_of(*last));
                 end = logs::end(dir, at.0, at.1)?;
                 reading.read(at, end, &mut search)?;
+            }
+            if let (Err(e), Some(segment)) = (fetched, bad.first()) {
+                // One that is damaged may lie behind all that is needed.
+                if search.is_over() && end >= manifest.end && !used.is_empty() {
+                    break;
+                }
+                return Err(self.needed(&e, *segment, end.max(manifest.end)));
             }
         }
         if self.set.start() < manifest.end && end < manifest.end {
@@ -325,31 +351,57 @@ impl Restore {
         }
         let hole = used.last().map_or(self.set.start().segment(), |s| s.next());
         let beyond = sources.beyond(hole).filter(|_| !search.is_over() && used.len() == segments.len());
-        let goal = search.finish().map_err(|e| match beyond {
-            Some(next) => {
-                let text = format!(
-                    "{e}; segments {:X} to {:X} are missing between the log that was given",
-                    hole.0,
-                    next.0.saturating_sub(1)
-                );
-                Error::new(e.kind(), text)
-            }
+        let missing = beyond.map(|next| (hole, SegmentNo(next.0.saturating_sub(1))));
+        let goal = search.finish(&reading.seen).map_err(|e| match missing {
+            Some(missing) => Error::new(e.kind(), format!("{e}; {}", lacks(missing))),
             None => e,
         })?;
         if let Some(e) = lead::refusal(&self.order, &self.way, goal.cut.lsn, end, used.last()) {
             return Err(e);
         }
-        match goal.refusal(self.order.target) {
-            Some(e) if !self.order.allow_gap => Err(e),
-            Some(_) => {
-                tracing::warn!("the target is within a gap of the history: the restore ends on {}", goal.cut);
-                Ok((goal, used))
-            }
-            None => Ok((goal, used)),
-        }
+        // A target that was reached is before the hole; the newest state is not.
+        let missing = missing.filter(|_| self.order.target == Target::Latest);
+        self.allows(&goal, missing)?;
+        Ok(Found { goal, segments: used, missing })
     }
 
-    fn plan(&self, sources: &Sources<'_>, goal: Goal, segments: &[SegmentNo]) -> Result<Plan> {
+    /// A restore that ends before a hole, or within a gap of the history, is one that was asked for as such.
+    fn allows(&self, goal: &Goal, missing: Option<(SegmentNo, SegmentNo)>) -> Result<()> {
+        match (missing, goal.refusal(self.order.target)) {
+            (Some(missing), _) if !self.order.allow_gap => {
+                let text = format!(
+                    "the log has a hole before the newest state: {}; give the log that has them with --log, or give \
+                     --allow-gap to have the last exact cut before the hole, {}",
+                    lacks(missing),
+                    goal.cut
+                );
+                return Err(Error::new(ErrorKind::Missing, text));
+            }
+            (Some(missing), _) => tracing::warn!("the restore ends on {}: {}", goal.cut, lacks(missing)),
+            (None, Some(e)) if !self.order.allow_gap => return Err(e),
+            (None, Some(_)) => {
+                tracing::warn!("the target is within a gap of the history: the restore ends on {}", goal.cut);
+            }
+            (None, None) => {}
+        }
+        Ok(())
+    }
+
+    /// A segment that can't be had whole is needed; before it there is a state up to `end`.
+    fn needed(&self, e: &Error, segment: SegmentNo, end: Lsn) -> Error {
+        if !matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Missing) {
+            return e.clone();
+        }
+        let text = format!(
+            "{e}; segment {:X} is needed for the target {}: name a node or an archive that has a good copy of it with --log, or \
+             a target up to {end}, where what is good ends",
+            segment.0, self.order.target
+        );
+        Error::new(e.kind(), text)
+    }
+
+    fn plan(&self, sources: &Sources<'_>, found: &Found) -> Result<Plan> {
+        let (goal, segments) = (found.goal, &found.segments[..]);
         let manifest = self.set.manifest();
         let catalog = gather::catalog(&self.set)?;
         let files = catalog.inodes().filter(|i| i.kind == crate::record::Kind::File);
@@ -373,6 +425,7 @@ impl Restore {
             lsn: goal.cut.lsn.to_string(),
             time: moment(goal.cut.time),
             gap: goal.gap.is_some(),
+            missing: found.missing.as_ref().map(|(a, b)| (name(a), name(b))),
             log: segments.first().zip(segments.last()).map(|(a, b)| (name(a), name(b))),
             log_bytes: sources.bytes(segments),
             files,
@@ -449,6 +502,8 @@ struct Reading<'a> {
     /// What is before was read.
     from: Lsn,
     point: Option<PointName>,
+    /// Restore points on the way.
+    seen: Seen,
 }
 
 impl Reading<'_> {
@@ -476,15 +531,19 @@ impl Reading<'_> {
                     Record::Gap { end: false, .. } => commit.gap_begins = true,
                     Record::RestorePoint { name, .. } => {
                         commit.point |= self.point.is_some_and(|p| p.as_bytes() == name);
+                        if self.point.is_some() {
+                            self.seen.see(name);
+                        }
                     }
                     _ => {}
                 }
             }
             search.commit(commit)?;
             if search.is_over() {
-                break;
+                return Ok(());
             }
         }
+        search.is_whole_to(end);
         Ok(())
     }
 }

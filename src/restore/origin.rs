@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use super::choose::{self, Before, Candidate, choose};
 use super::logs::{Source, point_in};
+use super::points::Seen;
 use super::target::Target;
 use super::way::{Known, Line, Way};
 use crate::archive::inventory::{Inventory, What};
 use crate::archive::{Address, Archive, names};
 use crate::error::{Error, ErrorKind, Result};
+use crate::manifest;
 use crate::manifest::chain::{self, Found};
 use crate::position::{Lsn, TimelineId};
 use crate::set::{self, Set};
@@ -29,6 +31,9 @@ impl FromStr for Origin {
     type Err = String;
 
     fn from_str(s: &str) -> std::result::Result<Self, String> {
+        if let Some(why) = half_an_address(s).filter(|_| !s.contains("://")) {
+            return Err(why);
+        }
         if s.contains("://") { s.parse().map(Self::Archive) } else { Ok(Self::Path(PathBuf::from(s))) }
     }
 }
@@ -59,6 +64,8 @@ pub(super) struct Opened {
     pub(super) passed: Vec<String>,
     /// Labels of other backups of the archive that would do, the newest first; a few.
     pub(super) others: Vec<String>,
+    /// Restore points that were seen while the one was looked for in the archive.
+    pub(super) points: Seen,
     /// The archive that has the log, too.
     pub(super) log: Option<Source>,
 }
@@ -96,11 +103,51 @@ pub(super) fn open(wanted: &Wanted<'_>) -> Result<Opened> {
                     format!("--backup {label} chooses from an archive, and '{}' is none", path.display());
                 return Err(Error::new(ErrorKind::Usage, text));
             }
-            let top = Set::open(&set::Source::at(path)?, wanted.spool)?;
+            let source = set::Source::at(path)?;
+            if let set::Source::Dir(dir) = &source
+                && !dir.join(manifest::NAME).exists()
+            {
+                return Err(neither(dir));
+            }
+            let top = Set::open(&source, wanted.spool)?;
             let chain = chained(top, wanted.bases)?;
-            Ok(Opened { chain, passed: Vec::new(), others: Vec::new(), log: None })
+            let (passed, others, points) = (Vec::new(), Vec::new(), Seen::default());
+            Ok(Opened { chain, passed, others, points, log: None })
         }
     }
+}
+
+/// Most names of a directory that are looked at for an archive.
+const LOOKED_AT: usize = 1000;
+
+/// What a directory is not, and what may have been meant.
+fn neither(dir: &Path) -> Error {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().take(LOOKED_AT);
+    let meant = entries
+        .map(|e| e.path())
+        .find(|p| p.join(names::IDENTITY).is_file() || p.join(manifest::NAME).is_file());
+    let meant = meant.map_or_else(
+        || "name an archive like file:///backup/towline, or the directory or tar of a backup".to_owned(),
+        |p| format!("there is one in '{}'", p.display()),
+    );
+    let text = format!(
+        "'{}' is neither an archive nor a complete backup: {} is missing, and {} is missing, which is written last of all; {meant}",
+        dir.display(),
+        names::IDENTITY,
+        manifest::NAME
+    );
+    Error::new(ErrorKind::Missing, text)
+}
+
+/// An address with one slash only, which would be taken for a path.
+pub(super) fn half_an_address(s: &str) -> Option<String> {
+    let (scheme, rest) = s.split_once(':')?;
+    let known = matches!(scheme, "file" | "s3");
+    (known && rest.starts_with('/')).then(|| {
+        let rest = rest.trim_start_matches('/');
+        let slashes = if scheme == "file" { "///" } else { "//" };
+        format!("'{s}' is no address of an archive: write {scheme}:{slashes}{rest}, or ./{s} if it is the name of a directory")
+    })
 }
 
 /// The chain of a backup, out of those that were named; a directory beside it counts as named.
@@ -162,6 +209,7 @@ fn archived(address: &Address, wanted: &Wanted<'_>) -> Result<Opened> {
         let usable = usable.and(on_way);
         candidates.push(Candidate { label: m.label.clone(), end: m.end, end_time: m.end_time, usable });
     }
+    let mut points = Seen::default();
     let before = match wanted.target {
         Target::Latest | Target::First => Before::Any,
         Target::Lsn(lsn) => Before::Lsn(lsn),
@@ -169,10 +217,11 @@ fn archived(address: &Address, wanted: &Wanted<'_>) -> Result<Opened> {
         Target::Point(_) if wanted.backup.is_some() => Before::Any,
         Target::Point(name) => {
             let oldest = wholes().map(|m| m.end).min();
+            points.from = oldest;
             let mut found = None;
             for way in ways.iter().filter(|_| oldest.is_some()) {
                 let from = oldest.unwrap_or_default().segment();
-                found = point_in(&archive, way, from, name)?;
+                found = point_in(&archive, way, from, name, &mut points)?;
                 if found.is_some() {
                     break;
                 }
@@ -203,14 +252,15 @@ fn archived(address: &Address, wanted: &Wanted<'_>) -> Result<Opened> {
         chain.push(Arc::new(Set::archived(address, &archive, (m.clone(), sha256), wanted.fetched)?));
     }
     let others = choose::others(&candidates, before, label);
-    Ok(Opened { chain, passed: choice.passed, others, log: Some(Source::Archive(address.clone())) })
+    let log = Some(Source::Archive(address.clone()));
+    Ok(Opened { chain, passed: choice.passed, others, points, log })
 }
 
 /// The ways that are looked along: with `current` those of every backup, the newest timeline first.
 fn ways(
     wanted: &Wanted<'_>,
     archive: &Archive,
-    backups: &mut dyn Iterator<Item = &crate::manifest::Manifest>,
+    backups: &mut dyn Iterator<Item = &manifest::Manifest>,
 ) -> Result<Vec<Way>> {
     let way = |base| wanted.known.way(wanted.line, archive.system(), base);
     if wanted.line != Line::Current {
@@ -222,4 +272,30 @@ fn ways(
 
 fn gone(label: &str) -> Error {
     Error::new(ErrorKind::Missing, format!("the backup '{label}' is gone from the archive meanwhile"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_archive_and_no_backup_is_told_what_was_expected() {
+        for (written, meant) in [("file:/x/y", "file:///x/y"), ("s3:/b/p", "s3://b/p")] {
+            for e in [written.parse::<Origin>().unwrap_err(), written.parse::<Source>().unwrap_err()] {
+                assert!(e.contains(meant) && e.contains(written), "{e}");
+            }
+        }
+        assert!(matches!("./file:/x".parse(), Ok(Origin::Path(_))));
+        let dir = tempfile::tempdir().unwrap();
+        let e = neither(dir.path()).to_string();
+        assert!(e.contains("neither an archive nor") && e.contains("file:///backup"), "{e}");
+        let archive = dir.path().join("arch");
+        std::fs::create_dir(&archive).unwrap();
+        std::fs::write(archive.join(names::IDENTITY), "{}").unwrap();
+        assert!(neither(dir.path()).to_string().contains(&format!("one in '{}'", archive.display())));
+        let manifest = archive.join(manifest::NAME);
+        std::fs::write(&manifest, "{}").unwrap();
+        let e = set::Source::at(&manifest).unwrap_err().to_string();
+        assert!(e.contains(&format!("name the directory that holds it, '{}'", archive.display())), "{e}");
+    }
 }

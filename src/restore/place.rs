@@ -159,7 +159,8 @@ pub(super) fn begun_with(order: &Order) -> Result<(Option<String>, Option<Timeli
         Origin::Path(path) => path.join(crate::archive::names::IDENTITY).is_file(),
     };
     let (_, _, state) = paths(order)?;
-    let Some(note) = read_note(&state)? else { return Ok((None, None)) };
+    let same = |n: &Begun| n.target == order.target.to_string() && n.delta == order.delta;
+    let Some(note) = read_note(&state)?.filter(same) else { return Ok((None, None)) };
     let timeline = Some(TimelineId(note.timeline)).filter(|t| t.0 > 0 && note.line == order.line.to_string());
     Ok((Some(note.label).filter(|_| archive), timeline))
 }

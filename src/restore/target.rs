@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::points::Seen;
 use crate::apply::StopAt;
 use crate::error::{Error, ErrorKind};
 use crate::moment::{Moment, Wall};
@@ -176,11 +177,16 @@ impl Search {
         Ok(())
     }
 
-    /// The log is at its end.
+    /// The log is whole up to `end`: nothing behind it is at or before a position that is not.
+    pub(super) fn is_whole_to(&mut self, end: Lsn) {
+        self.over |= matches!(self.target, Target::Lsn(lsn) if lsn <= end && lsn >= self.floor);
+    }
+
+    /// The log is at its end; the restore points that were seen in it.
     ///
     /// # Errors
     /// It ends before the target, or there is no exact cut.
-    pub(super) fn finish(self) -> Result<Goal, Error> {
+    pub(super) fn finish(self, points: &Seen) -> Result<Goal, Error> {
         let reached = match self.target {
             Target::Latest | Target::First => true,
             Target::Lsn(lsn) => self.over || self.last.lsn >= lsn,
@@ -189,9 +195,19 @@ impl Search {
         };
         let (target, last) = (self.target, self.last);
         if !reached {
-            let text = format!(
-                "log ends at {last}, target {target}: give the rest of the log with --log, or an earlier target"
-            );
+            let rest = "give the rest of the log with --log";
+            let text = match target {
+                Target::Point(name) => format!(
+                    "there is no {target} in the log from {} to {last}: {}; take one of them, or {rest}, if it is there",
+                    points.from.unwrap_or(self.floor),
+                    points.instead_of(name)
+                ),
+                Target::Time(_) => format!(
+                    "log ends at {last}, target {target}: nothing was written between them as far as this log goes; {rest} \
+                     if there is more, or use --target latest if that is what you want"
+                ),
+                _ => format!("log ends at {last}, target {target}: {rest}, or an earlier target"),
+            };
             return Err(Error::new(ErrorKind::Missing, text));
         }
         self.best.ok_or_else(|| {
@@ -245,7 +261,7 @@ mod tests {
         for c in commits {
             search.commit(*c)?;
         }
-        search.finish()
+        search.finish(&Seen::default())
     }
 
     fn at(target: Target, commits: &[Commit]) -> u64 {
@@ -305,15 +321,27 @@ mod tests {
         assert_eq!(at(name, &[commit(20), Commit { point: true, ..commit(30) }, commit(40)]), 30);
         let mut fuzzy = Search::new(Target::Latest, cut(10), false).unwrap();
         fuzzy.commit(Commit { exact: false, ..commit(20) }).unwrap();
-        assert!(fuzzy.finish().unwrap_err().to_string().contains("no exact cut"));
+        assert!(fuzzy.finish(&Seen::default()).unwrap_err().to_string().contains("no exact cut"));
     }
 
     #[test]
     fn a_target_that_is_not_in_the_log_is_said_to_be_where_it_is() {
         let log = [commit(20), commit(40)];
-        for target in [Target::Lsn(Lsn(41)), Target::Time(401), Target::Point("p".parse().unwrap())] {
+        for target in [Target::Lsn(Lsn(41)), Target::Time(401)] {
             let e = why(target, &log);
             assert!(e.contains("log ends at 0/00000028") && e.contains(&format!("target {target}")), "{e}");
+            let quiet = e.contains("nothing was written") && e.contains("--target latest");
+            assert_eq!(quiet, matches!(target, Target::Time(_)), "{e}");
+        }
+        let e = why(Target::Point("p".parse().unwrap()), &log);
+        assert!(e.contains("no restore point 'p' in the log from 0/0000000A to 0/00000028"), "{e}");
+        // Of a position more is known: where the log is whole to, whatever was committed last.
+        for (whole, found) in [(45, true), (44, true), (43, false)] {
+            let mut search = Search::new(Target::Lsn(Lsn(44)), cut(10), true).unwrap();
+            log.iter().for_each(|c| search.commit(*c).unwrap());
+            search.is_whole_to(Lsn(whole));
+            let cut = search.finish(&Seen::default()).ok().map(|g| g.cut.lsn.0);
+            assert_eq!(cut, found.then_some(40), "{whole}");
         }
         for target in [Target::Lsn(Lsn(9)), Target::Time(99)] {
             assert!(why(target, &log).contains("newer than the target"), "{target}");

@@ -64,6 +64,13 @@ impl Source {
         if meta.is_dir() {
             return Ok(Self::Dir(path.to_owned()));
         }
+        if path.file_name().is_some_and(|n| n == manifest::NAME) {
+            let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let (path, dir) = (path.display(), dir.display());
+            let text =
+                format!("'{path}' is the manifest of a backup: name the directory that holds it, '{dir}'");
+            return Err(Error::new(ErrorKind::Usage, text));
+        }
         if meta.is_file() || meta.file_type().is_fifo() {
             return Ok(Self::Tar(path.to_owned()));
         }

@@ -13,6 +13,7 @@ use super::full::{Small, noise};
 use crate::support::backup::Backup;
 use crate::support::bed::{copy_tree, soak_or};
 use crate::support::node::{lsn, towline};
+use crate::support::slot::next_segment;
 use crate::support::tree::python;
 use crate::support::{Bed, Load, Node, assert_equal, assert_equal_within, load, until, within};
 
@@ -247,9 +248,13 @@ fn what_can_not_be_restored_is_refused_by_name() {
     let history = History::new("restore-refused", 2);
     let (bed, out) = (&history.bed, history.bed.path("out"));
     let restore = |target: &str| history.restore(target, &out);
-    for target in ["FFFF/0", "2199-01-01T00:00:00Z", "never-made"] {
+    for (target, said) in [
+        ("FFFF/0", ["log ends at 0/", "target FFFF/"]),
+        ("2199-01-01T00:00:00Z", ["nothing was written between", "--target latest if that is what"]),
+        ("po", ["no restore point 'po' in the log from 0/", " it has 'p0', 'p1', "]),
+    ] {
         let e = restore(target).fails(1);
-        assert!(e.contains("log ends at 0/") && e.contains("target"), "{target}: {e}");
+        assert!(said.iter().all(|s| e.contains(s)), "{target}: {e}");
     }
     let old = &history.before;
     for target in [&old.lsn, &old.time] {
@@ -276,13 +281,57 @@ fn what_can_not_be_restored_is_refused_by_name() {
     let first = names(&log).remove(0);
     fs::remove_file(log.join(first)).expect("remove");
     fs::write(log.join("00000001000000000000FFFF"), "x").expect("write");
-    let e = Restore::new(&history.backup, "latest", &out).log(&log).args(&["--dry-run"]).good();
-    assert!(e.contains("log       none"), "{e}");
+    let dry = |words: &[&str]| {
+        Restore::new(&history.backup, "latest", &out).log(&log).args(&["--dry-run"]).args(words)
+    };
+    let e = dry(&[]).fails(1);
+    assert!(e.contains("are missing") && e.contains("--allow-gap"), "{e}");
+    let e = dry(&["--allow-gap"]).good();
+    assert!(e.contains("log       none") && e.contains("later ones are lost"), "{e}");
+    let plan: Value = serde_json::from_str(&dry(&["--allow-gap", "--json"]).good()).expect("JSON");
+    assert_eq!(plan["missing"][1], "00000001000000000000FFFE", "{plan}");
     let e = Restore::new(&history.backup, &history.after[1].name, &out).log(&log).fails(1);
-    assert!(e.contains("log ends at") && e.contains("are missing"), "{e}");
+    assert!(e.contains("no restore point 'p1'") && e.contains("are missing"), "{e}");
     let none = Restore::new(&history.backup, "latest", &out).log(&history.backup.join("data")).fails(1);
     assert!(none.contains("there is no log in"), "{none}");
     assert!(!out.exists());
+}
+
+#[test]
+fn only_the_segments_that_are_needed_have_to_be_whole() {
+    let bed = Bed::new("restore-needed");
+    let leader =
+        bed.leader("leader").set("segment_timeout", "\"100ms\"").set("keep_segments", "1000").start();
+    fs::write(leader.data().join("file"), "1").expect("write");
+    settle(&leader);
+    let backup = bed.path("backup");
+    Backup::new(leader.spec.listen, &backup).good();
+    next_segment(&leader);
+    let wanted = note(&bed, &leader, "wanted");
+    next_segment(&leader);
+    let bad = (lsn(&note(&bed, &leader, "bad").lsn) - 1) >> 24;
+    next_segment(&leader);
+    settle(&leader);
+    let log = bed.path("log");
+    copy_tree(&leader.spec.state.join("log"), &log);
+    let path = log.join(format!("00000001{bad:016X}"));
+    let mut bytes = fs::read(&path).expect("read");
+    let half = bytes.len() / 2;
+    bytes[half] ^= 0x40;
+    fs::write(&path, &bytes).expect("write");
+    let restore = |target: &str, out: &Path| Restore::new(&backup, target, out).log(&log);
+    for target in [&wanted.name, &wanted.lsn] {
+        let out = bed.path(format!("to-{}", target.replace('/', "-")));
+        restore(target, &out).good();
+        assert_equal(&wanted.copy, &out);
+    }
+    let e = restore("latest", &bed.path("out")).fails(1);
+    assert!(
+        e.contains(&format!("segment {bad:X} is needed for the target latest")) && e.contains("--log"),
+        "{e}"
+    );
+    restore("latest", &bed.path("out")).log(&leader.spec.state).good();
+    assert_equal(leader.data(), &bed.path("out"));
 }
 
 #[test]

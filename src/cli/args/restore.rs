@@ -53,7 +53,8 @@ pub struct Restore {
     /// one for both), `copy` writes its bytes, `clone` shares or fails.
     #[arg(long, value_name = "auto|copy|clone", default_value_t = Cloning::Auto, conflicts_with = "delta")]
     pub copy_mode: Cloning,
-    /// Where the history around the target is approximate, the last exact cut before it will do.
+    /// Where the history around the target is approximate, or the log has a hole before the latest state, the last exact cut
+    /// before it will do.
     #[arg(long)]
     pub allow_gap: bool,
     /// Only show what would be done.
