@@ -356,7 +356,7 @@ complete -c towline -n "__fish_towline_using_subcommand restore" -l log-level -d
 complete -c towline -n "__fish_towline_using_subcommand restore" -l as-follower -d 'Keep what a follower needs: `towline follower` on --out and --state goes on from there'
 complete -c towline -n "__fish_towline_using_subcommand restore" -l as-leader -d 'Begin a new timeline at the target: `towline leader` on --out and --state leads it'
 complete -c towline -n "__fish_towline_using_subcommand restore" -l delta -d 'Make --out equal if it holds something: files that are there are compared, and only blocks that differ are written. What the backup excludes is left alone. Until it is whole it is called OUT.restoring'
-complete -c towline -n "__fish_towline_using_subcommand restore" -l allow-gap -d 'Where the history around the target is approximate, the last exact cut before it will do'
+complete -c towline -n "__fish_towline_using_subcommand restore" -l allow-gap -d 'Where the history around the target is approximate, or the log has a hole before the latest state, the last exact cut before it will do'
 complete -c towline -n "__fish_towline_using_subcommand restore" -l dry-run -d 'Only show what would be done'
 complete -c towline -n "__fish_towline_using_subcommand restore" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand restore" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
