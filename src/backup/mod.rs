@@ -17,9 +17,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::catalog::Catalog;
 use crate::manifest::Manifest;
 use crate::net::{Sources, Upstream};
 use crate::position::{Lsn, NodeId};
+use crate::record::Kind;
 use crate::tls::Trust;
 
 mod base;
@@ -105,6 +107,8 @@ pub struct Made {
     /// Regular files, and the bytes they hold.
     pub files: u64,
     pub bytes: u64,
+    /// Of form packs: how many packs, and their bytes. Of an incremental backup they hold what has changed.
+    pub packs: Option<(u64, u64)>,
 }
 
 impl Made {
@@ -116,6 +120,16 @@ impl Made {
             exact: manifest.exact,
             files: manifest.files.len() as u64,
             bytes: manifest.files.iter().map(|f| f.size).sum(),
+            packs: None,
         }
+    }
+
+    /// Of form packs, whose manifest names no files: what it is of stands in the catalog.
+    fn packed(manifest: &Manifest, catalog: &Catalog) -> Self {
+        let files = catalog.inodes().filter(|i| i.kind == Kind::File);
+        let (files, bytes) = files.fold((0, 0_u64), |(n, sum), i| (n + 1, sum.saturating_add(i.size)));
+        let packs = manifest.parts.iter().filter(|p| p.name.starts_with("pack-"));
+        let packs = packs.fold((0, 0_u64), |(n, sum), p| (n + 1, sum.saturating_add(p.size)));
+        Self { files, bytes, packs: Some(packs), ..Self::of(manifest) }
     }
 }

@@ -69,7 +69,7 @@ pub async fn take(
         other => other,
     };
     blocking(move || {
-        let made = made.and_then(|manifest| at.seal(&manifest).map(|()| Made::of(&manifest)));
+        let made = made.and_then(|(manifest, made)| at.seal(&manifest).map(|()| made));
         if made.is_err() {
             at.discard();
         }
@@ -138,7 +138,7 @@ async fn make(
     base: Option<Origin>,
     progress: &Progress,
     cancel: &CancellationToken,
-) -> Result<Manifest> {
+) -> Result<(Manifest, Made)> {
     let (shown, ground) = (progress.clone(), Arc::clone(at));
     let begin = move |state: &StateDir| {
         let dir = state.path().join("base");
@@ -434,7 +434,7 @@ fn fits(base: &Base, catalog: &Catalog) -> Result<()> {
 
 impl Copied<Packs> {
     /// Everything behind the contents, but the manifest.
-    fn parts(self, label: &str) -> Result<Manifest> {
+    fn parts(self, label: &str) -> Result<(Manifest, Made)> {
         let Self { taken, end, state } = self;
         let mut manifest = manifest_of(Form::Packs, label, &taken, &end);
         let Taken { taker: mut packs, catalog, timeline, .. } = taken;
@@ -461,6 +461,7 @@ impl Copied<Packs> {
         }
         manifest.parts.append(&mut packs.parts);
         pass("backup::parts")?;
-        Ok(manifest)
+        let made = Made::packed(&manifest, &catalog);
+        Ok((manifest, made))
     }
 }

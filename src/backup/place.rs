@@ -44,8 +44,13 @@ impl Place {
     pub(super) fn begin(dir: &Path, begun: &Begun) -> Result<Self> {
         let made = match fs::read_dir(dir) {
             Ok(mut entries) => {
-                if entries.next().is_some() {
-                    return Err(not_empty(dir));
+                let first = entries.next().transpose().map_err(|e| Error::io("list", dir, e))?;
+                if let Some(first) = first {
+                    if first.file_name() != WORK || entries.next().is_some() || !is_bare(&first.path())? {
+                        return Err(not_empty(dir));
+                    }
+                    // One that was killed before it noted what it is: nothing was made.
+                    fs::remove_dir_all(first.path()).map_err(|e| Error::io("remove", &first.path(), e))?;
                 }
                 false
             }
@@ -122,6 +127,19 @@ impl Place {
     }
 }
 
+/// Whether the hidden directory has nothing in it but its note, not yet named.
+fn is_bare(work: &Path) -> Result<bool> {
+    let failed = |e| Error::io("list", work, e);
+    for entry in fs::read_dir(work).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        if name == NOTE || !name.to_string_lossy().starts_with(NOTE) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn not_empty(dir: &Path) -> Error {
     let dir = dir.display();
     let what = if Path::new(&format!("{dir}/{}", manifest::NAME)).exists() {
@@ -194,6 +212,24 @@ mod tests {
             assert_eq!(path.exists(), stays);
         }
         assert_eq!(fs::read_dir(&old).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn one_that_was_killed_before_its_note_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b");
+        fs::create_dir_all(path.join(WORK)).unwrap();
+        assert!(Place::resume(&path).unwrap_err().to_string().contains("leave --resume out"));
+        let place = Place::begin(&path, &begun()).unwrap();
+        assert_eq!(Place::resume(&path).unwrap().1, begun());
+        // What has a note, or anything beside it, stays.
+        assert!(Place::begin(&path, &begun()).unwrap_err().to_string().contains("--resume"));
+        fs::remove_file(place.work().join(NOTE)).unwrap();
+        fs::write(place.work().join("log"), "x").unwrap();
+        assert!(Place::begin(&path, &begun()).is_err());
+        fs::remove_file(place.work().join("log")).unwrap();
+        fs::write(path.join("mine"), "x").unwrap();
+        assert!(Place::begin(&path, &begun()).is_err() && path.join(WORK).is_dir());
     }
 
     #[test]

@@ -230,7 +230,14 @@ fn words(made: &Made) -> String {
     let cut =
         if made.exact { "an exact cut" } else { "NOT an exact cut: files may be of different instants" };
     let (files, size) = (made.files, bytes(made.bytes));
-    format!("backup {}: {files} files, {size}, from {} to {}, {cut}\n", made.label, made.start, made.end)
+    let packs = match made.packs {
+        Some((n, packed)) => format!(", in {n} packs of {}", bytes(packed)),
+        None => String::new(),
+    };
+    format!(
+        "backup {}: {files} files, {size}{packs}, from {} to {}, {cut}\n",
+        made.label, made.start, made.end
+    )
 }
 
 fn value(made: &Made) -> serde_json::Value {
@@ -241,6 +248,8 @@ fn value(made: &Made) -> serde_json::Value {
         "exact": made.exact,
         "files": made.files,
         "bytes": made.bytes,
+        "packs": made.packs.map(|(n, _)| n),
+        "packed_bytes": made.packs.map(|(_, bytes)| bytes),
     })
 }
 
@@ -348,6 +357,24 @@ mod tests {
         let over = View { bytes: 900, ..view };
         assert!(drawn(&over).starts_with(&format!("[{}]", "#".repeat(25))), "{}", drawn(&over));
         assert_eq!(drawn(&View { phase: Phase::Log, ..View::default() }), "taking the log");
+    }
+
+    #[test]
+    fn what_was_made_is_said_with_what_it_is_of_and_what_it_takes() {
+        let at = crate::position::Lsn(7);
+        let (label, size) = ("sunday".to_owned(), 2048);
+        let made = Made { label, start: at, end: at, exact: true, files: 61, bytes: size, packs: None };
+        assert!(
+            words(&made).starts_with("backup sunday: 61 files, 2.0 KiB, from 0/00000007"),
+            "{}",
+            words(&made)
+        );
+        let made = Made { packs: Some((1, 512)), ..made };
+        assert!(words(&made).contains("61 files, 2.0 KiB, in 1 packs of 512 B, from"), "{}", words(&made));
+        assert_eq!(
+            (value(&made)["packs"].as_u64(), value(&made)["packed_bytes"].as_u64()),
+            (Some(1), Some(512))
+        );
     }
 
     #[test]
