@@ -2,7 +2,7 @@
 //!
 //! The result is of form tar, as a directory: the files as of the start of the newest member, its catalog, its block hashes and
 //! its log. Every file is compared with the block hashes of the newest while it is written. It is made as `OUT.combining`, in
-//! which [`WORK`] says whose it is; without that, and with a manifest, only the name is left. What fails removes what it made;
+//! which [`WORK`] says whose it is; without that, and with a manifest, only the name is left, and the next attempt gives it. What fails removes what it made;
 //! what was killed is removed by the next attempt.
 
 use std::collections::HashMap;
@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Serialize;
 
-use crate::backup::{HashReader, WORK};
+use crate::archive::names;
+use crate::backup::{HashReader, Origin, WORK};
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
@@ -107,17 +108,37 @@ impl Place {
                 self.out.display()
             )));
         }
-        if taken(&self.aside)? && !self.aside.join(WORK).is_dir() {
-            let (aside, out) = (self.aside.display(), self.out.display());
-            return Err(refused(if self.aside.join(manifest::NAME).is_file() {
-                format!(
-                    "'{aside}' is a combined backup that only lacks its name: rename it to '{out}', or remove it"
-                )
-            } else {
-                format!("'{aside}' holds something that is of no combine; move it away")
-            }));
+        if taken(&self.aside)? && !self.aside.join(WORK).is_dir() && !self.is_whole() {
+            let aside = self.aside.display();
+            return Err(refused(format!("'{aside}' holds something that is of no combine; move it away")));
         }
         Ok(())
+    }
+
+    /// Whether one that was killed has left a backup that only lacks its name.
+    fn is_whole(&self) -> bool {
+        !self.aside.join(WORK).is_dir() && self.aside.join(manifest::NAME).is_file()
+    }
+
+    /// Whether that is there, and what would be made of `newest`.
+    ///
+    /// # Errors
+    /// It is there, and is another one.
+    fn holds(&self, newest: &Manifest, label: &str) -> Result<bool> {
+        if !self.is_whole() {
+            return Ok(false);
+        }
+        let (aside, out) = (self.aside.display(), self.out.display());
+        let m = Manifest::parse(&Source::Dir(self.aside.clone()).manifest()?)?;
+        let of = |m: &Manifest| (m.system, m.timeline, m.start, m.end);
+        if m.base.is_some() || m.label != label || of(&m) != of(newest) {
+            return Err(refused(format!(
+                "'{aside}' is another combined backup, '{}' as of {}, that only lacks its name: rename it to '{out}', or \
+                 remove it",
+                m.label, m.end
+            )));
+        }
+        Ok(true)
     }
 
     fn begin(&self) -> Result<()> {
@@ -147,9 +168,34 @@ impl Place {
         fs::remove_dir_all(&work).map_err(|e| Error::io("remove", &work, e))?;
         disk::sync_dir(&self.aside)?;
         pass("combine::whole")?;
+        self.name()
+    }
+
+    /// The last step.
+    fn name(&self) -> Result<()> {
         disk::rename_durable(&self.aside, &self.out).map_err(|e| {
             e.wrap("the backup is whole, but can't take its name; a mount point can't be replaced")
         })
+    }
+}
+
+/// The path of a member: one of an archive that is a directory lies there like any other.
+fn place_of(member: &Path) -> Result<PathBuf> {
+    match Origin::parse(member).map_err(|e| Error::new(ErrorKind::Usage, e))? {
+        Origin::Path(path) => Ok(path),
+        Origin::Archive(address, label) => match address.dir() {
+            Some(dir) => Ok(dir.join(names::backup_dir(&label))),
+            None => {
+                let text = format!(
+                    "'{}' is in a bucket, and combine reads directories and tars only: copy the objects of '{}/{}' into a \
+                     directory and name that",
+                    member.display(),
+                    address,
+                    names::backup_dir(&label)
+                );
+                Err(Error::new(ErrorKind::Usage, text))
+            }
+        },
     }
 }
 
@@ -159,14 +205,15 @@ fn open(members: &[PathBuf]) -> Result<Vec<Arc<Set>>> {
         let text = "name a full backup and at least one incremental one that stands on it, the newest last";
         return Err(Error::new(ErrorKind::Usage, text));
     };
-    let top = Set::open_plain(&Source::at(top)?)?;
+    let below: Vec<PathBuf> = below.iter().map(|m| place_of(m)).collect::<Result<_>>()?;
+    let top = Set::open_plain(&Source::at(&place_of(top)?)?)?;
     let label = top.manifest().label.clone();
     if top.manifest().base.is_none() {
         let text = format!("the last backup, '{label}', is a full one: name the newest incremental one last");
         return Err(Error::new(ErrorKind::Usage, text));
     }
     let chain =
-        chained(top, below).map_err(|e| refused(e.to_string().replace("; name it with --base", "")))?;
+        chained(top, &below).map_err(|e| refused(e.to_string().replace("; name it with --base", "")))?;
     if chain.len() < members.len() {
         let used: Vec<&str> = chain.iter().map(|s| s.manifest().label.as_str()).collect();
         let text = format!(
@@ -217,7 +264,12 @@ pub fn plan(order: &Order) -> Result<Plan> {
     let place = Place::new(&order.out)?;
     place.look()?;
     check_harmless(order)?;
-    plan_of(order, &place, &open(&order.members)?)
+    let chain = open(&order.members)?;
+    let plan = plan_of(order, &place, &chain)?;
+    if let Some(newest) = chain.first() {
+        place.holds(newest.manifest(), &plan.label)?;
+    }
+    Ok(plan)
 }
 
 /// Combines.
@@ -230,6 +282,12 @@ pub fn run(order: &Order) -> Result<Plan> {
     check_harmless(order)?;
     let chain = open(&order.members)?;
     let plan = plan_of(order, &place, &chain)?;
+    if let Some(newest) = chain.first()
+        && place.holds(newest.manifest(), &plan.label)?
+    {
+        tracing::info!("'{}' is whole already and gets its name", place.aside.display());
+        return place.name().map(|()| plan);
+    }
     place.begin()?;
     let made = make(order, &place, &chain, &plan.label);
     let done = made.and_then(|manifest| place.finish(&manifest));

@@ -276,10 +276,25 @@ fn a_chain_becomes_one_full_backup() {
     fs::remove_dir_all(&out).expect("rm");
     let (_, said) = combine(&all, &[], "combine::whole=kill");
     assert!(!out.exists(), "{said}");
-    let (code, said) = combine(&all, &[], "");
-    assert!(code == Some(1) && said.contains("only lacks its name"), "{said}");
-    fs::rename(bed.path("combined.combining"), &out).expect("mv");
+    // What only lacks its name gets it, but not for what is another backup.
+    let (code, said) = combine(&all, &["--label", "other"], "");
+    assert!(code == Some(1) && said.contains("another combined backup, 'tue'"), "{said}");
+    let manifest = fs::read(bed.path("combined.combining/manifest.json")).expect("read");
+    assert_eq!(combine(&all, &["--dry-run"], "").0, Some(0));
+    assert_eq!(combine(&all, &[], "").0, Some(0));
+    assert_eq!(fs::read(out.join("manifest.json")).expect("read"), manifest, "it is not made once more");
     verified();
+    // Of an archive that is a directory, by address and label.
+    let at = |label: &str| PathBuf::from(format!("file://{}#{label}", bed.path("archive").display()));
+    let (full, mon, top) = (at("full"), at("mon"), at("tue"));
+    fs::remove_dir_all(&out).expect("rm");
+    let (code, said) = combine(&[&full, &mon, &top], &[], "");
+    assert_eq!(code, Some(0), "{said}");
+    verified();
+    let (code, said) = combine(&[&full, Path::new("s3://bucket/x#mon")], &["--dry-run"], "");
+    assert!(code == Some(64) && said.contains("copy the objects of 's3://bucket/x/backup/mon'"), "{said}");
+    let (code, said) = combine(&[&full, Path::new("file:///nowhere")], &["--dry-run"], "");
+    assert!(code == Some(64) && said.contains("#LABEL"), "{said}");
     fs::remove_dir_all(&out).expect("rm");
     // Links are the same file; the sources stay what they were.
     let members = [tree.as_path(), &last];

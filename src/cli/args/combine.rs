@@ -9,8 +9,9 @@ use crate::combine::CopyMode;
 /// Flags of `combine`.
 #[derive(Debug, Args)]
 pub struct Combine {
-    /// The full backup, then the incremental ones that stand on it, the newest last: directories, or tars that are not
-    /// compressed.
+    /// The full backup, then the incremental ones that stand on it, the newest last: directories, tars that are not
+    /// compressed, or file:///DIRECTORY#LABEL in an archive that is a directory. What is made is of form tar, as a directory:
+    /// its files lie in `base`, as in what `basebackup --out -` streams, not in `data`.
     #[arg(value_name = "BACKUP", required = true, num_args = 2..)]
     pub members: Vec<PathBuf>,
     /// The directory that becomes the full backup: new or empty.
