@@ -1,12 +1,13 @@
 //! Archiving while this node leads: begun with a generation, begun anew when the configuration names another archive.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::Node;
+use super::{Node, bounded_stop};
 use crate::archive::{self, Address};
 use crate::archiver::{self, Board, Context};
 use crate::log::Log;
@@ -35,7 +36,41 @@ pub(super) struct Running {
     task: Option<JoinHandle<()>>,
 }
 
+/// How long a stop waits for the archive. Well within the time that the unit of systemd gives.
+const LAST_MAX: Duration = Duration::from_secs(20);
+
 impl Running {
+    /// At a clean stop: what is in the segment that is written goes to the archive, too. A store that fails, or takes too
+    /// long, does not keep the node up; what it lacks goes there after the next start.
+    pub(super) async fn finish(&self, node: &Node, log: &Log) {
+        let Archiving { board, nudge, .. } = &node.archiving;
+        if board.report().is_none() {
+            return;
+        }
+        let sealing = log.clone();
+        bounded_stop("seal the log for the archive", move || sealing.seal(LAST_MAX)).await;
+        nudge.notify_one();
+        let (segment, began) = (log.tail().segment, Instant::now());
+        loop {
+            let (Some(unarchived), Some(report)) = (board.unarchived(), board.report()) else { return };
+            if unarchived > segment {
+                return;
+            }
+            if report.error.is_some() || began.elapsed() >= LAST_MAX {
+                let why = report.error.unwrap_or_else(|| format!("not within {} s", LAST_MAX.as_secs()));
+                tracing::warn!(
+                    "stopped before all log is in the archive '{}': segments {:X} to {:X} may be missing there ({why}); they go \
+                     there after the next start",
+                    report.address,
+                    unarchived.0,
+                    segment.0
+                );
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     pub(super) async fn stop(mut self) {
         self.cancel.cancel();
         if let Some(task) = self.task.take() {

@@ -89,6 +89,8 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     let ending = capture.clone();
     bounded_stop("stop capture", move || ending.stop()).await;
     if result.is_ok() {
+        // Followers take the end of the segment meanwhile.
+        archiving.finish(node, &log).await;
         drain(&log, node.port.peers()).await;
         node.port.close().await;
     }

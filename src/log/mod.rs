@@ -328,6 +328,35 @@ impl Log {
         Ok((start, end))
     }
 
+    /// Leader: seals the segment that is written if it holds anything, and waits until that is done.
+    ///
+    /// # Errors
+    /// The log has failed, is closed, or does not get there within `limit`.
+    pub fn seal(&self, limit: Duration) -> Result<()> {
+        {
+            let mut queue = lock(&self.shared.queue);
+            queue.check()?;
+            if self.shared.leader {
+                queue.end_segment();
+            }
+        }
+        self.write_here();
+        let deadline = Instant::now() + limit;
+        loop {
+            {
+                let queue = lock(&self.shared.queue);
+                queue.check()?;
+                if queue.at_rest() {
+                    return Ok(());
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::new(ErrorKind::Unavailable, "the segment is not sealed in time"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Has the log's thread write what has queued up.
     pub fn wake(&self) {
         self.shared.work.notify_one();

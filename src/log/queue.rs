@@ -150,6 +150,13 @@ impl Queue {
         start
     }
 
+    /// Ends the segment if it holds anything and no change set is open in it.
+    pub(super) fn end_segment(&mut self) {
+        if self.started && !self.open {
+            self.roll();
+        }
+    }
+
     fn roll(&mut self) {
         self.push(Job::Seal);
         self.segment = self.segment.next();
