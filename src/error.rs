@@ -12,7 +12,7 @@ use crate::codec::{DecodeError, Seal};
 /// Classes of failure. Each has its own exit code, listed in `towline(1)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// A command or its input was wrong. Correct the command. Exit 2.
+    /// A command or its input was wrong. Correct the command. Exit 64.
     Usage,
     /// The configuration is wrong. Correct the file. Exit 3.
     Config,
@@ -59,7 +59,7 @@ impl ErrorKind {
     #[must_use]
     pub fn exit_code(self) -> u8 {
         match self {
-            Self::Usage => 2,
+            Self::Usage => 64,
             Self::Config => 3,
             Self::Io => 4,
             Self::DiskFull => 5,

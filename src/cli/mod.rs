@@ -85,13 +85,7 @@ fn mistyped(e: &clap::Error) -> ExitCode {
         return check::fail(&in_short(&e.to_string()), words().any(|w| w == "--json"));
     }
     let _ = e.print();
-    match command.as_deref() {
-        Some("wait" | "restore" | "combine") if e.use_stderr() => return ExitCode::from(wait::USAGE),
-        Some("basebackup") if e.use_stderr() => return ExitCode::from(basebackup::USAGE),
-        Some("verify") if e.use_stderr() => return ExitCode::from(verify::USAGE),
-        _ => {}
-    }
-    ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
+    if e.use_stderr() { ExitCode::from(ErrorKind::Usage.exit_code()) } else { ExitCode::SUCCESS }
 }
 
 /// What is wrong with a command line, and the tip, on one line.

@@ -6,7 +6,7 @@
 //! | 1 | local only: durable in the leader's log, not confirmed in time or cancelled; on a follower: not reached |
 //! | 2 | unknown: nothing of the above is certain |
 //! | 10 | refused: the node is a follower and no position was given |
-//! | 64 | wrong usage, which is 2 with the other commands |
+//! | 64 | wrong usage, as with the other commands |
 //!
 //! An interrupt (SIGINT, SIGTERM) cancels: the daemon answers with what is certain then. A second one ends at once, with 2.
 

@@ -80,7 +80,7 @@ fn a_name_is_used_once_and_only_a_leader_gives_it() {
     assert!(code == Some(10) && text.contains("'v1'") && text.contains(&at), "{text}");
     for bad in ["", "1st", "a/b", "latest", &"x".repeat(64)] {
         let (code, text) = refusal(&leader, bad);
-        assert!(code == Some(2) && text.contains("can't name a restore point"), "{bad}: {text}");
+        assert!(code == Some(64) && text.contains("can't name a restore point"), "{bad}: {text}");
     }
     let (code, text) = refusal(&follower, "v2");
     assert!(code == Some(10) && text.contains("follower"), "{text}");

@@ -186,7 +186,7 @@ fn slots_are_shown_and_changed_by_hand() {
     let (code, text) = said(&slot(leader, &["create", "now"]));
     assert!(code == Some(10) && text.contains("exists already"), "{text}");
     let (code, text) = said(&slot(leader, &["create", "a/b"]));
-    assert!(code == Some(2) && text.contains("not allowed"), "{text}");
+    assert!(code == Some(64) && text.contains("not allowed"), "{text}");
     let (code, text) = said(&slot(leader, &["drop", "follower"]));
     assert!(code == Some(10) && text.contains("in use"), "{text}");
     let (code, text) = said(&slot(leader, &["drop", "nobody"]));

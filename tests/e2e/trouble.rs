@@ -353,9 +353,10 @@ fn mistakes_of_the_command_end_it_with_their_exit_code() {
     let port = format!("127.0.0.1:{}", leader.spec.listen);
     fs::create_dir(data).expect("mkdir");
     fs::write(Path::new(data).join("foreign"), "x").expect("write");
-    let table: [(&[&str], i32, &str); 6] = [
-        (&["follower", "--data", data], 2, "--state"),
-        (&["follower", "--data", data, "--state", state], 2, "--leader"),
+    let table: [(&[&str], i32, &str); 7] = [
+        (&["follower", "--data", data], 64, "--state"),
+        (&["follower", "--data", data, "--state", state], 64, "--leader"),
+        (&["archive", "list", "--archive", "ftp://x"], 64, "its scheme is not known"),
         (&["follower", "--data", data, "--state", state, "--leader", &port, "--tls-cert", "c"], 3, "tls_key"),
         (&["leader", "--data", data, "--state", state, "--tls-ca", data], 3, "regular file"),
         (&["follower", "--data", data, "--state", state, "--leader", &port], 10, "foreign"),
