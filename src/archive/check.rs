@@ -9,9 +9,9 @@ use sha2::{Digest, Sha256};
 use super::coverage::{Fault, Span};
 use super::inventory::{Backup, Inventory, What};
 use super::{Archive, SegmentName, names};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::log;
-use crate::manifest::{Manifest, Part, chain};
+use crate::manifest::Part;
 use crate::segment::{Header, Trailer};
 
 /// Bytes hashed at once.
@@ -57,6 +57,26 @@ pub fn verify(archive: &Archive) -> Result<Found> {
     for backup in found.inventory.backups.clone() {
         self::backup(archive, &backup, &mut found)?;
     }
+    Ok(found)
+}
+
+/// Reads one backup, and nothing else.
+///
+/// # Errors
+/// `Missing`: there is nothing of that label. Why the archive can't be asked. What is wrong with it is no error.
+pub fn verify_backup(archive: &Archive, label: &str) -> Result<Found> {
+    let mut found = Found { inventory: Inventory::of_backups(archive)?, ..Found::default() };
+    let Some(one) = found.inventory.backup(label).cloned() else {
+        let text = format!(
+            "there is no backup '{label}' in the archive '{}'; `towline archive list` shows all",
+            archive.address()
+        );
+        return Err(Error::new(ErrorKind::Missing, text));
+    };
+    if matches!(one.what, What::Unfinished) {
+        found.bad(label, "it has no manifest: it was never finished, or is being made".to_owned());
+    }
+    backup(archive, &one, &mut found)?;
     Ok(found)
 }
 
@@ -132,7 +152,7 @@ fn backup(archive: &Archive, backup: &Backup, found: &mut Found) -> Result<()> {
     for part in extra {
         found.bad(&backup.label, format!("'{part}' is not in its manifest"));
     }
-    if let Some(problem) = base(m, &found.inventory) {
+    if let Some(problem) = found.inventory.broken(m) {
         found.bad(&backup.label, problem);
     }
     for part in &m.parts {
@@ -141,11 +161,6 @@ fn backup(archive: &Archive, backup: &Backup, found: &mut Found) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn base(m: &Manifest, inventory: &Inventory) -> Option<String> {
-    let base = m.base.as_ref()?;
-    chain::link(m, &inventory.found(&base.label)).err()
 }
 
 fn check_part(archive: &Archive, dir: &str, part: &Part, found: &mut Found) -> Result<Option<String>> {

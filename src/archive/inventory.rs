@@ -7,7 +7,7 @@ use super::making::{self, Making};
 use super::names::EndedName;
 use super::{Archive, SegmentName, names};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::chain::Found;
+use crate::manifest::chain::{self, Found};
 use crate::manifest::{Manifest, Sha, seal};
 use crate::position::TimelineId;
 
@@ -130,6 +130,23 @@ impl Inventory {
             Some(What::Unfinished) => Found::Unusable("it was never finished, or is being made".to_owned()),
             None => Found::Missing,
         }
+    }
+}
+
+impl Inventory {
+    /// Why this backup can't be restored, if what it stands on is not there, however far down.
+    #[must_use]
+    pub fn broken(&self, backup: &Manifest) -> Option<String> {
+        let mut at = backup;
+        // A chain that leads round is as long as there are backups.
+        for _ in 0..=self.backups.len() {
+            let base = at.base.as_ref()?;
+            if let Err(why) = chain::link(at, &self.found(&base.label)) {
+                return Some(why);
+            }
+            at = self.backup(&base.label).and_then(Backup::manifest)?;
+        }
+        Some(format!("'{}' stands on itself", backup.label))
     }
 }
 

@@ -11,7 +11,8 @@
 //! Of timelines before the oldest that a kept backup is of all log goes, and then their histories, unless a pinned backup needs
 //! them: where they branched off is told by the histories of the later ones, too.
 //!
-//! What is not understood is never removed, and as long as it is there no log is.
+//! What is not understood is never removed, and as long as it is there, among the log or the backups, no log is. What lies
+//! beside the directories of an archive is not looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -181,6 +182,15 @@ impl Plan {
         let odd = inventory.backups.iter().find(|b| matches!(b.what, What::Damaged(_)));
         if let Some(odd) = odd {
             let text = format!("backup '{}' is not understood, so what it needs is not known", odd.label);
+            self.log_stays = Some(text);
+            return;
+        }
+        if let Some(stray) = inventory.strays.first() {
+            let n = inventory.strays.len();
+            let more = if n > 1 { format!(", and {} more like it,", n - 1) } else { String::new() };
+            let text = format!(
+                "'{stray}'{more} is no object of an archive, so what it is part of is not known; move it out of the archive"
+            );
             self.log_stays = Some(text);
             return;
         }

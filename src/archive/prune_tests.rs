@@ -273,6 +273,49 @@ fn what_is_not_understood_stays_and_so_does_all_log() {
 }
 
 #[test]
+fn a_stray_among_log_or_backups_keeps_all_log_and_what_lies_beside_them_is_left_alone() {
+    let bed = three();
+    bed.archive.put("README.txt", b"of the operator").unwrap();
+    for stray in ["log/00000001/foo.zst", "backup/junk"] {
+        bed.archive.put(stray, b"what is this").unwrap();
+        let stays = plan(&Inventory::take(&bed.archive).unwrap(), fulls(3), 40 * DAY).log_stays.unwrap();
+        assert!(stays.contains(&format!("'{stray}'")) && stays.contains("move it out"), "{stays}");
+        assert!(bed.prune(fulls(3), 40).is_empty());
+        assert_eq!(bed.segments().len(), 40);
+        assert!(bed.archive.get(stray, 99).unwrap().is_some(), "nor is it removed itself");
+        bed.archive.delete(stray).unwrap();
+    }
+    assert!(bed.prune(fulls(3), 40).is_empty());
+    assert_eq!(bed.segments(), (5..=40).collect::<Vec<_>>());
+    assert!(bed.archive.get("README.txt", 99).unwrap().is_some());
+}
+
+#[test]
+fn one_backup_is_verified_alone_and_a_chain_that_is_broken_is_named_from_every_link() {
+    let bed = three();
+    let only = |label: &str| check::verify_backup(&bed.archive, label);
+    let good = only("a1").unwrap();
+    assert!(good.is_good() && good.objects == 4, "its parts and no segment: {good:?}");
+    std::fs::write(bed.dir.path().join("backup/a1/catalog"), b"a1 catalo").unwrap();
+    assert!(only("a").unwrap().is_good() && !only("a1").unwrap().is_good());
+    let e = only("none").unwrap_err();
+    assert!(e.kind() == ErrorKind::Missing && e.to_string().contains("archive list"), "{e}");
+    bed.archive.put("backup/half/pack-00001", b"half").unwrap();
+    assert!(!only("half").unwrap().is_good(), "asked for by name, one without a manifest is none");
+    let broken = |label: &str| {
+        let inventory = Inventory::take(&bed.archive).unwrap();
+        inventory.broken(inventory.backup(label).unwrap().manifest().unwrap())
+    };
+    assert_eq!((broken("a"), broken("a2")), (None, None));
+    std::fs::remove_dir_all(bed.dir.path().join("backup/a")).unwrap();
+    for label in ["a1", "a2"] {
+        let why = broken(label).unwrap();
+        assert!(why.contains("'a', on which 'a1' stands, is missing"), "{label}: {why}");
+    }
+    assert_eq!(broken("b2"), None);
+}
+
+#[test]
 fn one_that_was_never_finished_goes_after_two_days() {
     let bed = three();
     bed.archive.put("backup/half/pack-00001", b"half").unwrap();

@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 use std::io::{BufRead, IsTerminal, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::args::{Archive as Commands, Labelled, Prune, Which};
+use super::args::{Archive as Commands, Labelled, Prune, VerifyArchive as Verify, Which};
 use super::{json_line, print};
 use crate::archive::check::{self, Found};
 use crate::archive::inventory::{Backup, Inventory, What};
@@ -34,7 +35,7 @@ pub(super) fn run(command: &Commands) -> Result<ExitCode> {
 
 fn open(which: &Which) -> Result<Archive> {
     let address = match (&which.archive, &which.config) {
-        (Some(text), _) => text.parse::<Address>().map_err(|e| Error::new(ErrorKind::Usage, e))?,
+        (Some(text), _) => address(text)?,
         (None, Some(file)) => Config::load(file)?.archive_address()?.ok_or_else(|| {
             let text = format!("configuration '{}' names no archive; set the key 'archive'", file.display());
             Error::new(ErrorKind::Config, text)
@@ -44,6 +45,15 @@ fn open(which: &Which) -> Result<Archive> {
         }
     };
     Archive::open(&address)
+}
+
+/// An address, or a directory by its path.
+fn address(text: &str) -> Result<Address> {
+    if text.contains("://") || !Path::new(text).is_dir() {
+        return text.parse().map_err(|e| Error::new(ErrorKind::Usage, e));
+    }
+    let path = Path::new(text).canonicalize().map_err(|e| Error::io("find", Path::new(text), e))?;
+    Ok(Address::Dir(path))
 }
 
 fn list(which: &Which) -> Result<ExitCode> {
@@ -80,9 +90,10 @@ fn line(b: &Backup, inventory: &Inventory) -> String {
         What::Whole(m, _) => {
             let on = m.base.as_ref().map_or_else(|| "full".to_owned(), |base| format!("on '{}'", base.label));
             let reach = reach(b, inventory).unwrap_or_default();
+            let broken = inventory.broken(m).map_or_else(String::new, |why| format!(", BROKEN: {why}"));
             let exact = if m.exact { "" } else { ", not an exact cut" };
             format!(
-                "{}: {on}, {}, {} to {}, log on to {reach}, {size}{exact}{pinned}",
+                "{}: {on}, {}, {} to {}, log on to {reach}, {size}{exact}{pinned}{broken}",
                 b.label,
                 Moment(m.end_time),
                 m.start,
@@ -113,9 +124,12 @@ fn document(archive: &Archive, inventory: &Inventory) -> Value {
     let backup = |b: &Backup| {
         let m = b.manifest();
         let (state, why) = match &b.what {
-            What::Whole(..) => ("whole", None),
+            What::Whole(m, _) => {
+                let broken = inventory.broken(m);
+                (if broken.is_some() { "broken" } else { "whole" }, broken)
+            }
             What::Unfinished => ("unfinished", None),
-            What::Damaged(why) => ("damaged", Some(why)),
+            What::Damaged(why) => ("damaged", Some(why.clone())),
         };
         json!({
             "label": b.label, "state": state, "problem": why, "pinned": b.pinned, "objects": b.objects, "bytes": b.bytes,
@@ -135,9 +149,13 @@ fn document(archive: &Archive, inventory: &Inventory) -> Value {
     })
 }
 
-fn verify(which: &Which) -> Result<ExitCode> {
+fn verify(args: &Verify) -> Result<ExitCode> {
+    let which = &args.which;
     let archive = open(which)?;
-    let found = check::verify(&archive)?;
+    let found = match &args.backup {
+        Some(label) => check::verify_backup(&archive, label)?,
+        None => check::verify(&archive)?,
+    };
     let Found { inventory, backups, objects, bytes: read, .. } = &found;
     if which.json {
         let mut value = document(&archive, inventory);
@@ -155,6 +173,9 @@ fn verify(which: &Which) -> Result<ExitCode> {
             let _ = writeln!(out, "backup {label}: {what}");
         }
         let verdict = if found.is_good() { "good" } else { "NOT GOOD" };
+        if !inventory.strays.is_empty() {
+            out += "strays are never removed, and while they are there `archive prune` removes no log\n";
+        }
         let _ = writeln!(out, "{}: {verdict}, {objects} objects read, {}", archive.address(), bytes(*read));
         print(&out)?;
     }

@@ -20,7 +20,7 @@ mod restore;
 mod slot;
 mod verify;
 
-pub use archive::{Archive, Labelled, Prune, Which};
+pub use archive::{Archive, Labelled, Prune, VerifyArchive, Which};
 pub use backup::BaseBackup;
 pub use combine::Combine;
 pub use health::{Check, Show};

@@ -80,7 +80,8 @@ pub fn notices(v: View<'_>) -> Vec<Notice> {
         say(
             "edits",
             format!(
-                "{edits} changes by others stand in this follower's directory, like '{first}'; undo them"
+                "{edits} changes by others stand in this follower's directory, like '{first}'; undo them, or have \
+                 `towline resync` put them right, and look who writes there: an application may run on this directory"
             ),
         );
     }

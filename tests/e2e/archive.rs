@@ -46,6 +46,40 @@ fn what_is_sealed_is_archived_the_idle_tail_included() {
 }
 
 #[test]
+fn a_clean_stop_leaves_nothing_out_of_the_archive_and_says_so_when_it_has_to() {
+    let bed = Bed::new("archive-stop");
+    let (store, away) = (bed.path("store"), bed.path("away"));
+    let spec = archiving(bed.leader("leader"), &store).set("segment_timeout", "\"1h\"");
+    let mut leader = spec.start();
+    let follower = bed.follower("follower", leader.spec.listen).start();
+    let write = |leader: &Node, name: &str| {
+        fs::write(leader.data().join(name), name).expect("write");
+        let (_, answer) = leader.wait_confirmed(&["--timeout", "10s"]);
+        needs(&answer["lsn"])
+    };
+    let last = write(&leader, "first");
+    leader.stop();
+    assert!(kept(&store).contains_key(&last), "the segment that was written");
+    assert!(!leader.log().contains("stopped before all log"), "{}", leader.log());
+    leader.restart();
+    assert_eq!(write(&leader, "second"), last + 1, "and the follower goes on behind it");
+    assert_eq!(fs::read(follower.data().join("second")).expect("read"), b"second");
+    assert_whole(&leader, &store);
+    let listed = archive(&["list", "--archive", store.to_str().expect("text")]);
+    assert!(listed.status.success(), "a plain directory: {}", String::from_utf8_lossy(&listed.stderr));
+    fs::rename(&store, &away).expect("rename");
+    leader.stop();
+    let log = leader.log();
+    assert!(log.contains(&format!("segments {0:X} to {0:X} may be missing", last + 1)), "{log}");
+    fs::rename(&away, &store).expect("rename");
+    leader.restart();
+    archived_all(&leader);
+    assert!(kept(&store).contains_key(&(last + 1)));
+    leader.assert_no_panic();
+    follower.assert_no_panic();
+}
+
+#[test]
 fn while_the_archive_is_away_log_is_kept_and_said_to_be_and_then_it_catches_up() {
     let bed = Bed::new("archive-away");
     let (store, away) = (bed.path("store"), bed.path("away"));
@@ -271,11 +305,11 @@ fn commands_on_an_archive_that_is_none_say_so() {
     let url = format!("file://{}", bed.path("nothing").display());
     for (words, code, said) in [
         (vec!["list", "--archive", url.as_str()], 9, "does not exist"),
-        (vec!["list", "--archive", "nfs://x"], 2, "s3://BUCKET/PREFIX"),
-        (vec!["list"], 2, "--archive"),
-        (vec!["prune", "--archive", url.as_str()], 2, "--keep-full"),
-        (vec!["prune", "--keep-full", "0", "--archive", url.as_str()], 2, "0 is not in 1.."),
-        (vec!["pin", "a/b", "--archive", url.as_str()], 2, "is no label"),
+        (vec!["list", "--archive", "nfs://x"], 64, "s3://BUCKET/PREFIX"),
+        (vec!["list"], 64, "--archive"),
+        (vec!["prune", "--archive", url.as_str()], 64, "--keep-full"),
+        (vec!["prune", "--keep-full", "0", "--archive", url.as_str()], 64, "0 is not in 1.."),
+        (vec!["pin", "a/b", "--archive", url.as_str()], 64, "is no label"),
     ] {
         let out = archive(&words);
         let err = String::from_utf8_lossy(&out.stderr).into_owned();

@@ -146,6 +146,88 @@ fn wrong_usage_another_run_and_what_can_not_be_removed_have_codes_of_their_own()
     assert!(out.status.code() == Some(1) && said(&out).contains("can't be made"), "{}", said(&out));
 }
 
+/// A program in the place of towline, for an archive.
+fn for_archive(bed: &Bed, [backup, verify, prune]: [i32; 3]) -> PathBuf {
+    let path = bed.path("program");
+    let text = format!(
+        "#!/bin/sh\necho \"$*\" >>'{}'\necho 'a word of towline'\n\
+         case $1-$2 in\nbasebackup-*) exit {backup} ;;\narchive-verify) exit {verify} ;;\narchive-prune) exit {prune} ;;\nesac\nexit 99\n",
+        bed.path("asked").display()
+    );
+    fs::write(&path, text).expect("write");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+    path
+}
+
+#[test]
+fn nights_into_an_archive_end_with_the_same_codes_and_make_nothing_here() {
+    let bed = Bed::new("nightly-archive");
+    let (cwd, tmp) = (bed.path("cwd"), bed.path("tmp"));
+    fs::create_dir(&cwd).expect("mkdir");
+    fs::create_dir(&tmp).expect("mkdir");
+    let run = |program: &Path, url: &str, days: &str| {
+        let mut command = night(program, Path::new(url));
+        command.arg("db1:1").args(["--max-rate", "1M"]).current_dir(&cwd).env("TMPDIR", &tmp);
+        let out = command.env("KEEP_DAYS", days).output().expect("run");
+        assert!(entries(&cwd).is_empty(), "{:?}", entries(&cwd));
+        let asked = fs::read_to_string(bed.path("asked")).unwrap_or_default();
+        let _ = fs::remove_file(bed.path("asked"));
+        (out.status.code(), said(&out), asked.lines().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let (code, text, asked) = run(&for_archive(&bed, [0; 3]), "s3://bucket/x", "30");
+    assert!(code == Some(0) && text.is_empty(), "{text}");
+    let label = asked[0].split("--label ").nth(1).and_then(|l| l.split(' ').next()).expect("a label");
+    assert!(label.len() == 16 && label.ends_with('Z'), "{label}");
+    assert_eq!(
+        asked,
+        [
+            format!("basebackup --leader db1:1 --out s3://bucket/x --label {label} --max-rate 1M"),
+            format!("archive verify --archive s3://bucket/x --backup {label}"),
+            "archive prune --archive s3://bucket/x --yes --keep-days 30 --keep-full 2".to_owned(),
+        ]
+    );
+    for (codes, code, steps, word) in [
+        ([3, 0, 0], 3, 3, "no exact cut"),
+        ([1, 0, 0], 1, 1, "a word of towline"),
+        ([64, 0, 0], 2, 1, "options are wrong"),
+        ([0, 1, 0], 4, 2, "is damaged"),
+        ([0, 0, 9], 5, 3, "can't be removed"),
+    ] {
+        let (got, text, asked) = run(&for_archive(&bed, codes), "s3://bucket/x", "");
+        assert!(
+            got == Some(code) && text.contains(word) && asked.len() == steps,
+            "{codes:?}: {got:?} {text}"
+        );
+    }
+    let (code, text, _) = run(&for_archive(&bed, [0; 3]), "s3://bucket/x", "0");
+    assert!(code == Some(2) && text.contains("KEEP_DAYS is '0'"), "{text}");
+    // The program itself: a new backup, and the third before it goes.
+    let spec = bed.leader("leader");
+    fs::write(spec.data.join("file"), noise(100_000)).expect("write");
+    let leader = spec.start();
+    let from = format!("127.0.0.1:{}", leader.spec.listen);
+    let archive = bed.path("archive");
+    fs::create_dir(&archive).expect("mkdir");
+    let url = format!("file://{}", archive.display());
+    for (i, label) in ["old", "older"].into_iter().enumerate() {
+        fs::write(leader.data().join("file"), vec![i as u8; 100_000]).expect("write");
+        let words = ["basebackup", "--leader", &from, "--out", &url, "--label", label];
+        let out = Command::new(towline()).args(words).output().expect("run");
+        assert!(
+            out.status.success() && said(&out).contains(" 1 files, 97.7 KiB, in 1 packs of"),
+            "{}",
+            said(&out)
+        );
+    }
+    fs::write(leader.data().join("file"), noise(100_000)).expect("write");
+    let mut command = night(Path::new(&towline()), Path::new(&url));
+    let out = command.arg(&from).current_dir(&cwd).env("TMPDIR", &tmp).output().expect("run");
+    assert!(out.status.success() && said(&out).is_empty(), "{}", said(&out));
+    let left = entries(&archive.join("backup"));
+    assert!(left.len() == 2 && left[1] == "older" && left[0].ends_with('Z'), "{left:?}");
+    assert!(entries(&cwd).is_empty());
+}
+
 #[test]
 fn a_night_with_the_program_itself_and_one_on_a_full_disk() {
     let bed = Bed::new("nightly-real");

@@ -10,7 +10,7 @@ pub enum Archive {
     /// Print what it holds: backups, ranges of log, gaps between them.
     List(Which),
     /// Read every object and print what is wrong. Exit code: 0 good, 1 something is wrong.
-    Verify(Which),
+    Verify(VerifyArchive),
     /// Remove backups that are not to be kept, and log that no kept one needs. The plan is printed first.
     Prune(Prune),
     /// Keep a backup, and what it stands on, whatever `prune` is told.
@@ -22,7 +22,7 @@ pub enum Archive {
 /// Which archive, and how to print.
 #[derive(Debug, Args)]
 pub struct Which {
-    /// Address: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX.
+    /// Address: file:///DIRECTORY or its path, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX.
     #[arg(long, value_name = "URL", required_unless_present = "config", conflicts_with = "config")]
     pub archive: Option<String>,
     /// Configuration file of a node, whose key `archive` names it.
@@ -31,6 +31,17 @@ pub struct Which {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Flags of `archive verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArchive {
+    /// Read this backup only: no log, and no other backup.
+    #[arg(long, value_name = "LABEL")]
+    pub backup: Option<String>,
+    /// Which.
+    #[command(flatten)]
+    pub which: Which,
 }
 
 /// Flags of `archive prune`.
