@@ -300,12 +300,16 @@ _towline() {
             return 0
             ;;
         towline__subcmd__archive__subcmd__verify)
-            opts="-h --archive --config --json --log-level --log-json --help"
+            opts="-h --backup --archive --config --json --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --backup)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --archive)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

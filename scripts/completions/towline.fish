@@ -424,19 +424,20 @@ complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_
 complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_seen_subcommand_from list verify prune pin unpin" -f -a "prune" -d 'Remove backups that are not to be kept, and log that no kept one needs. The plan is printed first'
 complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_seen_subcommand_from list verify prune pin unpin" -f -a "pin" -d 'Keep a backup, and what it stands on, whatever `prune` is told'
 complete -c towline -n "__fish_towline_using_subcommand archive; and not __fish_seen_subcommand_from list verify prune pin unpin" -f -a "unpin" -d 'Take the pin away'
-complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from list" -l archive -d 'Address: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from list" -l archive -d 'Address: file:///DIRECTORY or its path, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from list" -l config -d 'Configuration file of a node, whose key `archive` names it' -r -F
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from list" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from list" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from list" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
-complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from verify" -l archive -d 'Address: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from verify" -l backup -d 'Read this backup only: no log, and no other backup' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from verify" -l archive -d 'Address: file:///DIRECTORY or its path, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from verify" -l config -d 'Configuration file of a node, whose key `archive` names it' -r -F
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from verify" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from verify" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from verify" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from verify" -s h -l help -d 'Print help'
-complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l archive -d 'Address: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l archive -d 'Address: file:///DIRECTORY or its path, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l config -d 'Configuration file of a node, whose key `archive` names it' -r -F
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l keep-full -d 'Keep the newest N full backups, and what stands on them' -r
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l keep-days -d 'Keep what is needed to restore any moment of the last D days' -r
@@ -446,13 +447,13 @@ complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l yes -d 'Do not ask'
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from prune" -s h -l help -d 'Print help'
-complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from pin" -l archive -d 'Address: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from pin" -l archive -d 'Address: file:///DIRECTORY or its path, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from pin" -l config -d 'Configuration file of a node, whose key `archive` names it' -r -F
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from pin" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from pin" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from pin" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from pin" -s h -l help -d 'Print help'
-complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -l archive -d 'Address: file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
+complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -l archive -d 'Address: file:///DIRECTORY or its path, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX' -r
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -l config -d 'Configuration file of a node, whose key `archive` names it' -r -F
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand archive; and __fish_seen_subcommand_from unpin" -l json -d 'Print JSON'
