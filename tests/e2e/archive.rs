@@ -63,7 +63,10 @@ fn a_clean_stop_leaves_nothing_out_of_the_archive_and_says_so_when_it_has_to() {
     assert!(!leader.log().contains("stopped before all log"), "{}", leader.log());
     leader.restart();
     assert_eq!(write(&leader, "second"), last + 1, "and the follower goes on behind it");
-    assert_eq!(fs::read(follower.data().join("second")).expect("read"), b"second");
+    until(within(30), "the follower has the second", || {
+        let there = fs::read(follower.data().join("second")).map_err(|e| e.to_string())?;
+        if there == b"second" { Ok(()) } else { Err(format!("{there:?}")) }
+    });
     assert_whole(&leader, &store);
     let listed = archive(&["list", "--archive", store.to_str().expect("text")]);
     assert!(listed.status.success(), "a plain directory: {}", String::from_utf8_lossy(&listed.stderr));
