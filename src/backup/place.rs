@@ -50,7 +50,7 @@ impl Place {
                         return Err(not_empty(dir));
                     }
                     // One that was killed before it noted what it is: nothing was made.
-                    fs::remove_dir_all(first.path()).map_err(|e| Error::io("remove", &first.path(), e))?;
+                    fs::remove_dir_all(first.path()).map_err(|e| Error::io("remove", first.path(), e))?;
                 }
                 false
             }
