@@ -250,7 +250,8 @@ fn plan_of(order: &Order, place: &Place, chain: &[Arc<Set>]) -> Result<Plan> {
 
 /// Neither a member nor anything else that is kept gets something in it.
 fn check_harmless(order: &Order) -> Result<()> {
-    let read: Vec<_> = order.members.iter().map(|m| ("combine".to_owned(), m.clone())).collect();
+    let read = order.members.iter().map(|m| Ok(("combine".to_owned(), place_of(m)?)));
+    let read = read.collect::<Result<Vec<_>>>()?;
     guard::apart(&order.out, &read)?;
     guard::no_store(&order.out)?;
     guard::unused(&order.out)
