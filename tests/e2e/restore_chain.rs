@@ -232,6 +232,18 @@ fn tree_and_last(chain: &Chain) -> (PathBuf, PathBuf) {
     (tree, last)
 }
 
+/// Members of an archive that is a directory, by address and label.
+fn by_address(url: &Path, combine: &dyn Fn(&[&Path], &[&str], &str) -> (Option<i32>, String)) {
+    let at = |label: &str| PathBuf::from(format!("{}#{label}", url.display()));
+    let (full, mon, top) = (at("full"), at("mon"), at("tue"));
+    let (code, said) = combine(&[&full, Path::new("s3://bucket/x#mon")], &["--dry-run"], "");
+    assert!(code == Some(64) && said.contains("copy the objects of 's3://bucket/x/backup/mon'"), "{said}");
+    let (code, said) = combine(&[&full, Path::new("file:///nowhere")], &["--dry-run"], "");
+    assert!(code == Some(64) && said.contains("#LABEL"), "{said}");
+    let (code, said) = combine(&[&full, &mon, &top], &[], "");
+    assert_eq!(code, Some(0), "{said}");
+}
+
 #[test]
 fn a_chain_becomes_one_full_backup() {
     let chain = Chain::new("combine");
@@ -284,16 +296,8 @@ fn a_chain_becomes_one_full_backup() {
     assert_eq!(combine(&all, &[], "").0, Some(0));
     assert_eq!(fs::read(out.join("manifest.json")).expect("read"), manifest, "it is not made once more");
     verified();
-    // Of an archive that is a directory, by address and label.
-    let at = |label: &str| PathBuf::from(format!("file://{}#{label}", bed.path("archive").display()));
-    let (full, mon, top) = (at("full"), at("mon"), at("tue"));
     fs::remove_dir_all(&out).expect("rm");
-    let (code, said) = combine(&[&full, Path::new("s3://bucket/x#mon")], &["--dry-run"], "");
-    assert!(code == Some(64) && said.contains("copy the objects of 's3://bucket/x/backup/mon'"), "{said}");
-    let (code, said) = combine(&[&full, Path::new("file:///nowhere")], &["--dry-run"], "");
-    assert!(code == Some(64) && said.contains("#LABEL"), "{said}");
-    let (code, said) = combine(&[&full, &mon, &top], &[], "");
-    assert_eq!(code, Some(0), "{said}");
+    by_address(&chain.url, &combine);
     verified();
     fs::remove_dir_all(&out).expect("rm");
     // Links are the same file; the sources stay what they were.
