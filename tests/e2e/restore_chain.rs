@@ -232,8 +232,11 @@ fn tree_and_last(chain: &Chain) -> (PathBuf, PathBuf) {
     (tree, last)
 }
 
+/// Combines these members, with more words and failpoints.
+type Combine<'a> = &'a dyn Fn(&[&Path], &[&str], &str) -> (Option<i32>, String);
+
 /// Members of an archive that is a directory, by address and label.
-fn by_address(url: &Path, combine: &dyn Fn(&[&Path], &[&str], &str) -> (Option<i32>, String)) {
+fn by_address(url: &Path, combine: Combine<'_>) {
     let at = |label: &str| PathBuf::from(format!("{}#{label}", url.display()));
     let (full, mon, top) = (at("full"), at("mon"), at("tue"));
     let (code, said) = combine(&[&full, Path::new("s3://bucket/x#mon")], &["--dry-run"], "");
