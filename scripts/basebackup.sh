@@ -50,7 +50,9 @@ archive() { # archive URL HOST:PORT [OPTION...]
 	# The lock of an archive can't be there: it may be a bucket. Nobody else may put anything in its place.
 	own=${TMPDIR:-/tmp}/towline-basebackup-$(id -u)
 	mkdir -m 700 "$own" 2>/dev/null
-	[ -d "$own" ] && [ ! -L "$own" ] && [ -O "$own" ] || fail 1 "'$own' can't be made, or belongs to somebody else"
+	if [ ! -d "$own" ] || [ -L "$own" ] || [ ! -O "$own" ]; then
+		fail 1 "'$own' can't be made, or belongs to somebody else"
+	fi
 	name=$(printf '%s' "$url" | cksum | tr -c '0-9\n' '-')
 	exec 9>"$own/$name.lock" || fail 1 "'$own/$name.lock' can't be made"
 	flock -n 9 || fail 6 "another run into '$url' is not over"

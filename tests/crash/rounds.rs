@@ -44,6 +44,18 @@ fn revive(node: &mut Node, what: &str) {
     }
 }
 
+/// Stops it; one that was told to die at a place which only a stop comes to dies there.
+fn halt(node: &mut Node) {
+    node.signal(nix::sys::signal::Signal::SIGTERM);
+    let status = node.wait_end(within(20));
+    assert!(
+        status.success() || Node::was_killed(status),
+        "{} at a stop: {status}\n{}",
+        node.spec.name,
+        node.log()
+    );
+}
+
 fn mischief(leader: &mut Node, followers: &mut [Node], proxy: &Proxy) -> &'static str {
     let i = fastrand::usize(..followers.len());
     let follower = &mut followers[i];
@@ -54,7 +66,7 @@ fn mischief(leader: &mut Node, followers: &mut [Node], proxy: &Proxy) -> &'stati
             "leader killed"
         }
         1 => {
-            leader.stop();
+            halt(leader);
             nap(0, 300);
             leader.restart();
             "leader stopped"
@@ -65,7 +77,7 @@ fn mischief(leader: &mut Node, followers: &mut [Node], proxy: &Proxy) -> &'stati
             "follower killed"
         }
         4 => {
-            follower.stop();
+            halt(follower);
             nap(0, 300);
             follower.restart();
             "follower stopped"
