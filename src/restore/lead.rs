@@ -25,7 +25,7 @@ pub(super) fn refusal(
     last: Option<&SegmentNo>,
 ) -> Option<Error> {
     order.node.as_ref()?;
-    let timeline = last.map_or_else(|| way.timeline_at(goal), |s| way.timeline_of(*s));
+    let timeline = last.map_or_else(|| way.timeline_at(goal), |s| way.reads(*s));
     if let Err(e) = way.history(timeline) {
         return Some(e);
     }
@@ -44,7 +44,7 @@ pub(super) fn refusal(
 /// # Errors
 /// Why that can't be made durable.
 pub(super) fn follow(state: &Arc<StateDir>, way: &Way, last: Option<SegmentNo>) -> Result<()> {
-    let Some(timeline) = last.map(|s| way.timeline_of(s)) else { return Ok(()) };
+    let Some(timeline) = last.map(|s| way.reads(s)) else { return Ok(()) };
     if state.set_up()?.timeline == timeline {
         return keep(state, way, timeline);
     }

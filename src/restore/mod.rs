@@ -330,9 +330,7 @@ impl Restore {
             used.extend_from_slice(good);
             if let Some(last) = good.last() {
                 sources.settle(*last, dir)?;
-                // What a branch has ended has the name that the line behind it gave it.
-                let branch = self.way.branch_in(*last).map(|b| b.timeline);
-                let at = (manifest.system, branch.unwrap_or_else(|| self.way.timeline_of(*last)));
+                let at = (manifest.system, self.way.reads(*last));
                 end = logs::end(dir, at.0, at.1)?;
                 reading.read(at, end, &mut search)?;
             }

@@ -100,6 +100,12 @@ impl Way {
         branch.filter(|b| b.last_segment() == segment)
     }
 
+    /// The timeline as of which log up to this segment is read: what a branch has ended has the name that the line behind
+    /// it gave it.
+    pub(super) fn reads(&self, segment: SegmentNo) -> TimelineId {
+        self.branch_in(segment).map_or_else(|| self.timeline_of(segment), |branch| branch.timeline)
+    }
+
     /// What a whole segment of the way is called: ended where a branch is in it.
     pub(super) fn ended(&self, segment: SegmentNo) -> Option<SealedBy> {
         self.branch_in(segment).map(|b| SealedBy { timeline: b.parent, ended_by: Some(b.timeline) })

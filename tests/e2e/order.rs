@@ -274,6 +274,8 @@ fn a_frozen_application_is_thawed_when_the_daemon_is_killed() {
     let pid = bed.path("pid");
     let spec = bed.leader("leader").armed();
     let writer = Writer::start(&spec.data.join("order"), "0");
+    // Others, so that no cut is exact by luck, however the processors are shared out.
+    let _others = ["a", "b", "c"].map(|name| Writer::start(&spec.data.join(name), "0"));
     fs::write(&pid, writer.0.id().to_string()).expect("write");
     let freeze = format!("\"pid:{}\"", pid.display());
     let spec = spec.set("freeze", &freeze).set("max_cut_delay", "\"50ms\"").set("max_freeze", "\"400ms\"");
