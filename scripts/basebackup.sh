@@ -40,6 +40,15 @@ esac
 towline=${TOWLINE:-towline}
 label=$(date -u +%Y%m%dT%H%M%SZ)
 
+judge() { # judge FILE: ends this unless $code says that there is a backup; FILE holds what was said
+	case $code in
+	0 | 3) return ;;
+	esac
+	cat "$1" >&2
+	[ "$code" != 64 ] || fail 2 "the options are wrong"
+	fail 1 "no backup of $leader was taken"
+}
+
 archive() { # archive URL HOST:PORT [OPTION...]
 	url=$1
 	leader=$2
@@ -59,17 +68,7 @@ archive() { # archive URL HOST:PORT [OPTION...]
 	said=$own/$name.last
 	"$towline" basebackup --leader "$leader" --out "$url" --label "$label" "$@" >"$said" 2>&1 9>&-
 	code=$?
-	case $code in
-	0 | 3) ;;
-	64)
-		cat "$said" >&2
-		fail 2 "the options are wrong"
-		;;
-	*)
-		cat "$said" >&2
-		fail 1 "no backup of $leader was taken"
-		;;
-	esac
+	judge "$said"
 	if ! "$towline" archive verify --archive "$url" --backup "$label" >"$said" 2>&1 9>&-; then
 		cat "$said" >&2
 		fail 4 "the backup '$label' of $leader in '$url' is damaged, or can't be read; no older one was removed"
@@ -112,17 +111,7 @@ new=$dir/$label.part
 [ ! -e "$dir/$label" ] || fail 6 "'$dir/$label' is there already: another backup was taken in this second"
 "$towline" basebackup --leader "$leader" --out "$new" --label "$label" "$@" >"$dir/.last" 2>&1 9>&-
 code=$?
-case $code in
-0 | 3) ;;
-64)
-	cat "$dir/.last" >&2
-	fail 2 "the options are wrong"
-	;;
-*)
-	cat "$dir/.last" >&2
-	fail 1 "no backup of $leader was taken"
-	;;
-esac
+judge "$dir/.last"
 if ! "$towline" verify "$new" >"$dir/.last" 2>&1 9>&-; then
 	cat "$dir/.last" >&2
 	mv "$new" "$dir/$label.bad"

@@ -160,6 +160,22 @@ pub struct Beginning {
     pub known: Lsn,
 }
 
+#[cfg(test)]
+impl Beginning {
+    /// A promotion, for tests.
+    pub(crate) fn sample(at: Lsn, line: u64) -> Self {
+        Self {
+            at,
+            line: LineId(line),
+            when: 1,
+            node: NodeId(1),
+            name: "f".to_owned(),
+            reason: Reason::Promotion,
+            known: Lsn::ZERO,
+        }
+    }
+}
+
 /// Where a position of a line stands to a history.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Standing {

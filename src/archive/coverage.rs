@@ -285,17 +285,9 @@ mod tests {
 
     #[test]
     fn the_way_of_a_history_goes_over_its_branches_and_no_further_than_there_is_log() {
-        use crate::history::{Beginning, LineId, Reason};
-        use crate::position::{Lsn, NodeId, SystemId};
-        let begins = Beginning {
-            at: Lsn(SegmentNo(5).start().0 + 9),
-            line: LineId(1),
-            when: 1,
-            node: NodeId(1),
-            name: "f".to_owned(),
-            reason: Reason::Promotion,
-            known: Lsn::ZERO,
-        };
+        use crate::history::Beginning;
+        use crate::position::{Lsn, SystemId};
+        let begins = Beginning::sample(Lsn(SegmentNo(5).start().0 + 9), 1);
         let first = History::first(SystemId(7));
         let second = first.child(begins, TimelineId::FIRST).unwrap();
         let name = |timeline, segment| SegmentName {

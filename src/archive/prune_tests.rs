@@ -209,17 +209,9 @@ fn log_that_a_kept_backup_does_not_carry_stays() {
 
 #[test]
 fn the_end_of_a_line_and_its_history_go_when_no_kept_backup_is_before_it() {
-    use crate::history::{Beginning, History, LineId, Reason};
+    use crate::history::{Beginning, History};
     let bed = three();
-    let begins = |segment: u64| Beginning {
-        at: Lsn(segment * SEGMENT_SIZE + 9),
-        line: LineId(segment),
-        when: 1,
-        node: crate::position::NodeId(1),
-        name: "f".to_owned(),
-        reason: Reason::Promotion,
-        known: Lsn::ZERO,
-    };
+    let begins = |segment: u64| Beginning::sample(Lsn(segment * SEGMENT_SIZE + 9), segment);
     let second = History::first(SYSTEM).child(begins(41), T).unwrap();
     let third = second.child(begins(43), T).unwrap();
     for history in [&second, &third] {

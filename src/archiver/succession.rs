@@ -59,19 +59,11 @@ impl Succession {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{Beginning, LineId};
-    use crate::position::{Lsn, NodeId, SystemId};
+    use crate::history::Beginning;
+    use crate::position::{Lsn, SystemId};
 
     fn begins(at: u64, line: u64, reason: Reason) -> Beginning {
-        Beginning {
-            at: Lsn(at),
-            line: LineId(line),
-            when: 1,
-            node: NodeId(1),
-            name: format!("n{line}"),
-            reason,
-            known: Lsn::ZERO,
-        }
+        Beginning { reason, ..Beginning::sample(Lsn(at), line) }
     }
 
     #[test]

@@ -247,8 +247,7 @@ fn sealed_segments_are_archived_as_they_come() {
 
 #[test]
 fn over_a_branch_the_history_comes_first_and_the_end_of_the_old_line_has_a_name_of_its_own() {
-    use crate::history::{Beginning, LineId, Reason};
-    use crate::position::{Lsn, NodeId};
+    use crate::history::{Beginning, LineId};
     let bed = Bed::new();
     let log = bed.log();
     fill(&log, 3);
@@ -277,15 +276,7 @@ fn over_a_branch_the_history_comes_first_and_the_end_of_the_old_line_has_a_name_
     let foreign = b"what the old leader sealed as segment 4";
     let archive = Archive::open_in(Arc::clone(&bed.store) as Arc<dyn Store>, "s3://bed").unwrap();
     archive.put_segment(T, SegmentNo(4), foreign).unwrap();
-    let begins = Beginning {
-        at,
-        line: LineId(9),
-        when: 1,
-        node: NodeId(1),
-        name: "f".to_owned(),
-        reason: Reason::Promotion,
-        known: Lsn::ZERO,
-    };
+    let begins = Beginning::sample(at, 9);
     let again = begins.clone();
     let history = History::first(SYSTEM).child(begins, T).unwrap();
     log::end_lines(&dir, &history, || panic!("nothing is past the branch")).unwrap();

@@ -194,26 +194,28 @@ async fn copy(
     Ok(())
 }
 
-/// Opens the log and starts apply. The LSN is where an empty log begins.
-fn start_apply(node: &Arc<Node>, root: Arc<Root>, clock: Ancestry) -> Result<(ApplyHandle, Log, Lsn)> {
-    let (config, control) = (node.config(), node.state.set_up()?);
+/// Opens the log of the node's line, and says where apply keeps what it knows.
+pub(super) fn stores(node: &Node, config: &Config, control: &Control) -> Result<(Log, ApplyPaths)> {
+    let (system, timeline) = (control.system, control.timeline);
     lines::settle(&node.state)?;
     let log = Log::open_follower(LogOptions {
         dir: node.state.log(),
-        system: control.system,
-        timeline: control.timeline,
+        system,
+        timeline,
         segment_timeout: config.segment_timeout.0,
         level: config.compression,
     })?;
+    let paths = ApplyPaths { catalog: node.state.catalog(), blocks: node.state.blocks(), system, timeline };
+    Ok((log, paths))
+}
+
+/// Opens the log and starts apply. The LSN is where an empty log begins.
+fn start_apply(node: &Arc<Node>, root: Arc<Root>, clock: Ancestry) -> Result<(ApplyHandle, Log, Lsn)> {
+    let (config, control) = (node.config(), node.state.set_up()?);
+    let (log, paths) = stores(node, &config, &control)?;
     let filled = match control.fill {
         FillState::Filled { start, end } => Some((start, end)),
         _ => None,
-    };
-    let paths = ApplyPaths {
-        catalog: node.state.catalog(),
-        blocks: node.state.blocks(),
-        system: control.system,
-        timeline: control.timeline,
     };
     let mut options = options(&config);
     options.paused = node.paused.load(Ordering::SeqCst);

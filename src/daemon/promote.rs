@@ -23,13 +23,13 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, Node, blocking, bounded_stop, lines, lock};
-use crate::apply::{Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Inexact, StopAt};
+use super::{Engine, Node, blocking, bounded_stop, lock};
+use crate::apply::{Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, Inexact, StopAt};
 use crate::config::{Config, Cuts};
 use crate::control::{PROMOTE_WAIT, Promote, PromoteTo};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::history::{Beginning, LineId, Reason};
-use crate::log::{Log, LogOptions, Tail};
+use crate::log::{Log, Tail};
 use crate::net::{Ancestry, wall_clock};
 use crate::position::{Cut, Lsn, TimelineId};
 use crate::quiesce;
@@ -294,23 +294,10 @@ async fn reaches(apply: &ApplyHandle, stand: Lsn) -> Result<()> {
 /// Opens the log as it lies there, and replays it alone.
 fn start(node: &Node, order: Order) -> Result<(Log, ApplyHandle, Plan)> {
     let (config, control) = (node.config(), node.state.set_up()?);
-    lines::settle(&node.state)?;
-    let log = Log::open_follower(LogOptions {
-        dir: node.state.log(),
-        system: control.system,
-        timeline: control.timeline,
-        segment_timeout: config.segment_timeout.0,
-        level: config.compression,
-    })?;
+    let (log, paths) = super::follower::stores(node, &config, &control)?;
     let catalog = crate::checkpoint::load_newest(&node.state.catalog(), control.system)?;
     let at = catalog.map_or((Lsn::ZERO, Cut::Exact), |c| (c.lsn(), c.cut()));
     let plan = plan(order.to, &log.tail(), at)?;
-    let paths = ApplyPaths {
-        catalog: node.state.catalog(),
-        blocks: node.state.blocks(),
-        system: control.system,
-        timeline: control.timeline,
-    };
     let options = ApplyOptions {
         cuts: if plan.exact { ApplyCuts::Exact } else { ApplyCuts::File },
         inexact: Inexact::Report,

@@ -84,8 +84,10 @@ fn end_line(
     if of_line(Form::Ended(branch.timeline)) {
         return Ok(());
     }
-    // Sealed first: a partial beside it is what an interrupted seal left.
-    let Some(form) = [Form::Sealed, Form::Partial].into_iter().find(|f| of_line(*f)) else {
+    // Sealed first: a partial beside it is what an interrupted seal left. What another branch has ended is as much of it.
+    let other = |k: &Kept| k.timeline == branch.parent && matches!(k.form, Form::Ended(_));
+    let ended = here.iter().find(|k| other(k)).map(|k| k.form);
+    let Some(form) = [Form::Sealed, Form::Partial].into_iter().find(|f| of_line(*f)).or(ended) else {
         return unless_cut_short(dir, branch, files);
     };
     let name = Kept { timeline: branch.parent, form }.name(segment);

@@ -427,18 +427,18 @@ async fn a_keepalive_alone_gives_lag_in_bytes_and_seconds() {
         (hello.system, hello.flush, hello.segment, hello.offset),
         (SYSTEM, Lsn::FIRST, SegmentNo(1), 0)
     );
-    let decision = Decision::StreamFrom { segment: hello.segment, offset: 0 };
-    let (system, timeline) = (SYSTEM, TimelineId::FIRST);
-    let welcome = Welcome {
-        version: 1,
-        system,
-        timeline,
-        name: "x".to_owned(),
-        decision,
-        lineage: None,
-        history: None,
+    let welcome = |segment, offset| {
+        Message::Welcome(Welcome {
+            version: 1,
+            system: SYSTEM,
+            timeline: TimelineId::FIRST,
+            name: "x".to_owned(),
+            decision: Decision::StreamFrom { segment, offset },
+            lineage: None,
+            history: None,
+        })
     };
-    writer.send(&Message::Welcome(welcome)).await.unwrap();
+    writer.send(&welcome(hello.segment, 0)).await.unwrap();
     let Some(Message::Ack(ack)) = reader.next().await.unwrap() else { panic!() };
     assert_eq!(ack.flush, Lsn::FIRST);
     f.applied.send(At(Lsn(1000), 5)).unwrap();
@@ -467,17 +467,7 @@ async fn a_keepalive_alone_gives_lag_in_bytes_and_seconds() {
     let (stream, _) = listener.accept().await.unwrap();
     let (mut reader, mut writer) = net::over_tcp(stream, Duration::from_secs(5), &Arc::default()).unwrap();
     reader.next().await.unwrap();
-    let decision = Decision::StreamFrom { segment: SegmentNo(9), offset: 3 };
-    let welcome = Welcome {
-        version: 1,
-        system,
-        timeline,
-        name: "x".to_owned(),
-        decision,
-        lineage: None,
-        history: None,
-    };
-    writer.send(&Message::Welcome(welcome)).await.unwrap();
+    writer.send(&welcome(SegmentNo(9), 3)).await.unwrap();
     until("it leaves", || f.status.status().error.is_some_and(|e| e.contains("not what was asked"))).await;
     f.stop().await;
 }

@@ -59,7 +59,12 @@ async fn step(
     let begin = move || {
         let log = logs::open(&dir, paths.system, paths.timeline)?;
         let options = options(goal, filled.is_some());
-        Apply::start(beginning, paths, log.clone(), filled, options).map(|apply| (apply, log))
+        let apply = Apply::start(beginning, paths, log.clone(), filled, options)?;
+        let at = apply.applied().borrow().lsn;
+        let short = if filled.is_none() { lacks(at, log.tail().end, goal) } else { None };
+        let Some(short) = short else { return Ok((apply, log)) };
+        end(&apply, log)?;
+        Err(short)
     };
     let (apply, log) = blocking(begin).await?;
     let moved = async {
@@ -77,6 +82,17 @@ async fn step(
     };
     let stopped = blocking(move || end(&apply, log)).await;
     moved.and(stopped)
+}
+
+/// Nobody adds to this log: a goal behind its end would be waited for for ever.
+fn lacks(at: Lsn, end: Lsn, goal: Lsn) -> Option<Error> {
+    let text = || {
+        format!(
+            "the directory stands at {at}, and the log that was fetched for it ends at {end}, before the target {goal}; remove \
+             what this restore has left, and give the log with --log"
+        )
+    };
+    (at.max(end) < goal).then(|| Error::new(ErrorKind::Missing, text()))
 }
 
 fn end(apply: &ApplyHandle, log: Log) -> Result<Applied> {
@@ -113,5 +129,18 @@ fn options(goal: Lsn, paused: bool) -> ApplyOptions {
         max_inexact_bytes: 0,
         scrub_interval: Duration::ZERO,
         ..ApplyOptions::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_goal_that_the_log_does_not_reach_is_not_waited_for() {
+        for (at, end, goal, reached) in [(5, 9, 9, true), (9, 0, 9, true), (5, 8, 9, false), (0, 0, 1, false)]
+        {
+            assert_eq!(lacks(Lsn(at), Lsn(end), Lsn(goal)).is_none(), reached, "{at} {end} {goal}");
+        }
     }
 }

@@ -240,21 +240,12 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{Beginning, LineId, Reason};
-    use crate::position::NodeId;
+    use crate::history::Beginning;
 
     const SYSTEM: SystemId = SystemId(7);
 
     fn child(of: &History, segment: u64, line: u64, taken: u32) -> History {
-        let begins = Beginning {
-            at: Lsn(SegmentNo(segment).start().0 + 9),
-            line: LineId(line),
-            when: 1,
-            node: NodeId(1),
-            name: "f".to_owned(),
-            reason: Reason::Promotion,
-            known: Lsn::ZERO,
-        };
+        let begins = Beginning::sample(Lsn(SegmentNo(segment).start().0 + 9), line);
         of.child(begins, TimelineId(taken)).unwrap()
     }
 

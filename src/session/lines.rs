@@ -118,22 +118,14 @@ pub fn course(own: &History, flush: Lsn, applied: Lsn, theirs: &History) -> Resu
 pub(super) mod tests {
     use super::super::tests::{HASH, hello, here, word};
     use super::*;
-    use crate::history::{Beginning, LineId, Reason};
-    use crate::position::{NodeId, SystemId, TimelineId};
+    use crate::history::{Beginning, LineId};
+    use crate::position::{SystemId, TimelineId};
     use crate::session::{Proof, decide};
 
     pub(in crate::session) const LINE: LineId = LineId(0xA1);
 
     fn child(of: &History, at: u64, line: u64) -> History {
-        let begins = Beginning {
-            at: Lsn(at),
-            line: LineId(line),
-            when: 1,
-            node: NodeId(1),
-            name: "f".to_owned(),
-            reason: Reason::Promotion,
-            known: Lsn::ZERO,
-        };
+        let begins = Beginning::sample(Lsn(at), line);
         of.child(begins, TimelineId::FIRST).unwrap()
     }
 

@@ -110,19 +110,11 @@ impl StateDir {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{LineId, Reason};
-    use crate::position::{Lsn, NodeId, SystemId};
+    use crate::history::LineId;
+    use crate::position::{Lsn, SystemId};
 
     fn first_branch() -> Beginning {
-        Beginning {
-            at: Lsn(99),
-            line: LineId(3),
-            when: 1,
-            node: NodeId(1),
-            name: "f".to_owned(),
-            reason: Reason::Promotion,
-            known: Lsn::ZERO,
-        }
+        Beginning::sample(Lsn(99), 3)
     }
 
     fn second(system: u64) -> History {

@@ -1,19 +1,10 @@
 //! Logs across a branch.
 
 use super::*;
-use crate::history::{Beginning, History, LineId, Reason};
-use crate::position::NodeId;
+use crate::history::{Beginning, History};
 
 fn begins(at: Lsn) -> Beginning {
-    Beginning {
-        at,
-        line: LineId(at.0 | 1),
-        when: 1,
-        node: NodeId(1),
-        name: "f".to_owned(),
-        reason: Reason::Promotion,
-        known: Lsn::ZERO,
-    }
+    Beginning::sample(at, at.0 | 1)
 }
 
 fn child(of: &History, at: Lsn) -> History {
@@ -63,6 +54,23 @@ fn old_line(dir: &Path, open: bool) -> (Log, Vec<Lsn>) {
     }
     assert!(log.wait_durable(*ends.last().unwrap(), SOON).unwrap() || open);
     (log, ends)
+}
+
+/// A restore that begins a line within the segment where another promotion ended the old one.
+#[test]
+fn a_copy_of_what_one_branch_has_ended_is_ended_before_that_by_another() {
+    let dir = scratch();
+    let (log, ends) = old_line(dir.path(), false);
+    log.close().unwrap();
+    end(dir.path(), &child(&root(), ends[2]));
+    let other = root().child(Beginning::sample(ends[1], 77), TimelineId(2)).unwrap();
+    end_copied_lines(dir.path(), &other).unwrap();
+    assert_eq!(names(dir.path()), ["000000010000000000000001.00000003"]);
+    let log = Log::open_leader(on(dir.path(), &other)).unwrap();
+    assert_eq!((log.tail().end, log.tail().commit), (ends[1], ends[1]));
+    let after = add(&log, set(30, 500, Cut::Exact));
+    assert!(log.wait_durable(after, SOON).unwrap());
+    assert_eq!(read(dir.path(), &other, Lsn::FIRST, after).len(), 3);
 }
 
 const ENDED: &str = "000000010000000000000001.00000002";
