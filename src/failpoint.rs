@@ -105,6 +105,8 @@ pub const ALL: &[&str] = &[
     "resync::file",
     "resync::done",
     "resync::end",
+    "demote::before_control",
+    "demote::after_control",
     "lines::before_history",
     "lines::before_control",
     "lines::after_control",

@@ -26,6 +26,7 @@
 mod archived;
 mod archiving;
 mod cleanup;
+mod demote;
 mod follower;
 mod heal;
 mod leader;

@@ -27,6 +27,8 @@ pub(crate) enum Place {
     Frozen,
     /// The leader while it archives; the end-to-end suite kills it there.
     Archive,
+    /// A leader that becomes a follower; the end-to-end suite kills it there.
+    Rewind,
     /// Who is promoted, or follows over a promotion; the end-to-end suite kills it there.
     Promote,
 }
@@ -42,6 +44,7 @@ pub(crate) fn place(point: &str) -> Option<Place> {
         _ if towline::failpoint::OF_A_HOLD.contains(&point) => Some(Place::Frozen),
         "tls" => trust::POINTS.contains(&point).then_some(Place::Trust),
         "archive" => Some(Place::Archive),
+        "demote" | "rewind" | "lost" => Some(Place::Rewind),
         "promote" | "lines" | "branch" => Some(Place::Promote),
         "restore" | "combine" => Some(Place::Restore),
         "backup" => backup::kills(point).then_some(Place::Backup),
