@@ -29,7 +29,7 @@
 //! | 8 | line id, random, not 0 |
 //! | 8 | when, ns since 1970 |
 //! | 8 | id of the node that did it, 0 when it is not known |
-//! | 1 | why: 1 promotion, 2 restore |
+//! | 1 | why: 1 promotion, 2 restore, 4 force |
 //! | 8 | how far that node knew the ended line to go, 0 when it did not know |
 //! | 4+n | name of the node, at most [`NAME_MAX`] bytes |
 
@@ -80,6 +80,9 @@ pub enum Reason {
     Promotion = 1,
     /// A backup was restored to be a leader.
     Restore = 2,
+    /// An operator had a leader that was left behind lead all the same. Its number is above every one that it knew of:
+    /// the lines with lower numbers that branched off beside it are left behind in their turn.
+    Force = 4,
 }
 
 impl Reason {
@@ -89,6 +92,7 @@ impl Reason {
         match self {
             Self::Promotion => "promotion",
             Self::Restore => "restore",
+            Self::Force => "force",
         }
     }
 }
@@ -252,6 +256,13 @@ impl History {
         Ok(child)
     }
 
+    /// This way without its oldest branches, if there are more than `most`; not none at all.
+    #[must_use]
+    pub fn newest(&self, most: usize) -> Self {
+        let from = self.branches.len().saturating_sub(most.max(1));
+        Self { system: self.system, branches: self.branches[from..].to_vec() }
+    }
+
     /// This way up to the line that `timeline` is on it; `None` when it is not on it.
     #[must_use]
     pub fn upto(&self, timeline: TimelineId) -> Option<Self> {
@@ -411,6 +422,7 @@ fn take(r: &mut Reader<'_>) -> Result<Branch, DecodeError> {
     let reason = match r.u8("reason of a branch")? {
         1 => Reason::Promotion,
         2 => Reason::Restore,
+        4 => Reason::Force,
         v => return Err(DecodeError::Invalid { what: "reason of a branch", value: u64::from(v) }),
     };
     let known = Lsn(r.u64("known end of a line")?);

@@ -35,6 +35,10 @@ mod lines;
 
 pub use lines::{Course, course};
 
+mod rivals;
+
+pub use rivals::{Rival, rival};
+
 /// What a sender knows of itself when a receiver says hello.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Here {
@@ -330,7 +334,7 @@ pub(crate) mod tests {
 
     pub(super) fn hello() -> Hello {
         Hello {
-            versions: (1, 6),
+            versions: (1, 7),
             system: SystemId(7),
             timeline: TimelineId(2),
             flush: Lsn(4000),
@@ -343,6 +347,7 @@ pub(crate) mod tests {
             wants: RoleWanted::Any,
             purpose: Purpose::Follow,
             line: lines::tests::LINE,
+            history: None,
         }
     }
 
@@ -405,7 +410,7 @@ pub(crate) mod tests {
                 same,
                 "WrongTimeline",
             ),
-            ("too new", Hello { versions: (7, 9), ..base() }, same, "Version"),
+            ("too new", Hello { versions: (8, 9), ..base() }, same, "Version"),
             ("too old", Hello { versions: (0, 0), ..base() }, same, "Version"),
             ("inverted", Hello { versions: (3, 0), ..base() }, same, "Version"),
             ("newer, but speaks ours", Hello { versions: (1, 9), ..base() }, same, "stream 3 77"),

@@ -50,8 +50,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Lsn, NodeId, SystemId, TimelineId};
 use crate::record::Time;
 
+mod fence;
 mod histories;
 
+pub use fence::Fence;
 pub use histories::history;
 
 /// File name of the control socket.

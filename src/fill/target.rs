@@ -190,6 +190,7 @@ pub(super) fn hello_of(context: &FillContext, control: &Control) -> Hello {
         purpose: context.purpose,
         // Without a history to be read it is no line that anybody knows.
         line: context.state.history().map(|h| h.line()).unwrap_or_default(),
+        history: None,
     }
 }
 

@@ -66,6 +66,7 @@ async fn take(from: &Fetch, segment: SegmentNo) -> Result<Vec<u8>> {
         wants: RoleWanted::Any,
         purpose: Purpose::Follow,
         line: from.line,
+        history: None,
     };
     let traffic = Arc::new(Traffic::default());
     let met = net::meet(&from.upstream, &from.trust, from.peer_timeout, &traffic, hello).await;

@@ -10,6 +10,8 @@
 pub mod fetch;
 mod scout;
 
+pub use scout::{Look, Seen};
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -474,6 +476,7 @@ async fn hello<P: Progress>(
         wants: target.wants,
         purpose: context.purpose,
         line: context.history.line(),
+        history: Hello::way(&context.history),
     };
     Ok((hello, from))
 }

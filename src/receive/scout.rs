@@ -2,13 +2,17 @@
 //! over an old leader that is alive and does not know that it was left behind.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Progress, ReceiveContext};
 use crate::error::{Error, ErrorKind};
 use crate::history::History;
 use crate::net::{self, End, HANDSHAKE, Traffic};
-use crate::position::SegmentNo;
-use crate::wire::{Hello, Purpose, RoleWanted, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want};
+use crate::position::{Lsn, NodeId, SegmentNo};
+use crate::tls::Trust;
+use crate::wire::{
+    Decision, Hello, Purpose, RoleWanted, SHA256_EMPTY, VERSION_MAX, VERSION_MIN, Want, Welcome,
+};
 
 /// Asks the others now and then; returns when one of them is on a line that goes on from this node's.
 pub(super) async fn scout<P: Progress>(context: &ReceiveContext<P>, current: &str) -> End {
@@ -20,9 +24,19 @@ pub(super) async fn scout<P: Progress>(context: &ReceiveContext<P>, current: &st
     loop {
         tokio::time::sleep(context.peer_timeout).await;
         for address in &others {
-            let look = tokio::time::timeout(HANDSHAKE, look(context, address));
+            let look = Look {
+                history: &context.history,
+                flush: context.log.tail().end,
+                name: &context.name,
+                node: context.status.node(),
+                wants: RoleWanted::Any,
+                trust: context.status.trust(),
+                peer_timeout: context.peer_timeout,
+            };
             // Who can't be asked is asked again.
-            let Ok(Some(theirs)) = look.await else { continue };
+            let Some(theirs) = look.at(address, HANDSHAKE).await.and_then(|seen| seen.history) else {
+                continue;
+            };
             if context.history.leads_to(&theirs) {
                 let timeline = theirs.timeline();
                 context.status.update(|s| s.newest = Some(theirs));
@@ -33,24 +47,59 @@ pub(super) async fn scout<P: Progress>(context: &ReceiveContext<P>, current: &st
     }
 }
 
-/// The way of the node at `address`.
-async fn look<P: Progress>(context: &ReceiveContext<P>, address: &str) -> Option<History> {
-    let hello = Hello {
-        versions: (VERSION_MIN, VERSION_MAX),
-        system: context.history.system(),
-        timeline: context.history.timeline(),
-        flush: context.log.tail().end,
-        segment: SegmentNo(0),
-        offset: 0,
-        prefix: SHA256_EMPTY,
-        want: Want::Judgement,
-        name: context.name.clone(),
-        node: context.status.node(),
-        wants: RoleWanted::Any,
-        purpose: Purpose::Follow,
-        line: context.history.line(),
-    };
-    let traffic = Arc::new(Traffic::default());
-    let met = net::meet(address, context.status.trust(), context.peer_timeout, &traffic, hello).await;
-    met.ok()?.welcome.history
+/// Who asks another node which line it is on.
+#[derive(Clone, Copy, Debug)]
+pub struct Look<'a> {
+    /// The way of its own log.
+    pub history: &'a History,
+    /// Where that ends.
+    pub flush: Lsn,
+    /// Its name.
+    pub name: &'a str,
+    /// Its id.
+    pub node: NodeId,
+    /// What the other is asked to be: who leads asks for a leader, and a follower then says that it is none.
+    pub wants: RoleWanted,
+    /// By which terms the other is trusted.
+    pub trust: &'a Trust,
+    /// One that sends nothing for this long is given up.
+    pub peer_timeout: Duration,
+}
+
+/// What the other said.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// Its name.
+    pub name: String,
+    /// The way of its log; `None`: its program is too old to say.
+    pub history: Option<History>,
+    /// What it would do for the one who asks.
+    pub decision: Decision,
+}
+
+impl Look<'_> {
+    /// What the node at `address` says, if it does so within `limit` and may be followed.
+    pub async fn at(&self, address: &str, limit: Duration) -> Option<Seen> {
+        let hello = Hello {
+            versions: (VERSION_MIN, VERSION_MAX),
+            system: self.history.system(),
+            timeline: self.history.timeline(),
+            flush: self.flush,
+            segment: SegmentNo(0),
+            offset: 0,
+            prefix: SHA256_EMPTY,
+            want: Want::Judgement,
+            name: self.name.to_owned(),
+            node: self.node,
+            wants: self.wants,
+            purpose: Purpose::Follow,
+            line: self.history.line(),
+            history: Hello::way(self.history),
+        };
+        let traffic = Arc::new(Traffic::default());
+        let meeting = net::meet(address, self.trust, self.peer_timeout, &traffic, hello);
+        let Welcome { name, history, decision, .. } =
+            tokio::time::timeout(limit, meeting).await.ok()?.ok()?.welcome;
+        Some(Seen { name, history, decision })
+    }
 }

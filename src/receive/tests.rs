@@ -494,6 +494,7 @@ async fn slots_are_told_to_those_that_know_what_they_are() {
             wants: RoleWanted::Any,
             purpose: Purpose::Follow,
             line: LineId::FIRST,
+            history: None,
         };
         writer.send(&Message::Hello(hello)).await.unwrap();
         let (mut keepalives, mut told) = (0, None);

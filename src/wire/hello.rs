@@ -1,7 +1,8 @@
 //! Who the two sides are and what is agreed between them: hello, welcome, reasons.
 
 use super::{
-    HELLO_MAX, Lineage, MAGIC, NAME_MAX, REASON_MAX, VERSION_BACKUP, VERSION_MAX, VERSION_MIN, VERSION_SLOTS,
+    HELLO_BRANCHES, HELLO_MAX, Lineage, MAGIC, NAME_MAX, REASON_MAX, VERSION_BACKUP, VERSION_MAX,
+    VERSION_MIN, VERSION_SLOTS,
 };
 use crate::codec::{DecodeError, Put, Reader};
 use crate::history::{HISTORY_BYTES, History, LineId};
@@ -103,6 +104,16 @@ pub struct Hello {
     pub purpose: Purpose,
     /// Which line its timeline is; older versions know of the first only.
     pub line: LineId,
+    /// The way of its log, at most the newest [`HELLO_BRANCHES`] of it; `None`: it never branched, or an older version.
+    pub history: Option<History>,
+}
+
+impl Hello {
+    /// What a hello tells of the way of a log.
+    #[must_use]
+    pub fn way(history: &History) -> Option<History> {
+        (!history.branches().is_empty()).then(|| history.newest(HELLO_BRANCHES))
+    }
 }
 
 /// What a sender does for a receiver.
@@ -263,7 +274,8 @@ pub(super) fn put_hello(h: &Hello, out: &mut Vec<u8>) {
     out.put_u16(h.versions.0);
     out.put_u16(h.versions.1);
     let name = clip(&h.name, NAME_MAX);
-    out.put_u32(99 + u32::try_from(name.len()).unwrap_or(0));
+    let way = h.history.as_ref().map(|way| way.newest(HELLO_BRANCHES).encode()).unwrap_or_default();
+    out.put_u32(103 + u32::try_from(name.len() + way.len()).unwrap_or(0));
     out.put_u64(h.system.0);
     out.put_u32(h.timeline.0);
     out.put_u64(h.flush.0);
@@ -283,6 +295,7 @@ pub(super) fn put_hello(h: &Hello, out: &mut Vec<u8>) {
     out.put_u8(h.wants as u8);
     out.put_u8(h.purpose as u8);
     out.put_u64(h.line.0);
+    out.put_blob(&way);
 }
 
 pub(super) fn put_welcome(w: &Welcome, out: &mut Vec<u8>) {
@@ -345,6 +358,7 @@ pub(super) fn take_hello(body: &[u8]) -> Result<Hello, DecodeError> {
         if r.rest().is_empty() { RoleWanted::Any } else { RoleWanted::from_u8(r.u8("role wanted")?)? };
     let purpose = if r.rest().is_empty() { Purpose::Follow } else { Purpose::from_u8(r.u8("purpose")?)? };
     let line = if r.rest().is_empty() { LineId::FIRST } else { LineId(r.u64("line id")?) };
+    let history = if r.rest().is_empty() { None } else { take_way(&mut r, (system, timeline, line))? };
     Ok(Hello {
         versions,
         system,
@@ -359,7 +373,24 @@ pub(super) fn take_hello(body: &[u8]) -> Result<Hello, DecodeError> {
         wants,
         purpose,
         line,
+        history,
     })
+}
+
+/// The receiver's way, which has to lead to where it says that it is.
+fn take_way(
+    r: &mut Reader<'_>,
+    (system, timeline, line): (SystemId, TimelineId, LineId),
+) -> Result<Option<History>, DecodeError> {
+    let bytes = r.blob(HELLO_MAX, "history")?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let way = History::decode(bytes)?;
+    if (way.system(), way.timeline(), way.line()) == (system, timeline, line) {
+        return Ok(Some(way));
+    }
+    Err(DecodeError::Invalid { what: "timeline of the history", value: u64::from(way.timeline().0) })
 }
 
 /// The sender's way, which has to lead to where it says that it is.

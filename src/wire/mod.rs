@@ -55,6 +55,7 @@
 //! | 105+n | 1 | role wanted of the sender: 0 any, 1 leader, 2 follower; may not be there |
 //! | 106+n | 1 | purpose: 0 to follow, 1 a backup, which speaks version 5 at least; may not be there |
 //! | 107+n | 8 | line id of the timeline, 0 for the first; not there in hellos of programs that speak no more than version 5 |
+//! | 115+n | 4+m | from version 7 on: bytes of the [`crate::history`] of the receiver's log, its newest [`HELLO_BRANCHES`] branches; empty for one that never branched |
 //!
 //! A lineage is the nodes that the sender's log comes through: count u8, at most [`LINEAGE_MAX`], count x node id u64,
 //! the sender first.
@@ -95,7 +96,7 @@ pub use slots::{SLOTS_MAX, SlotAt};
 /// The lowest protocol version this program speaks.
 pub const VERSION_MIN: u16 = 1;
 /// The highest protocol version this program speaks.
-pub const VERSION_MAX: u16 = 6;
+pub const VERSION_MAX: u16 = 7;
 /// From this version on, welcome and keepalive tell where the sender's log comes from.
 pub const VERSION_ORIGIN: u16 = 2;
 /// From this version on, acks say what counts, slots are told downstream, and a directory can be resynced.
@@ -109,6 +110,9 @@ pub const VERSION_BACKUP: u16 = 5;
 /// From this version on, the two ends tell each other which line of log they are on, and one on an older line follows a
 /// sender whose way goes over it.
 pub const VERSION_LINES: u16 = 6;
+/// From this version on, a hello tells the way of the receiver's log: a leader that was left behind learns it from whoever
+/// comes to it.
+pub const VERSION_RIVALS: u16 = 7;
 /// Bit of an ack's flags: what is applied counts. Not set by a receiver whose directory rests: paused, stopped at a
 /// target, refused, or one that only receives.
 pub const ACK_APPLIES: u8 = 1;
@@ -143,6 +147,8 @@ pub const BATCH_IDS: usize = 512;
 pub const CHUNK_MAX: usize = 1 << 20;
 /// Most bytes of the items of one fill message: one largest item, and small files around it.
 pub const ITEMS_MAX: usize = CHUNK_MAX + (64 << 10);
+/// Most branches of a history in a hello; of a longer one the oldest are left out.
+pub const HELLO_BRANCHES: usize = 32;
 /// Most bytes of a hello's payload, of any version.
 pub const HELLO_MAX: usize = 4096;
 

@@ -18,6 +18,7 @@ fn hello() -> Hello {
         wants: RoleWanted::Leader,
         purpose: Purpose::Backup,
         line: LineId(0x0A0B),
+        history: None,
     }
 }
 
@@ -63,6 +64,37 @@ fn a_history_leads_to_where_the_sender_says_it_is() {
     }
 }
 
+/// The hello of one whose log has that way.
+fn branched(way: &History) -> Hello {
+    let (system, timeline, line) = (way.system(), way.timeline(), way.line());
+    Hello { system, timeline, line, history: Hello::way(way), ..hello() }
+}
+
+#[test]
+fn a_hello_tells_the_newest_of_a_way_and_never_one_that_leads_elsewhere() {
+    let mut way = History::first(SystemId(1));
+    for n in 1..=100 {
+        let begins = crate::history::Beginning {
+            name: "x".repeat(NAME_MAX),
+            ..crate::history::Beginning::sample(Lsn(n), n)
+        };
+        way = way.child(begins, TimelineId::FIRST).unwrap();
+    }
+    let hello = Hello { name: "y".repeat(NAME_MAX), ..branched(&way) };
+    let bytes = Message::Hello(hello.clone()).encode();
+    assert!(bytes.len() <= HEADER + HELLO_MAX + TRAILER);
+    let Message::Hello(back) = Message::decode(&bytes).unwrap().0 else { panic!() };
+    assert_eq!(back.history, Some(way.newest(HELLO_BRANCHES)));
+    assert_eq!(Hello::way(&History::first(SystemId(1))), None);
+    for bad in [
+        Hello { system: SystemId(2), ..hello.clone() },
+        Hello { timeline: TimelineId(2), ..hello.clone() },
+        Hello { line: LineId(2), ..hello },
+    ] {
+        assert!(Message::decode(&Message::Hello(bad).encode()).is_err());
+    }
+}
+
 fn lineage() -> Lineage {
     Lineage::of(NodeId(7), &Lineage::of(NodeId(9), &Lineage::default()))
 }
@@ -79,6 +111,7 @@ fn samples(data: &[u8], n: u64) -> Vec<Message> {
         Message::Hello(hello()),
         Message::Hello(Hello { want: Want::Stream, name: String::new(), ..hello() }),
         Message::Hello(Hello { want: Want::Judgement, ..hello() }),
+        Message::Hello(branched(&history(SystemId(1)))),
         welcome(Decision::StreamFrom { segment: SegmentNo(n), offset: n }),
         welcome(Decision::Fill),
         welcome(Decision::ResumeFill),
@@ -221,12 +254,12 @@ fn lengths_are_bounded_by_kind_before_anything_is_read() {
 #[test]
 fn the_hello_never_changes_its_first_bytes() {
     let bytes = Message::Hello(hello()).encode();
-    assert_eq!(&bytes[..5], &[125, 0, 0, 0, 1]);
-    assert_eq!(&bytes[8..24], b"towline\0\x01\x00\x03\x00\x6d\x00\x00\x00");
+    assert_eq!(&bytes[..5], &[129, 0, 0, 0, 1]);
+    assert_eq!(&bytes[8..24], b"towline\0\x01\x00\x03\x00\x71\x00\x00\x00");
     // What version 1 knows is where it was; it passes over what follows.
     assert_eq!(&bytes[24..115], &HELLO_V1[24..115]);
     assert_eq!(&bytes[115..125], &[8, 7, 6, 5, 4, 3, 2, 1, 1, 1]);
-    assert_eq!(&bytes[125..133], &[0x0B, 0x0A, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(&bytes[125..137], &[0x0B, 0x0A, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
 }
 
 /// The hello of [`hello`] as programs wrote it that spoke version 1 only.
@@ -243,6 +276,7 @@ fn messages_of_version_1_are_read() {
             wants: RoleWanted::Any,
             purpose: Purpose::Follow,
             line: LineId::FIRST,
+            history: None,
             ..hello()
         })
     ));
