@@ -145,6 +145,7 @@ pub(super) async fn copy<T: Taker>(
         status: Arc::clone(&upstream),
         order: None,
         report: Arc::default(),
+        sums: None,
     };
     let copying = cancel.child_token();
     let taking = async {

@@ -1,4 +1,5 @@
-//! SHA-256 of the files of a backup, on two threads, while each block is compared with what it has to be.
+//! SHA-256 of the files of a backup. Most were summed as they were written; what the log has changed since is read again, on
+//! two threads, while each block is compared with what it has to be.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,8 +10,9 @@ use sha2::{Digest, Sha256};
 
 use super::Progress;
 use super::source::stopped;
-use crate::catalog::{Catalog, block_hashes, blocks_of};
+use crate::catalog::{Catalog, Inode, block_hashes, blocks_of};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fill::Sums;
 use crate::manifest::{File, Sha};
 use crate::position::FileId;
 use crate::record::{BLOCK, Kind};
@@ -21,12 +23,13 @@ const THREADS: usize = 2;
 /// Bytes read at once: whole blocks.
 const PIECE: usize = 16 * BLOCK as usize;
 
-/// Sums every regular file of the tree below `root`: one element for each of its names, ordered by path.
+/// The sum of every regular file of the tree below `root`, some of which are known: one element for each of its names, ordered by
+/// path.
 ///
 /// # Errors
 /// A file that is not what the catalog says, by name, or why one can't be read.
 pub(super) fn files(
-    root: &Root,
+    (root, known): (&Root, &Sums),
     catalog: &Catalog,
     stop: &AtomicBool,
     progress: &Progress,
@@ -44,7 +47,7 @@ pub(super) fn files(
             if failed.load(Ordering::Relaxed) {
                 break;
             }
-            let summed = sum(root, catalog, id, &mut buf, progress);
+            let summed = sum((root, known), catalog, id, &mut buf, progress);
             own.extend(summed.inspect_err(|_| failed.store(true, Ordering::Relaxed))?);
         }
         done.lock().unwrap_or_else(PoisonError::into_inner).extend(own);
@@ -61,40 +64,62 @@ pub(super) fn files(
     Ok(files)
 }
 
-fn sum(root: &Root, catalog: &Catalog, id: FileId, buf: &mut [u8], progress: &Progress) -> Result<Vec<File>> {
+fn sum(
+    (root, known): (&Root, &Sums),
+    catalog: &Catalog,
+    id: FileId,
+    buf: &mut [u8],
+    progress: &Progress,
+) -> Result<Vec<File>> {
     let names = paths(catalog, id);
     let Some((inode, first)) = catalog.get(id).zip(names.first()) else { return Ok(Vec::new()) };
-    let failed = |verb: &str, e: std::io::Error| Error::io(verb, root.join(first), e);
-    let file = open(root, first).map_err(|e| failed("open", e))?;
-    let stat = sys::stat_fd(&file).map_err(|e| failed("stat", e))?;
+    let path = || root.join(first);
+    let known = known.of(id, inode.size, inode.content).filter(|_| inode.hashed);
+    let access = if known.is_some() { OFlags::PATH } else { OFlags::RDONLY };
+    let file =
+        root.open_beneath(first, access | OFlags::NOFOLLOW, 0).map_err(|e| Error::io("open", path(), e))?;
+    let stat = sys::stat_fd(&file).map_err(|e| Error::io("stat", path(), e))?;
+    let (size, sha256) = match known {
+        Some(sha256) => {
+            progress.add(0, stat.size);
+            (stat.size, Some(sha256))
+        }
+        None => read(&file, catalog, &inode, buf, progress).map_err(|e| Error::io("read", path(), e))?,
+    };
+    let Some(sha256) = sha256.filter(|_| size == inode.size) else {
+        let text = format!(
+            "'{}' is not what was written there: the disk, or somebody, has changed it",
+            path().display()
+        );
+        return Err(Error::new(ErrorKind::Diverged, text));
+    };
+    progress.add(1, 0);
+    let each = |path| File { path, id, size, mtime: stat.attrs.mtime, sha256 };
+    Ok(names.into_iter().map(each).collect())
+}
+
+/// Reads a file: its length, and its sum if it holds what the catalog says.
+fn read(
+    file: &OwnedFd,
+    catalog: &Catalog,
+    inode: &Inode,
+    buf: &mut [u8],
+    progress: &Progress,
+) -> std::io::Result<(u64, Option<Sha>)> {
     let (mut sha, mut content, mut at) = (Sha256::new(), 0_u128, 0_u64);
     loop {
-        let n = sys::read_at(&file, buf, at).map_err(|e| failed("read", e))?;
+        let n = sys::read_at(file, buf, at)?;
         if n == 0 {
             break;
         }
         sha.update(&buf[..n]);
-        let hashes = block_hashes(catalog.system(), id, at / BLOCK, &buf[..n]);
+        let hashes = block_hashes(catalog.system(), inode.id, at / BLOCK, &buf[..n]);
         content = hashes.fold(content, u128::wrapping_add);
         at += n as u64;
         progress.add(0, n as u64);
     }
-    let right = at == inode.size && (!inode.hashed || content == inode.content || blocks_of(at) == 0);
-    if !right {
-        let text = format!(
-            "'{}' is not what was written there: the disk, or somebody, has changed it",
-            root.join(first).display()
-        );
-        return Err(Error::new(ErrorKind::Diverged, text));
-    }
-    progress.add(1, 0);
-    let sha256 = Sha(sha.finalize().into());
-    let each = |path| File { path, id, size: at, mtime: stat.attrs.mtime, sha256 };
-    Ok(names.into_iter().map(each).collect())
-}
-
-fn open(root: &Root, path: &[u8]) -> std::io::Result<OwnedFd> {
-    root.open_beneath(path, OFlags::RDONLY | OFlags::NOFOLLOW, 0)
+    let right = !inode.hashed || content == inode.content || blocks_of(at) == 0;
+    Ok((at, right.then(|| Sha(sha.finalize().into()))))
 }
 
 /// All names of a file, from the top of the tree, in order.

@@ -19,7 +19,7 @@ use crate::checkpoint;
 use crate::disk::{self, AtomicFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
-use crate::fill::{self, FillContext};
+use crate::fill::{self, FillContext, Sums};
 use crate::manifest::{self, Form, Manifest};
 use crate::net::{Upstream, wall_clock};
 use crate::position::{Lsn, SystemId};
@@ -35,7 +35,7 @@ pub async fn take(order: Order, progress: Progress, cancel: CancellationToken) -
     let order = Arc::new(order);
     let opening = Arc::clone(&order);
     let (place, begun) = blocking(move || open(&opening)).await?;
-    let (place, making) = (Arc::new(place), Maker { order, progress, cancel });
+    let (place, making) = (Arc::new(place), Maker { order, progress, cancel, sums: Arc::default() });
     let made = making.make(&place, begun).await;
     if made.is_err() {
         let Maker { order, .. } = making;
@@ -68,6 +68,8 @@ struct Maker {
     order: Arc<Order>,
     progress: Progress,
     cancel: CancellationToken,
+    /// Of the files as they were copied.
+    sums: Arc<Sums>,
 }
 
 impl Maker {
@@ -112,6 +114,7 @@ impl Maker {
             status: Arc::clone(upstream),
             order: None,
             report: Arc::default(),
+            sums: Some(Arc::clone(&self.sums)),
         };
         self.progress.copying(upstream);
         let copying = self.cancel.child_token();
@@ -134,8 +137,9 @@ impl Maker {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopping, place) = (Arc::clone(&stop), Arc::clone(place));
         let (progress, label) = (self.progress.clone(), self.order.label.clone());
+        let sums = Arc::clone(&self.sums);
         let mut sealing = std::pin::pin!(blocking(move || {
-            let sealed = Sealing { place: &place, state: &state, root: &root, stop: &stopping };
+            let sealed = Sealing { place: &place, state: &state, root: &root, sums: &sums, stop: &stopping };
             let manifest = sealed.parts(&Begun { label, ..begun }, &applied, &progress)?;
             drop(state);
             finish(&place, &manifest)?;
@@ -174,11 +178,12 @@ struct Sealing<'a> {
     place: &'a Place,
     state: &'a StateDir,
     root: &'a Root,
+    sums: &'a Sums,
     stop: &'a AtomicBool,
 }
 
 impl Sealing<'_> {
-    /// Writes the parts and sums the files.
+    /// Writes the parts and the sums of the files.
     fn parts(&self, begun: &Begun, applied: &Applied, progress: &Progress) -> Result<Manifest> {
         let control = self.state.set_up()?;
         let catalog = newest(self.state, control.system)?;
@@ -189,7 +194,7 @@ impl Sealing<'_> {
         let count = catalog.inodes().filter(|i| i.kind == crate::record::Kind::File).count() as u64;
         let total = catalog.inodes().map(|i| i.size).sum();
         progress.enters(Phase::Checking, count, total);
-        let files = sums::files(self.root, &catalog, self.stop, progress)?;
+        let files = sums::files((self.root, self.sums), &catalog, self.stop, progress)?;
         let shelf = Folder(self.place.dir().to_owned());
         let catalog_part = write_part(&shelf, manifest::CATALOG, |out| {
             checkpoint::encode_snapshot(&catalog.freeze()?, out)

@@ -175,6 +175,7 @@ async fn copy(
         status: Arc::clone(upstream),
         order,
         report: Arc::clone(&node.resyncs.report),
+        sums: None,
     };
     let (noting, context) = (Arc::clone(node), Arc::new(context));
     let (looking, damage) = (Arc::clone(&context), Arc::clone(&context));

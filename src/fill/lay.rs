@@ -126,6 +126,7 @@ pub async fn lay(layout: Arc<Layout>, cancel: CancellationToken) -> Result<()> {
         peer_timeout: Duration::from_secs(1),
         order: layout.equalize.then(equal::order),
         report: Arc::new(Mutex::default()),
+        sums: None,
     });
     // Whatever works for it holds a token.
     let (token, mut ended) = mpsc::channel::<()>(1);

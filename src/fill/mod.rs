@@ -38,6 +38,7 @@ mod read;
 mod resync;
 mod shape;
 mod source;
+mod sums;
 mod take;
 mod target;
 mod tree;
@@ -46,6 +47,7 @@ mod write;
 pub use lay::{Cloning, Layout, Shelf, lay};
 pub use resync::{Order, Report, aside_next, is_due as resyncs};
 pub use source::{Serving, serve};
+pub use sums::{Sum, Sums};
 pub use take::{Batch, Opened, Taken, Taker, Wish, open};
 pub use target::{FillContext, run};
 

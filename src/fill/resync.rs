@@ -436,6 +436,7 @@ pub(super) fn shape(
         skipped: Mutex::new(skipped),
         changing: Mutex::default(),
         resync: Some(Resync::new(base, whole, pace, Arc::new(tally))),
+        sums: None,
         donor: None,
     };
     let done = kept.into_iter().map(|f| (f.id, f)).collect();

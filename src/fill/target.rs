@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::journal::{Finished, Journal};
 use super::resync::{self, Order, Report};
 use super::shape::Shape;
+use super::sums::Sums;
 use super::take::way_of;
 use super::tree::{Skipped, Tree, foreign};
 use super::write::{Done, Note, Work, Writer, keep_journal};
@@ -77,6 +78,9 @@ pub struct FillContext {
     pub order: Option<Order>,
     /// What came of that.
     pub report: Arc<Mutex<Report>>,
+    /// Where the sums of what is written go, if somebody wants them. A copy that is taken up again has those of its last
+    /// attempt only.
+    pub sums: Option<Arc<Sums>>,
 }
 
 /// Copies until the control file says "filled" (or beyond), or it is cancelled.
@@ -432,6 +436,7 @@ pub(super) fn prepare(context: &FillContext, begun: Begun) -> Result<(Job, VecDe
         changing: Mutex::default(),
         resync: None,
         donor: None,
+        sums: context.sums.clone(),
     };
     let lsn = work.catalog.lsn();
     tracing::info!(

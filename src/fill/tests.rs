@@ -268,6 +268,7 @@ impl Follower {
             status: Arc::clone(&self.status),
             order: None,
             report: Arc::clone(&self.report),
+            sums: None,
         }
     }
 

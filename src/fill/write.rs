@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::compare::{Resync, complete, open_own};
 use super::journal::{Finished, Journal};
+use super::sums::{Sum, Sums, Tally};
 use super::tree::{Skipped, Tree, create, dress, seen_of};
 use crate::apply::punch;
 use crate::blocks::Blocks;
@@ -49,6 +50,8 @@ pub(super) struct Work {
     pub(super) resync: Option<Resync>,
     /// Where a file may be cloned from before its content comes.
     pub(super) donor: Option<Donor>,
+    /// Contents are summed as they are written.
+    pub(super) sums: Option<Arc<Sums>>,
 }
 
 /// The file that holds just the content of another one, if there is any.
@@ -114,6 +117,7 @@ struct Open {
     sum: u128,
     /// It shares its blocks with what it is read from.
     cloned: bool,
+    tally: Option<Tally>,
 }
 
 /// One writing thread.
@@ -243,7 +247,16 @@ impl Writer {
                 fd
             }
         };
-        Ok(Open { fd, parent, name: name.into(), next: 0, len: 0, sum: 0, cloned })
+        Ok(Open {
+            fd,
+            parent,
+            name: name.into(),
+            next: 0,
+            len: 0,
+            sum: 0,
+            cloned,
+            tally: work.sums.as_ref().map(|_| Tally::default()),
+        })
     }
 
     fn data(&mut self, id: FileId, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -271,6 +284,9 @@ impl Writer {
                 resync.touch(id, bytes.len() as u64)?;
                 resync.set_sum(id, hashes.first().copied().unwrap_or_default());
                 resync.tally.moved.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            }
+            if let Some(tally) = &mut open.tally {
+                tally.add(offset, bytes);
             }
             open.len = offset + bytes.len() as u64;
             self.work.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -332,6 +348,9 @@ impl Writer {
         let stat = stat.map_err(|e| self.error("set attributes of", id, e))?;
         failpoint::pass("fill::file").map_err(|e| self.error("finish", id, e))?;
         let finished = Finished { id, content: open.sum, seen: seen_of(&stat) };
+        if let Some((sums, tally)) = work.sums.as_ref().zip(open.tally) {
+            sums.note(id, Sum { size: inode.size, content: open.sum, sha256: tally.finish(inode.size) });
+        }
         if outcome == Outcome::Whole {
             let stopped = |_| Error::new(ErrorKind::Cancelled, "the journal has stopped");
             self.notes.send(finished).map_err(stopped)?;

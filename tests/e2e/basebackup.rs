@@ -356,6 +356,8 @@ fn a_copy_that_stands_on_a_cut_of_files_waits_for_an_exact_one() {
         stop.store(true, std::sync::atomic::Ordering::SeqCst);
         rested.unwrap_or_else(|e| std::panic::resume_unwind(e));
     });
+    // What is written last has come to the follower's log, at least.
+    assert_eq!(pair.leader.wait_confirmed(&["--level", "flush"]).0, 0);
     let (tree, tar) = (pair.bed.path("tree"), pair.bed.path("out.tar"));
     let port = node.spec.listen;
     let short = Backup::new(port, &pair.bed.path("short")).args(["--exact-timeout", "0s"]).run();
