@@ -48,7 +48,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a leader: watch a data directory and serve its log.
-    Leader(Node),
+    Leader(Leader),
     /// Run a follower: keep a directory the same as a leader's. An empty directory is filled first.
     Follower(Follower),
     /// Run in the role that the state directory holds; a new one takes it from the configuration.
@@ -335,9 +335,24 @@ pub struct Follower {
     pub paused: bool,
 }
 
+/// Flags of `leader`.
+#[derive(Debug, Args)]
+pub struct Leader {
+    /// Flags of every node.
+    #[command(flatten)]
+    pub node: Node,
+    /// Lead, whatever the other nodes of the list say. If one of them was promoted, or this node is fenced, it leads on a new
+    /// timeline, and the other one is fenced.
+    #[arg(long)]
+    pub force: bool,
+}
+
 /// Flags of `run`.
 #[derive(Debug, Args)]
 pub struct Run {
+    /// A leader leads, whatever the other nodes of the list say, as with `towline leader --force`.
+    #[arg(long)]
+    pub force: bool,
     /// Configuration file.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
@@ -384,6 +399,10 @@ pub struct Promote {
     /// Return when the node serves as the leader.
     #[arg(long, conflicts_with = "dry_run")]
     pub wait: bool,
+    /// For a leader that is fenced, or that another one leads apart from: it leads on a new timeline, with a number above all
+    /// that it has heard of, and the other one is fenced. What the other one has is lost then; stop its application first.
+    #[arg(long, conflicts_with = "to")]
+    pub force: bool,
     /// Which daemon; the time is how long is waited.
     #[command(flatten)]
     pub ask: Ask,

@@ -112,15 +112,20 @@ fn command_word(words: impl Iterator<Item = OsString>) -> Option<String> {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Leader(node) => {
+        Command::Leader(args::Leader { node, force }) => {
             let file = node.config.clone();
-            start(file, Some(state::Role::Leader), false, daemon::Flags::new(move |c| node.over(c)))
+            let how = Start { role: Some(state::Role::Leader), paused: false, force };
+            start(file, how, daemon::Flags::new(move |c| node.over(c)))
         }
         Command::Follower(follower) => {
             let (file, paused) = (follower.node.config.clone(), follower.paused);
-            start(file, Some(state::Role::Follower), paused, daemon::Flags::new(move |c| follower.over(c)))
+            let how = Start { role: Some(state::Role::Follower), paused, force: false };
+            start(file, how, daemon::Flags::new(move |c| follower.over(c)))
         }
-        Command::Run(run) => start(Some(run.config), None, false, daemon::Flags::new(|c| c)),
+        Command::Run(run) => {
+            let how = Start { role: None, paused: false, force: run.force };
+            start(Some(run.config), how, daemon::Flags::new(|c| c))
+        }
         Command::Status(args) => match args.watch {
             Some(every) => watch::run(&args, every.0),
             None => show(&args.ask, &Request::Status, status::render),
@@ -193,18 +198,22 @@ fn restore_point(args: RestorePoint) -> Result<ExitCode> {
     })
 }
 
-/// Runs a node. Without a role that of the configuration counts: who has a leader follows it.
-fn start(
-    file: Option<PathBuf>,
+/// How a node is run.
+struct Start {
+    /// Without a role that of the configuration counts: who has a leader follows it.
     role: Option<state::Role>,
     paused: bool,
-    flags: daemon::Flags,
-) -> Result<ExitCode> {
+    force: bool,
+}
+
+/// Runs a node.
+fn start(file: Option<PathBuf>, how: Start, flags: daemon::Flags) -> Result<ExitCode> {
     let flags = flags.on_reload(logging::follow);
     let config = flags.over(load(file.as_deref())?);
     logging::follow(&config);
     let by_config = if config.leader.is_some() { state::Role::Follower } else { state::Role::Leader };
-    daemon::run(daemon::Start { config, wanted: role.unwrap_or(by_config), paused, file, flags })
+    let Start { role, paused, force } = how;
+    daemon::run(daemon::Start { config, wanted: role.unwrap_or(by_config), paused, force, file, flags })
 }
 
 fn load(file: Option<&Path>) -> Result<Config> {

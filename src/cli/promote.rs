@@ -15,8 +15,8 @@ use crate::error::Result;
 const GRACE: Duration = Duration::from_secs(5);
 
 pub(super) fn run(args: Promote) -> Result<ExitCode> {
-    let Promote { to, dry_run, wait, mut ask } = args;
-    let request = control::Promote { to, dry_run, wait, timeout: Some(ask.timeout) };
+    let Promote { to, dry_run, wait, force, mut ask } = args;
+    let request = control::Promote { to, dry_run, wait, force, timeout: Some(ask.timeout) };
     ask.timeout.0 += GRACE;
     show(&ask, &Request::Promote(request), words)
 }
@@ -30,6 +30,14 @@ fn words(v: &Value) -> String {
     let cut = |at: &str| format!("{} ({} cut)", text(&format!("/{at}/lsn")), text(&format!("/{at}/cut")));
     if v.get("role").is_some() {
         let timeline = text("/timeline");
+        if v.get("forced").is_some() {
+            return format!(
+                "forced: this node leads on, on timeline {timeline}; its own timeline before that ends at {}, and those up to {} are left \
+                 behind\n",
+                text("/branch"),
+                text("/above")
+            );
+        }
         if v.get("after").is_none() {
             return format!("this node is the leader already, of timeline {timeline}\n");
         }
@@ -46,6 +54,16 @@ fn words(v: &Value) -> String {
         return out;
     }
     let begins = v.get("promotion").is_some();
+    if v.get("force").is_some() {
+        return match begins {
+            true => "a new timeline begins; `towline status` shows when this node leads\n".to_owned(),
+            false => format!(
+                "would lead on, on a new timeline above {}, from the end of its log on, which is at or after {}\n",
+                text("/above"),
+                text("/branch")
+            ),
+        };
+    }
     format!(
         "{}: from {} to {}; the old timeline ends at {}\n{} bytes of its log that are here would not count; its leader was heard at \
          {}, bytes after that cut: {}\n{}",

@@ -104,7 +104,8 @@ pub struct Config {
     /// Address to serve followers on. A port of 0 takes any, which the log and `towline status` name.
     pub listen: Option<String>,
     /// Address of the node to follow, or several that are tried in turn, as a list or with commas between them. Its
-    /// presence makes a new node a follower.
+    /// presence makes a new node a follower. The same list on all nodes is simplest: a node leaves its own address out, and one
+    /// that leads asks the others whether one of them was promoted.
     #[serde(deserialize_with = "one_or_more")]
     pub leader: Option<String>,
     /// Which of them to follow: `any`, the `leader` only, `follower`s only, or `prefer-follower`.
@@ -164,6 +165,10 @@ pub struct Config {
     /// Shell command run when this node was promoted and serves; it has a minute. `TOWLINE_NAME`, `TOWLINE_TIMELINE` and
     /// `TOWLINE_BRANCH` say who leads now, and since where.
     pub on_promote: Option<String>,
+    /// Shell command run when this node, as a leader, has to stop leading, before its log ends: it stops the application. It has
+    /// a minute. `TOWLINE_NAME`, `TOWLINE_REASON` (`fenced`), `TOWLINE_TIMELINE`, `TOWLINE_BRANCH` and `TOWLINE_NEW_LEADER` say
+    /// who leads now, and since where. One that failed is run again by the next start.
+    pub on_demote: Option<String>,
     /// Bytes a second of background hashing and scrubbing.
     pub scrub_rate: Size,
     /// A follower compares all contents with their hashes once in this time; 0s: never.
@@ -257,6 +262,7 @@ impl Default for Config {
             before_cut: None,
             after_cut: None,
             on_promote: None,
+            on_demote: None,
             scrub_rate: Size(32 << 20),
             scrub_interval: span(24 * 3600),
             checkpoint_bytes: Size(256 << 20),

@@ -115,6 +115,8 @@ pub struct Promote {
     pub dry_run: bool,
     /// Answer when it serves as the leader.
     pub wait: bool,
+    /// A leader that is fenced or in a split begins a new timeline.
+    pub force: bool,
     /// How long that is waited for; else [`PROMOTE_WAIT`].
     pub timeout: Option<Span>,
 }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,7 +14,8 @@ use super::show::{cuts_part, log_part};
 use super::source::{LeaderSource, Source};
 use super::sync;
 use super::{
-    Engine, Node, archiving, blocking, bounded_stop, cleanup, lines, promote, recover, until_failure,
+    Engine, Node, archiving, blocking, bounded_stop, cleanup, fenced, force, lines, promote, recover, rivals,
+    until_failure,
 };
 use crate::capture::{Capture, CaptureHandle, CaptureOptions};
 use crate::config::Config;
@@ -40,11 +42,41 @@ pub(crate) struct Leader {
     points: Arc<Points>,
 }
 
-/// Runs until the stop is asked for (`Ok`) or something fails.
-pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
+/// One turn of a node whose role is to lead, until the stop is asked for (`Ok`) or something fails. It opens for business
+/// only if no other line is known to go on from its own.
+pub(super) async fn turn(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
     let config = node.config();
     node.port.open(&config, Ancestry::leader(node.id), None).await?;
     sync::enforce(node.port.peers(), &config)?;
+    if node.promotion.is_forced() {
+        return force::turn(node, stop).await;
+    }
+    let leads_all_the_same = node.force.swap(false, Ordering::SeqCst);
+    let state = Arc::clone(node);
+    let (own, fence) =
+        blocking(move || Ok((state.state.history()?, fenced::in_force(&state.state)?))).await?;
+    node.rivals.lead(own);
+    node.rivals.fenced(None);
+    match fence {
+        Some(_) if leads_all_the_same => return force::turn(node, stop).await,
+        Some(fence) => return fenced::turn(node, fence, stop).await,
+        None => {}
+    }
+    node.port.halt(node, "this node asks the others whether one of them leads").await;
+    let told = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        told = rivals::first(node) => told?,
+    };
+    match told {
+        Some(_) if leads_all_the_same => force::turn(node, stop).await,
+        Some(told) => fenced::begin(node, told).await,
+        None => generation(node, stop).await,
+    }
+}
+
+/// Leads until the stop is asked for (`Ok`), something fails, or another line goes on from this node's.
+async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
+    let config = node.config();
     let control = node.state.set_up()?;
     let starter = Arc::clone(node);
     let (root, log, fold) = match blocking(move || recovered(&starter)).await {
@@ -81,14 +113,25 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     if let Some(listen) = &config.listen {
         tracing::info!("leader of system {} serves followers on {listen}", control.system);
     }
+    let mut left_behind = None;
     let result = tokio::select! {
         failed = until_failure(node, stop, || capture.failure().or_else(|| log.failure())) => failed.map_or(Ok(()), Err),
         never = note_segments(node, &log) => match never {},
+        never = rivals::watch(node) => match never {},
+        told = node.rivals.newer() => {
+            left_behind = Some(told);
+            Ok(())
+        }
+    };
+    let stays = result.is_ok() && left_behind.is_none();
+    let result = match left_behind {
+        Some(told) => fenced::begin(node, told).await,
+        None => result,
     };
     // The last pass is committed while followers are still connected, then they get a moment to take it.
     let ending = capture.clone();
     bounded_stop("stop capture", move || ending.stop()).await;
-    if result.is_ok() {
+    if stays {
         // Followers take the end of the segment meanwhile.
         archiving.finish(node, &log).await;
         drain(&log, node.port.peers()).await;

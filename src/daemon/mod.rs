@@ -14,7 +14,8 @@
 //! ```
 //!
 //! A follower that is promoted ends its turn, and takes one to come to rest as the leader (`promoting`); the next turn is a
-//! leader's: see `promote`.
+//! leader's: see `promote`. A leader that hears of a line that goes on from its own ends its turn, and all that follow are
+//! `fenced`: see the module of that name.
 //!
 //! The port is served over all of them: between two, and while nothing runs, followers still get the log that is
 //! durable.
@@ -27,7 +28,9 @@ mod archived;
 mod archiving;
 mod cleanup;
 mod demote;
+mod fenced;
 mod follower;
+mod force;
 mod heal;
 mod leader;
 mod lines;
@@ -38,6 +41,7 @@ mod port;
 mod promote;
 mod recover;
 mod resync;
+mod rivals;
 mod show;
 mod slot;
 mod source;
@@ -91,6 +95,8 @@ pub struct Start {
     pub wanted: Role,
     /// A follower rests on a cut after recovery until it is resumed.
     pub paused: bool,
+    /// A leader leads, also if it was left behind: on a new line then.
+    pub force: bool,
     /// The configuration file, to read again on reload.
     pub file: Option<PathBuf>,
     /// What the command line puts over the file.
@@ -109,9 +115,12 @@ pub(crate) struct Node {
     pages: pages::Pages,
     pub(crate) resyncs: resync::Resyncs,
     pub(crate) promotion: promote::Promotion,
+    pub(crate) rivals: Arc<rivals::Rivals>,
     archiving: archiving::Archiving,
     pub(crate) data: PathBuf,
     pub(crate) paused: std::sync::atomic::AtomicBool,
+    /// The first turn leads, whatever the others say.
+    force: std::sync::atomic::AtomicBool,
     /// When the process began, ns since 1970.
     started: i64,
     /// A target was reached, and the node told to go on.
@@ -280,9 +289,11 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
         pages: pages::Pages::default(),
         resyncs: resync::Resyncs::default(),
         promotion: promote::Promotion::default(),
+        rivals: Arc::default(),
         archiving: archiving::Archiving::default(),
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),
+        force: std::sync::atomic::AtomicBool::new(start.force),
         started: net::wall_clock(),
         passed,
         file: start.file,
@@ -378,9 +389,12 @@ async fn generations(node: &Arc<Node>) -> Result<()> {
         let turn = node.stop.child_token();
         *lock(&node.turn) = turn.clone();
         let role = node.state.control().map_or(Role::Follower, |c| c.role);
+        if role == Role::Follower {
+            node.rivals.follow();
+        }
         let result = match (node.state.settle(), role) {
             (Err(e), _) => Err(e),
-            (Ok(()), Role::Leader) => leader::generation(node, &turn).await,
+            (Ok(()), Role::Leader) => leader::turn(node, &turn).await,
             (Ok(()), Role::Follower) if node.promotion.is_wanted() => promote::turn(node, &turn).await,
             (Ok(()), Role::Follower) => follower::generation(node, &turn).await,
         };

@@ -49,6 +49,7 @@ const FIXED: &[&str] = &["data", "state", "listen"];
 const LIVE: &[&str] = &["http", "archive"];
 /// What a leader takes over while it runs.
 const CAPTURE: &[&str] = &[
+    "leader",
     "rescan_interval",
     "hot_interval",
     "max_cut_delay",
@@ -98,6 +99,7 @@ const LEADER_START: &[&str] = &["name", "peer_timeout", "segment_timeout", "comp
 const LOOKED_UP: &[&str] = &[
     "log_level",
     "on_promote",
+    "on_demote",
     "max_slot_keep",
     "max_slot_disk",
     "keep_segments",
@@ -231,7 +233,7 @@ mod tests {
         let leader = Change::between(&old, &new, Role::Leader);
         assert_eq!(
             (&*leader.in_force, &*leader.restart),
-            (&["exclude".to_owned()][..], &["listen".to_owned(), "peer_timeout".into()][..])
+            (&["exclude".to_owned(), "leader".into()][..], &["listen".to_owned(), "peer_timeout".into()][..])
         );
         new = leader.keep_fixed(&old, new);
         assert!(new.listen.is_none() && new.peer_timeout == old.peer_timeout && new.exclude == ["x"]);

@@ -18,7 +18,7 @@ use crate::log::Log;
 use crate::net::{Ancestry, Upstream};
 use crate::send::{self, BackupStatus, Backups, Card, Halt, Peers, ServeContext};
 use crate::sys::vital;
-use crate::wire::Below;
+use crate::wire::{Below, Code};
 
 /// The port of a node; it is opened once.
 #[derive(Default)]
@@ -164,6 +164,7 @@ impl Port {
             halt: desk.halt.clone(),
             slots: Arc::clone(&node.slots),
             trust: node.trust.clone(),
+            ear: node.rivals.ear(),
             recent: Arc::default(),
         };
         let cancel = CancellationToken::new();
@@ -193,6 +194,11 @@ impl Port {
         if let Some(desk) = lock(&self.clerk).as_ref().and_then(|c| c.desk.as_ref()) {
             return desk.withdraw(reason);
         }
+        self.bar(node, Code::NotReady, reason).await;
+    }
+
+    /// Nobody is served any more: everybody is refused with this code, for this reason.
+    pub(crate) async fn bar(&self, node: &Node, code: Code, reason: &str) {
         let Some(listener) = lock(&self.open).clone() else { return };
         self.clear().await;
         let Some(control) = node.state.control() else { return };
@@ -204,11 +210,12 @@ impl Port {
             ancestry: lock(&self.ancestry).clone(),
             peer_timeout: node.config().peer_timeout.0,
             trust: node.trust.clone(),
+            ear: node.rivals.ear(),
         };
         let cancel = CancellationToken::new();
         let task = tokio::spawn(vital::task(
             "the port",
-            send::decline(listener, card, reason.to_owned(), cancel.clone()),
+            send::decline(listener, card, (code, reason.to_owned()), cancel.clone()),
         ));
         *lock(&self.clerk) = Some(Clerk { task, cancel, desk: None });
     }

@@ -16,6 +16,7 @@
 //! | newest | on the last complete change set | the beginning of a change set: the new line begins with its abort |
 //! | exact | on the last exact cut | change sets after it, too: they are put aside in `lost/` |
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, Node, blocking, bounded_stop, lock};
+use super::{Engine, Node, blocking, bounded_stop, force, lock};
 use crate::apply::{Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, Inexact, StopAt};
 use crate::config::{Config, Cuts};
 use crate::control::{PROMOTE_WAIT, Promote, PromoteTo};
@@ -58,12 +59,34 @@ pub(crate) struct Promotion {
     changed: Notify,
     /// The command is yet to be run.
     hook: Mutex<Option<Value>>,
+    /// A leader is to begin a new line.
+    force: AtomicBool,
 }
 
 impl Promotion {
     /// Whether the next turn of the follower is a promotion.
     pub(super) fn is_wanted(&self) -> bool {
         lock(&self.order).is_some()
+    }
+
+    /// The next turn of the leader begins a new line.
+    pub(super) fn begin_force(&self) {
+        lock(&self.outcome).take();
+        self.force.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether this turn of the leader begins a new line; asked once.
+    pub(super) fn is_forced(&self) -> bool {
+        self.force.swap(false, Ordering::SeqCst)
+    }
+
+    /// What was wanted came to this. After a success the command is run once the node serves.
+    pub(super) fn came_to(&self, done: Result<Value>) {
+        if let Ok(value) = &done {
+            *lock(&self.hook) = Some(value.clone());
+        }
+        *lock(&self.outcome) = Some(done);
+        self.changed.notify_waiters();
     }
 }
 
@@ -116,6 +139,9 @@ fn wanted(to: Option<PromoteTo>, config: &Config) -> PromoteTo {
 
 /// The answer to an operator.
 pub(super) async fn answer(node: Arc<Node>, ask: Promote) -> Result<Value> {
+    if ask.force {
+        return force::answer(node, ask).await;
+    }
     let limit = ask.timeout.map_or(PROMOTE_WAIT, |t| t.0);
     let deadline = tokio::time::Instant::now() + limit;
     let before = node.state.set_up()?.timeline;
@@ -140,17 +166,28 @@ pub(super) async fn answer(node: Arc<Node>, ask: Promote) -> Result<Value> {
     *lock(&node.promotion.order) = Some(order);
     lock(&node.turn).cancel();
     node.retry.notify_waiters();
+    awaited(&node, before, &ask, told).await
+}
+
+/// The answer when it was begun: at once, with what was `told` before, or when the node leads.
+pub(super) async fn awaited(
+    node: &Arc<Node>,
+    before: TimelineId,
+    ask: &Promote,
+    told: Value,
+) -> Result<Value> {
     if !ask.wait {
         return Ok(with(told, &[("promoted", json!(false)), ("promotion", json!("begins"))]));
     }
-    let done = tokio::time::timeout_at(deadline, outcome(&node)).await.map_err(|_| {
+    let limit = ask.timeout.map_or(PROMOTE_WAIT, |t| t.0);
+    let done = tokio::time::timeout(limit, outcome(node)).await.map_err(|_| {
         let text = format!(
             "the promotion is not complete after {} s; it goes on: see `towline status`",
             limit.as_secs()
         );
         Error::new(ErrorKind::Unavailable, text)
     })??;
-    leads(&node, before, &ask, done).await
+    leads(node, before, ask, done).await
 }
 
 /// What a promotion would do; `None`: the node leads already.
@@ -214,7 +251,7 @@ async fn outcome(node: &Node) -> Result<Value> {
 }
 
 /// The node leads; whoever waits is told when it serves.
-async fn leads(node: &Arc<Node>, before: TimelineId, ask: &Promote, done: Value) -> Result<Value> {
+pub(super) async fn leads(node: &Arc<Node>, before: TimelineId, ask: &Promote, done: Value) -> Result<Value> {
     let limit = ask.timeout.map_or(PROMOTE_WAIT, |t| t.0);
     let serves = async {
         while ask.wait && !matches!(node.engine(), Some(Engine::Leader(_))) {
@@ -236,12 +273,10 @@ pub(super) async fn turn(node: &Arc<Node>, stop: &CancellationToken) -> Result<(
     node.phase("promoting");
     node.port.halt(node, "this node is being promoted; it is tried again").await;
     let done = carry_out(node, order, stop).await;
-    match &done {
-        Ok(value) => *lock(&node.promotion.hook) = Some(value.clone()),
-        Err(e) => tracing::error!(kind = e.kind().word(), "this node is not promoted, and follows on: {e}"),
+    if let Err(e) = &done {
+        tracing::error!(kind = e.kind().word(), "this node is not promoted, and follows on: {e}");
     }
-    *lock(&node.promotion.outcome) = Some(done);
-    node.promotion.changed.notify_waiters();
+    node.promotion.came_to(done);
     Ok(())
 }
 
@@ -353,7 +388,7 @@ pub(super) fn hook(node: &Arc<Node>) {
             ("TOWLINE_TIMELINE", timeline.to_string()),
             ("TOWLINE_BRANCH", text("branch")),
         ];
-        match quiesce::run_hook(&command, &env, HOOK_MAX, &std::sync::atomic::AtomicBool::new(false)) {
+        match quiesce::run_hook(&command, &env, HOOK_MAX, &AtomicBool::new(false)) {
             Ok(()) => tracing::info!("on_promote: '{command}' is done"),
             Err(e) => tracing::error!("on_promote: {e}; this node leads all the same"),
         }

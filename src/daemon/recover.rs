@@ -61,7 +61,7 @@ pub(crate) fn leader_fold(
     Ok(fold)
 }
 
-fn log_lost(state: &StateDir, end: Lsn, reached: Lsn) -> Error {
+pub(super) fn log_lost(state: &StateDir, end: Lsn, reached: Lsn) -> Error {
     let text = format!(
         "the log in '{}' ends at {end}, but it had reached {reached}: segments are missing; put them back (a follower has \
          the same files), or begin a new system with an empty state directory and fill the followers again",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::port::Port;
-use super::{Engine, Node, blocking, lock, slot, sync};
+use super::{Engine, Node, blocking, fenced, lock, slot, sync};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log::Log;
 use crate::net::wall_clock;
@@ -60,6 +60,13 @@ fn status(node: &Arc<Node>) -> Result<Status> {
     }
     tally.put(&mut status, std::time::Instant::now());
     if control.role == Role::Leader {
+        if let Some(fence) = node.rivals.fence() {
+            let (part, failure) = fenced::shown(&node.state.history()?, &fence);
+            (status.fence, status.error) = (Some(part), Some(failure));
+            "fenced".clone_into(&mut status.state);
+            "nothing is captured and nobody is served: another node leads".clone_into(&mut status.guarantee);
+        }
+        status.rivals = node.rivals.apart();
         let mut part = sync::part(node.port.peers(), &node.config());
         node.waits.fill(&mut part);
         node.strict.fill(&mut part);

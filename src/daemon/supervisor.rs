@@ -174,7 +174,11 @@ fn alive(before: &Look, now: &Look) -> bool {
 
 /// Whether a start is over: see the table of the module.
 fn started(state: &str, trouble: bool) -> bool {
-    trouble || matches!(state, "running" | "filling" | "resyncing" | "recovering" | "healing" | "promoting")
+    trouble
+        || matches!(
+            state,
+            "running" | "filling" | "resyncing" | "recovering" | "healing" | "promoting" | "fenced"
+        )
 }
 
 /// Tells the service manager how the node is until it is told to stop.

@@ -54,7 +54,14 @@ fn addresses(config: &Config) -> Result<()> {
 /// What makes a start impossible is said before anything is made on disk.
 pub(super) fn start(config: &Config, wanted: Role, data: &Path, state: &Path) -> Result<()> {
     config::check_apart(data, state)?;
-    addresses(config)?;
+    // A damaged control file is named by who opens it.
+    let role = StateDir::peek(state).ok().flatten().map_or(wanted, |c| c.role);
+    if let Some(listen) = config.listen.as_ref().filter(|_| role == Role::Leader) {
+        // One that can't find the others leads all the same.
+        config::address(listen)?;
+    } else if role == Role::Follower {
+        addresses(config)?;
+    }
     if StateDir::is_set_up(state) {
         // A directory that is not there may yet be mounted: it is waited for, and nothing is made in its place.
         return Ok(());

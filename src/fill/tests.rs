@@ -230,6 +230,7 @@ async fn lead(source: Arc<dyn CopySource>) -> Leader {
         halt: send::Halt::default(),
         slots: Arc::new(crate::slots::Slots::open(dir.path()).unwrap()),
         trust: crate::tls::Trust::default(),
+        ear: Default::default(),
         recent: Arc::default(),
     };
     tokio::spawn(send::serve(listener, context, cancel.clone()));

@@ -148,6 +148,15 @@ fn node() -> Vec<Family> {
         gauge("needs_help", NO, "1 while the node never goes on by itself.", |v| {
             one(f64::from(u8::from(v.text("/health") == "help")))
         }),
+        gauge(
+            "fenced",
+            NO,
+            "1 for a leader that does not lead any more: another line goes on from its own.",
+            |v| one(f64::from(u8::from(v.has("/fence")))),
+        ),
+        gauge("rivals", NO, "Nodes that lead apart from this leader.", |v| {
+            one(v.list("/rivals").map(|_| 1.0).sum())
+        }),
         gauge("disk_free", BYTES, "Room on the file system of a directory.", |v| rooms(v, "/free_bytes")),
         gauge("disk_size", BYTES, "Size of the file system of a directory.", |v| rooms(v, "/size_bytes")),
         gauge(

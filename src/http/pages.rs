@@ -6,7 +6,7 @@
 //! | `/follower` | the node is a follower whose directory is usable, paused or cut off as it may be | it is the leader; no usable directory; it needs help, or something failed |
 //! | `/follower?lag=L` | and it shows everything older than the span L, or all but L bytes | it is further behind, or how far is not known |
 //! | `/sync` | the node is a follower whose confirmations count now | any other |
-//! | `/healthy` | nothing is wrong; on its way or paused counts as right | `help`, `retrying`, `cut-off`, `frozen`, `degraded` |
+//! | `/healthy` | nothing is wrong; on its way or paused counts as right | `help`, `retrying`, `cut-off`, `frozen`, `degraded`, `fenced`, `split` |
 //! | `/ready` | as `/leader` on a leader and `/follower` on a follower | |
 //!
 //! A leader whose application is frozen for want of a quorum stays `/leader` and `/ready`: no other node may be written
@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::{Value, json};
 
 use crate::config::{Size, Span};
-use crate::status::{View, bytes, span};
+use crate::status::{View, bytes, span, split};
 
 /// The pages there are.
 pub(super) const PAGES: [&str; 6] = ["/metrics", "/leader", "/follower", "/sync", "/healthy", "/ready"];
@@ -187,6 +187,8 @@ fn healthy(v: View<'_>) -> Answer {
         "help" | "retrying" => no(trouble(v)),
         "cut-off" => no("cut off from the leader"),
         "frozen" | "degraded" => no(unconfirmed(v)),
+        "fenced" => no(trouble(v)),
+        "split" => no(split(v).unwrap_or_default()),
         "" => no("the node says nothing of its health"),
         health => yes(health),
     }
@@ -217,7 +219,11 @@ mod tests {
     }
 
     fn node(role: &str, state: &str, health: &str) -> Value {
-        let error = if matches!(health, "help" | "retrying") { json!({"message": "m"}) } else { Value::Null };
+        let error = if matches!(health, "help" | "retrying" | "fenced") {
+            json!({"message": "m"})
+        } else {
+            Value::Null
+        };
         json!({"role": role, "state": state, "health": health, "error": error, "apply": {"consistent": health != "starting"},
             "lag": {"bytes": 0, "seconds": 0.0}, "upstream": {"sync_state": "quorum", "sync_counts": true}})
     }
@@ -238,10 +244,13 @@ mod tests {
             ("diverged", "help", "", ""),
             ("refused", "help", "", ""),
             ("held", "help", "", ""),
+            ("fenced", "fenced", "", ""),
+            ("running", "split", "/leader /ready", ""),
         ];
         for (state, health, leader, follower) in table {
             for (role, want) in [("leader", leader), ("follower", follower)] {
-                let other = if role == "leader" { "behind paused cut-off" } else { "frozen degraded" };
+                let other =
+                    if role == "leader" { "behind paused cut-off" } else { "frozen degraded fenced split" };
                 if want.is_empty() && other.split(' ').any(|h| h == health) {
                     continue;
                 }

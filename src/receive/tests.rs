@@ -108,6 +108,7 @@ async fn serve(log: &Log, peers: &Arc<Peers>, cancel: &CancellationToken) -> Str
         halt: send::Halt::default(),
         slots: Arc::new(Slots::open(log.dir()).unwrap()),
         trust: crate::tls::Trust::default(),
+        ear: Default::default(),
         recent: Arc::default(),
     };
     tokio::spawn(send::serve(listener, context, cancel.clone()));

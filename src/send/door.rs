@@ -1,6 +1,7 @@
 //! The door: accepting connections, and turning them away with a reason while nothing can be served.
 
 use std::borrow::Borrow;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,7 +19,9 @@ use crate::net::{
 use crate::session;
 use crate::tls::Trust;
 use crate::trust::{Ask, Refusal};
-use crate::wire::{Code, Decision, Hello, Message, Purpose, VERSION_LINES, VERSION_ORIGIN, Want, Welcome};
+use crate::wire::{
+    Code, Decision, Hello, Message, Purpose, RoleWanted, VERSION_LINES, VERSION_ORIGIN, Want, Welcome,
+};
 
 /// Connections that have not said hello yet, or are being refused; each costs less than 300 KiB.
 const LOBBY: usize = 64;
@@ -55,6 +58,30 @@ impl Halt {
     }
 }
 
+/// What hears of everybody who may be here and says which way its log has.
+#[derive(Clone, Default)]
+pub struct Ear(Option<Arc<dyn Fn(&Hello) + Send + Sync>>);
+
+impl Ear {
+    /// It does this with each hello.
+    pub fn new(hears: impl Fn(&Hello) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(hears)))
+    }
+
+    /// A hello came of a peer that was found to be who it says. A backup says nothing of lines.
+    pub(super) fn hear(&self, hello: &Hello) {
+        if let Some(hears) = self.0.as_ref().filter(|_| hello.purpose == Purpose::Follow) {
+            hears(hello);
+        }
+    }
+}
+
+impl fmt::Debug for Ear {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ear")
+    }
+}
+
 /// Who answers while nothing can be served.
 #[derive(Clone, Debug)]
 pub struct Card {
@@ -68,6 +95,8 @@ pub struct Card {
     pub peer_timeout: Duration,
     /// By which terms peers are known.
     pub trust: Trust,
+    /// What hears of them.
+    pub ear: Ear,
 }
 
 /// One line per ten seconds about connections that never got as far as a name.
@@ -156,21 +185,21 @@ pub(super) async fn hello(
     hello
 }
 
-/// Answers every hello with a refusal that time may cure, for `reason`, until cancelled.
+/// Answers every hello with a refusal until cancelled.
 pub async fn decline(
     listener: impl Borrow<TcpListener>,
     card: Card,
-    reason: String,
+    refusal: (Code, String),
     cancel: CancellationToken,
 ) {
-    let shared = Arc::new((card, reason));
+    let shared = Arc::new((card, refusal));
     reception(listener.borrow(), 0, &cancel, move |stream, address, seat| {
         let shared = Arc::clone(&shared);
         async move {
-            let (card, reason) = &*shared;
+            let (card, refusal) = &*shared;
             let answered = tokio::select! {
                 () = seat.token.cancelled() => Err(crowded()),
-                answered = tokio::time::timeout(HANDSHAKE, turn_away(stream, card, reason)) => {
+                answered = tokio::time::timeout(HANDSHAKE, turn_away(stream, card, refusal)) => {
                     answered.unwrap_or_else(|_| Err(late()))
                 }
             };
@@ -182,13 +211,18 @@ pub async fn decline(
     .await;
 }
 
-async fn turn_away(stream: TcpStream, card: &Card, reason: &str) -> Result<()> {
+async fn turn_away(stream: TcpStream, card: &Card, (code, reason): &(Code, String)) -> Result<()> {
     let traffic = Arc::new(Traffic::default());
     let ((mut reader, mut writer), bond) =
         net::answer(stream, &card.trust, card.peer_timeout, &traffic).await?;
     let hello = hello(&mut reader, &mut writer).await?;
     let decision = match bond.judge(Some(&hello.name), ask(&hello)) {
-        Ok(_) => Decision::Refuse { code: Code::NotReady, reason: reason.to_owned() },
+        Ok(_) => {
+            card.ear.hear(&hello);
+            // Who asks for a leader is told that there is none here.
+            let left = *code == Code::WrongTimeline && hello.wants == RoleWanted::Leader;
+            Decision::Refuse { code: if left { Code::UpstreamRole } else { *code }, reason: reason.clone() }
+        }
         Err(Refusal { code, reason }) => Decision::Refuse { code, reason },
     };
     writer.send(&Message::Welcome(card.welcome(&hello, decision))).await

@@ -49,7 +49,7 @@ pub use backups::{BackupState, BackupStatus, Backups};
 use caller::Caller;
 use claim::Held;
 use door::Seat;
-pub use door::{Card, Halt, decline};
+pub use door::{Card, Ear, Halt, decline};
 pub use peers::{FollowerStatus, PeerState, Peers, Ticket};
 use pieces::Pieces;
 pub use pieces::Recent;
@@ -84,6 +84,8 @@ pub struct ServeContext {
     pub slots: Arc<Slots>,
     /// By which terms followers are let in.
     pub trust: Trust,
+    /// What hears of those who come.
+    pub ear: Ear,
     /// What was read of `log` last, for all followers.
     pub recent: Arc<Recent>,
 }
@@ -96,6 +98,7 @@ impl ServeContext {
             ancestry: self.ancestry.clone(),
             peer_timeout: self.peer_timeout,
             trust: self.trust.clone(),
+            ear: self.ear.clone(),
         }
     }
 
@@ -227,7 +230,11 @@ async fn greet(
         net::answer(stream, &context.trust, context.peer_timeout, &traffic).await?;
     let hello = door::hello(&mut reader, &mut writer).await?;
     let (mut caller, mut place) = (None, None);
-    let decision = match bond.judge(Some(&hello.name), door::ask(&hello)) {
+    let judged = bond.judge(Some(&hello.name), door::ask(&hello));
+    if judged.is_ok() {
+        context.ear.hear(&hello);
+    }
+    let decision = match judged {
         Err(Refusal { code, reason }) => Decision::Refuse { code, reason },
         Ok(_) if hello.want == Want::Judgement => decision(context, &hello).await?,
         Ok(roles) => {

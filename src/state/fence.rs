@@ -17,7 +17,8 @@
 use super::StateDir;
 use crate::codec::{DecodeError, Put, Seal};
 use crate::disk;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::history::{HISTORY_BYTES, History};
 
 /// File name of the note.
@@ -97,7 +98,10 @@ impl StateDir {
     /// # Errors
     /// Why it can't be written.
     pub fn fence(&self, fence: &Fence) -> Result<()> {
-        disk::write_atomic(self.path(), FENCED, &fence.encode())
+        let pass = |point| failpoint::pass(point).map_err(|e| Error::io("change", self.path(), e));
+        pass("fence::before_note")?;
+        disk::write_atomic(self.path(), FENCED, &fence.encode())?;
+        pass("fence::after_note")
     }
 
     /// The note, if there is one.
@@ -113,6 +117,7 @@ impl StateDir {
     /// # Errors
     /// Why it can't be removed.
     pub fn unfence(&self) -> Result<()> {
+        failpoint::pass("fence::before_remove").map_err(|e| Error::io("change", self.path(), e))?;
         disk::remove_durable(&self.path().join(FENCED))
     }
 }

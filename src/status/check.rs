@@ -5,6 +5,8 @@
 //! | word | severity | when |
 //! | --- | --- | --- |
 //! | `help` | critical | the node never goes on, or never catches up, without an operator |
+//! | `fenced` | critical | a leader that does not lead any more: another line goes on from its own |
+//! | `split` | critical | another node leads apart from this leader |
 //! | `failed` | critical | a disk or another part failed; tried again by itself |
 //! | `frozen`, `freeze` | critical | the application is frozen for want of a quorum; it should be, but can't be |
 //! | `cut-off` | warning, critical when the silence is longer than the limits of the lag | no upstream, or no leader behind it |
@@ -25,7 +27,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::words::{bytes, plain, span};
-use super::{Bounds, Free, NOTICES, View, notices, waiting};
+use super::{Bounds, Free, NOTICES, View, notices, split, waiting};
 
 /// Problems that may be known and be none: what is wrong with the node itself is not among them.
 pub const ACCEPTABLE: [&str; NOTICES.len() + KNOWN.len()] = {
@@ -267,6 +269,10 @@ impl Judge<'_> {
                 );
                 self.problem(Severity::Critical, "help", text);
             }
+            "fenced" => {
+                let text = format!("FENCED: {}; {}", v.text("/error/message"), v.text("/error/remedy"));
+                self.problem(Severity::Critical, "fenced", text);
+            }
             "retrying" => {
                 let text =
                     format!("FAILED, tried again by itself: {}; {}", message(), v.text("/error/remedy"));
@@ -331,6 +337,9 @@ impl Judge<'_> {
 
     fn leader(&mut self) {
         let (v, limits) = (self.v, self.limits);
+        if let Some(text) = split(v) {
+            self.problem(Severity::Critical, "split", text);
+        }
         let (mut worst, mut most) = (0.0_f64, 0);
         for f in v.list("/followers").filter(|f| takes_log(*f)) {
             let (name, behind) = (f.text("/name"), f.count("/lag/bytes"));

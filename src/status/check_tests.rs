@@ -72,6 +72,13 @@ fn every_health_of_both_roles_has_its_exit_code() {
         }
         table.push((health(base.clone(), "stalled", "retrying", error("disk-full")), Critical, "failed"));
     }
+    table.push((health(leader(), "fenced", "fenced", error("refused")), Critical, "fenced"));
+    let apart = json!([{"name": "b", "address": null, "timeline": 2, "line": "0a", "since": 1}]);
+    table.push((
+        with(health(leader(), "running", "split", none.clone()), "/rivals", apart),
+        Critical,
+        "split",
+    ));
     table.push((health(follower(), "running", "behind", none.clone()), Ok, ""));
     table.push((health(follower(), "running", "paused", none.clone()), Warning, "paused"));
     table.push((health(follower(), "running", "cut-off", none), Warning, "cut-off"));

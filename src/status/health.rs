@@ -8,19 +8,23 @@ use super::{Status, SyncPart};
 const BEHIND_SECONDS: f64 = 1.0;
 
 /// Every word of [`health`].
-pub const HEALTHS: [&str; 10] =
-    ["ok", "starting", "behind", "delayed", "paused", "degraded", "frozen", "cut-off", "retrying", "help"];
+pub const HEALTHS: [&str; 12] = [
+    "ok", "starting", "behind", "delayed", "paused", "degraded", "frozen", "cut-off", "retrying", "help",
+    "fenced", "split",
+];
 
 /// One word for a monitor: see the table of the module.
 #[must_use]
 pub fn health(s: &Status) -> &'static str {
     let upstream = s.upstream.as_ref().and_then(|u| u.get("state")).and_then(Value::as_str);
     match (&s.error, upstream) {
+        _ if s.state == "fenced" => "fenced",
         (Some(e), _) if e.needs_help => "help",
         (Some(_), _) => "retrying",
         (None, Some("connecting" | "refused")) => "cut-off",
         _ if s.sync.as_ref().is_some_and(|sync| sync.frozen_since.is_some()) => "frozen",
         _ if s.state != "running" => "starting",
+        _ if !s.rivals.is_empty() => "split",
         _ if s.sync.as_ref().is_some_and(unconfirmed) => "degraded",
         _ if s.upstream.as_ref().and_then(|u| u.get("leader_silent")).is_some_and(|v| !v.is_null()) => {
             "cut-off"

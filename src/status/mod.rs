@@ -14,8 +14,8 @@
 //! | `node` | its id, made once |
 //! | `started` | when the process began |
 //! | `now` | the node's clock |
-//! | `state` | `starting`, `filling`, `resyncing`, `recovering`, `running`, `stopping`; `healing`: damaged log is fetched again; `stalled`: failed, tried again by itself; `corrupt`, `missing`, `diverged`, `refused`, `config`: failed, and needs help; `held`: a guard waits for `towline confirm` |
-//! | `health` | `ok`; `starting`; `behind`; `delayed`: shows what `apply_delay` allows; `paused`: stands still until `towline resume`; `degraded`: a leader with fewer followers than have to confirm, or that can't freeze the application as it should; `frozen`: the application stands still until they are back, see `sync`; `cut-off`: a follower without its upstream, or whose upstream has had no news of the leader for too long; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator |
+//! | `state` | `starting`, `filling`, `resyncing`, `recovering`, `running`, `stopping`; `healing`: damaged log is fetched again; `stalled`: failed, tried again by itself; `corrupt`, `missing`, `diverged`, `refused`, `config`: failed, and needs help; `held`: a guard waits for `towline confirm`; `fenced`: a leader that does not lead any more, because another line goes on from its own, see `fence` |
+//! | `health` | `ok`; `starting`; `behind`; `delayed`: shows what `apply_delay` allows; `paused`: stands still until `towline resume`; `degraded`: a leader with fewer followers than have to confirm, or that can't freeze the application as it should; `frozen`: the application stands still until they are back, see `sync`; `cut-off`: a follower without its upstream, or whose upstream has had no news of the leader for too long; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator; `fenced`: as the state; `split`: a leader, and another node leads apart from it, see `rivals` |
 //! | `error` | what keeps the node from `running` |
 //! | `error.kind` | its class, as in the exit codes |
 //! | `error.message` | what it is |
@@ -24,6 +24,16 @@
 //! | `error.since` | when it began |
 //! | `error.attempts` | how often it was tried again |
 //! | `error.next_retry` | when it is tried next; `null`: it is not tried by time |
+//! | `fence` | leader only: why it does not lead any more |
+//! | `fence.since` | when it heard of the newer line |
+//! | `fence.timeline`, `fence.by` | the timeline that goes on in its place, and who began that |
+//! | `fence.branch` | where the own timeline ended on the way to it; `null`: not known |
+//! | `fence.heard_from` | the node that told of it |
+//! | `fence.address` | where the node that leads answers, if that is known |
+//! | `fence.demoted` | whether `on_demote` has run to its end |
+//! | `rivals` | leader only: nodes that lead apart from it, on a line that does not go on from its own, nor that from it |
+//! | `rivals[].name`, `rivals[].address` | which; the address is `null` for one that came by itself |
+//! | `rivals[].timeline`, `rivals[].line`, `rivals[].since` | its timeline, which line of that number, and since when it is known |
 //! | `log` | the node's own log |
 //! | `log.written` | end of what is handed to the file system |
 //! | `log.end` | end of what is durable |
@@ -214,7 +224,7 @@ pub use bounds::{Bounds, Free};
 pub use check::{ACCEPTABLE, Figure, Limits, Problem, Severity, Verdict, verdict};
 pub use health::{HEALTHS, health};
 pub use model::{CutsPart, DiskPart, Failure, Lag, LogPart, Room, Status, SyncPart};
-pub use notices::{Notice, WORDS as NOTICES, notices, waiting};
+pub use notices::{Notice, WORDS as NOTICES, notices, split, waiting};
 pub use rates::{Rates, rates};
 pub use render::{render, render_with};
 pub use slots::render_slots;

@@ -22,6 +22,8 @@ pub struct Status {
     pub state: String,
     pub health: &'static str,
     pub error: Option<Failure>,
+    pub fence: Option<Value>,
+    pub rivals: Vec<Value>,
     pub log: Option<LogPart>,
     pub cuts: Option<CutsPart>,
     pub capture: Option<Value>,

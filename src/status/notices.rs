@@ -120,6 +120,30 @@ fn archive(v: View<'_>, say: &mut impl FnMut(&'static str, String)) {
     }
 }
 
+/// Who leads apart from this leader, in words; `None` when nobody does.
+#[must_use]
+pub fn split(v: View<'_>) -> Option<String> {
+    let others: Vec<String> = v
+        .list("/rivals")
+        .map(|r| {
+            let at = if r.has("/address") { format!(" at {}", r.text("/address")) } else { String::new() };
+            format!(
+                "'{}'{at} on timeline {} (line {})",
+                r.text("/name"),
+                r.count("/timeline"),
+                r.text("/line")
+            )
+        })
+        .collect();
+    (!others.is_empty()).then(|| {
+        format!(
+            "SPLIT, two nodes lead apart from each other: this one and {}; stop the application of one of them, and `towline promote \
+             --force` on the one that is to lead",
+            others.join(", ")
+        )
+    })
+}
+
 /// What waits for an exact cut, in words; `None` when nothing does.
 #[must_use]
 pub fn waiting(v: View<'_>) -> Option<String> {

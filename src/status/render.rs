@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::notices::{notices, waiting};
+use super::notices::{notices, split, waiting};
 use super::words::{bytes, plain, span};
 use super::{Rates, View, render_slots};
 
@@ -24,6 +24,7 @@ pub fn render_with(v: &Value, rates: Option<&Rates>, columns: Option<usize>) -> 
     let mut page = Page::default();
     who(v, &mut page);
     trouble(v, &mut page);
+    rivals(v, &mut page);
     log(v, rates, &mut page);
     match v.text("/role") {
         "leader" => capture(v, &mut page),
@@ -129,6 +130,12 @@ fn trouble(v: View<'_>, page: &mut Page) {
         format!(", tried {} times, next in {pause}", v.count("/error/attempts"))
     });
     page.row("since", since + &next.unwrap_or_default());
+}
+
+fn rivals(v: View<'_>, page: &mut Page) {
+    if let Some(text) = split(v) {
+        page.row("rivals", text);
+    }
 }
 
 fn log(v: View<'_>, rates: Option<&Rates>, page: &mut Page) {

@@ -9,6 +9,7 @@ mod support;
 mod acks;
 mod backup;
 mod faults;
+mod fence;
 mod kills;
 mod notes;
 mod places;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::backup;
+use crate::fence;
 use crate::notes;
 use crate::trust;
 
@@ -45,6 +46,7 @@ pub(crate) fn place(point: &str) -> Option<Place> {
         "tls" => trust::POINTS.contains(&point).then_some(Place::Trust),
         "archive" => Some(Place::Archive),
         "demote" | "rewind" | "lost" => Some(Place::Rewind),
+        "fence" => fence::POINTS.contains(&point).then_some(Place::Note),
         "promote" | "lines" | "branch" => Some(Place::Promote),
         "restore" | "combine" => Some(Place::Restore),
         "backup" => backup::kills(point).then_some(Place::Backup),

@@ -17,6 +17,7 @@ mod cascade;
 mod check;
 mod clones;
 mod excludes;
+mod fence;
 mod full;
 mod garbage;
 mod health;

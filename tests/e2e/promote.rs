@@ -114,7 +114,9 @@ fn a_follower_leads_when_the_leader_is_lost_and_the_others_follow_it_without_a_c
     until(within(20), "it is refused by name", || {
         let status = b.status()?;
         let text = status.0.to_string();
-        if status.upstream_code() == "wrong-timeline" && text.contains("an older one") {
+        if status.upstream_code() == "wrong-timeline"
+            && (text.contains("an older one") || text.contains("does not lead any more"))
+        {
             Ok(())
         } else {
             Err(text)

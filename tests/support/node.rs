@@ -38,6 +38,8 @@ pub(crate) struct Spec {
     /// Words before the program: `unshare`, `prlimit` and their like; they must exec it.
     pub(crate) prefix: Vec<String>,
     pub(crate) paused: bool,
+    /// Started to lead whatever others say.
+    force: bool,
     /// The address of the upstream is in the configuration file instead of on the command line.
     pub(crate) leader_in_config: bool,
     /// So is its name, so that it can be changed.
@@ -57,6 +59,7 @@ impl Spec {
             env: Vec::new(),
             prefix: Vec::new(),
             paused: false,
+            force: false,
             leader_in_config: false,
             name_in_config: false,
         };
@@ -73,6 +76,12 @@ impl Spec {
         self.config.retain(|(k, _)| k != key);
         self.config.push((key.to_owned(), value.to_owned()));
         self
+    }
+
+    /// To be started as a leader that leads whatever others say.
+    #[must_use]
+    pub(crate) fn forced(self) -> Self {
+        Self { upstream: None, force: true, ..self }
     }
 
     /// Sets a variable of the environment.
@@ -108,6 +117,9 @@ impl Spec {
             "--config".into(),
             path(&self.config_path()),
         ];
+        if self.force {
+            out.push("--force".into());
+        }
         if let Some(port) = self.upstream {
             if !self.leader_in_config {
                 out.extend(["--leader".into(), format!("127.0.0.1:{port}")]);
