@@ -58,9 +58,12 @@ impl Halt {
     }
 }
 
+/// What is done with a hello.
+type Hears = dyn Fn(&Hello) + Send + Sync;
+
 /// What hears of everybody who may be here and says which way its log has.
 #[derive(Clone, Default)]
-pub struct Ear(Option<Arc<dyn Fn(&Hello) + Send + Sync>>);
+pub struct Ear(Option<Arc<Hears>>);
 
 impl Ear {
     /// It does this with each hello.
