@@ -864,7 +864,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__leader)
-            opts="-h --config --data --state --listen --http --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --archive --max-archive-keep --tls --tls-cert --tls-key --tls-ca --tls-crl --log-level --log-json --help"
+            opts="-h --config --data --state --listen --http --name --exclude --freeze --max-freeze --max-cut-delay --rescan-interval --peer-timeout --segment-timeout --scrub-rate --compression --synchronous-followers --synchronous-level --sync-loss --max-slot-keep --max-slot-disk --keep-segments --min-free-disk --slot-idle-timeout --archive --max-archive-keep --tls --tls-cert --tls-key --tls-ca --tls-crl --force --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1108,7 +1108,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__promote)
-            opts="-h --to --dry-run --wait --state --socket --config --json --timeout --log-level --log-json --help"
+            opts="-h --to --dry-run --wait --force --state --socket --config --json --timeout --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1336,7 +1336,7 @@ _towline() {
             return 0
             ;;
         towline__subcmd__run)
-            opts="-h --config --log-level --log-json --help"
+            opts="-h --force --config --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

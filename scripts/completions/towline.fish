@@ -90,6 +90,7 @@ complete -c towline -n "__fish_towline_using_subcommand leader" -l tls-key -d 'I
 complete -c towline -n "__fish_towline_using_subcommand leader" -l tls-ca -d 'Certificates of CAs that vouch for nodes, PEM' -r -F
 complete -c towline -n "__fish_towline_using_subcommand leader" -l tls-crl -d 'Revocation lists of those CAs, PEM' -r -F
 complete -c towline -n "__fish_towline_using_subcommand leader" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand leader" -l force -d 'Lead, whatever the other nodes of the list say. If one of them was promoted, or this node is fenced, it leads on a new timeline, and the other one is fenced'
 complete -c towline -n "__fish_towline_using_subcommand leader" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand leader" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c towline -n "__fish_towline_using_subcommand follower" -l config -d 'Configuration file' -r -F
@@ -150,6 +151,7 @@ complete -c towline -n "__fish_towline_using_subcommand follower" -l log-json -d
 complete -c towline -n "__fish_towline_using_subcommand follower" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c towline -n "__fish_towline_using_subcommand run" -l config -d 'Configuration file' -r -F
 complete -c towline -n "__fish_towline_using_subcommand run" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand run" -l force -d 'A leader leads, whatever the other nodes of the list say, as with `towline leader --force`'
 complete -c towline -n "__fish_towline_using_subcommand run" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand run" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand status" -l state -d 'State directory of the daemon' -r -F
@@ -378,6 +380,7 @@ complete -c towline -n "__fish_towline_using_subcommand promote" -l timeout -d '
 complete -c towline -n "__fish_towline_using_subcommand promote" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand promote" -l dry-run -d 'Only show what would be done'
 complete -c towline -n "__fish_towline_using_subcommand promote" -l wait -d 'Return when the node serves as the leader'
+complete -c towline -n "__fish_towline_using_subcommand promote" -l force -d 'For a leader that is fenced, or that another one leads apart from: it leads on a new timeline, with a number above all that it has heard of, and the other one is fenced. What the other one has is lost then; stop its application first'
 complete -c towline -n "__fish_towline_using_subcommand promote" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand promote" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand promote" -s h -l help -d 'Print help (see more with \'--help\')'
