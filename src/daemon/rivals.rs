@@ -272,6 +272,7 @@ pub(super) async fn round(node: &Arc<Node>, limit: Duration) -> (usize, usize) {
     let mut looks = JoinSet::new();
     for address in others {
         let (node, own, name) = (Arc::clone(node), Arc::clone(&own), name.clone());
+        // A panic: that one did not answer.
         looks.spawn(async move {
             let look = Look {
                 history: &own,
