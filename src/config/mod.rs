@@ -163,12 +163,21 @@ pub struct Config {
     /// Shell command run after it, whatever happened.
     pub after_cut: Option<String>,
     /// Shell command run when this node was promoted and serves; it has a minute. `TOWLINE_NAME`, `TOWLINE_TIMELINE` and
-    /// `TOWLINE_BRANCH` say who leads now, and since where.
+    /// `TOWLINE_BRANCH` say who leads now, and since where; `TOWLINE_REASON` is `promotion`, `force`, or `allowed` for a leader
+    /// that stood aside, ran `on_demote`, and may lead again.
     pub on_promote: Option<String>,
     /// Shell command run when this node, as a leader, has to stop leading, before its log ends: it stops the application. It has
-    /// a minute. `TOWLINE_NAME`, `TOWLINE_REASON` (`fenced`), `TOWLINE_TIMELINE`, `TOWLINE_BRANCH` and `TOWLINE_NEW_LEADER` say
+    /// a minute. `TOWLINE_NAME`, `TOWLINE_REASON` (`fenced`, `vetoed`), `TOWLINE_TIMELINE`, `TOWLINE_BRANCH` and `TOWLINE_NEW_LEADER` say
     /// who leads now, and since where. One that failed is run again by the next start.
     pub on_demote: Option<String>,
+    /// Shell command that knows whether this node may lead: exit code 0 is a yes. It is asked before a promotion, before a leader
+    /// opens for business, and while it leads; `TOWLINE_NAME`, `TOWLINE_SYSTEM`, `TOWLINE_TIMELINE` and `TOWLINE_ASKS`
+    /// (`promote`, `start`, `lead`, `switchover`) say who asks, and why.
+    pub may_lead: Option<String>,
+    /// Time between two questions of a leader, and the longest one may take.
+    pub may_lead_interval: Span,
+    /// A leader whose last yes is older than this stands aside, after the next answer that is no yes.
+    pub may_lead_grace: Span,
     /// Bytes a second of background hashing and scrubbing.
     pub scrub_rate: Size,
     /// A follower compares all contents with their hashes once in this time; 0s: never.
@@ -263,6 +272,9 @@ impl Default for Config {
             after_cut: None,
             on_promote: None,
             on_demote: None,
+            may_lead: None,
+            may_lead_interval: span(5),
+            may_lead_grace: span(15),
             scrub_rate: Size(32 << 20),
             scrub_interval: span(24 * 3600),
             checkpoint_bytes: Size(256 << 20),
@@ -341,10 +353,18 @@ impl Config {
             ("checkpoint_interval", self.checkpoint_interval, 100),
             ("max_cut_delay", self.max_cut_delay, 1),
             ("max_freeze", self.max_freeze, 1),
+            ("may_lead_interval", self.may_lead_interval, 100),
         ] {
             if value.0 < Duration::from_millis(least) {
                 return bad(format!("{key} is {value}; the least is {least}ms"));
             }
+        }
+        if self.may_lead_grace.0 < self.may_lead_interval.0 {
+            let text = format!(
+                "may_lead_grace is {}, less than may_lead_interval, {}; a leader would stand aside before it could ask again",
+                self.may_lead_grace, self.may_lead_interval
+            );
+            return bad(text);
         }
         if self.checkpoint_bytes.0 == 0 {
             return bad("checkpoint_bytes is 0; the least is 1, and 256M is usual".to_owned());
@@ -526,6 +546,8 @@ mod tests {
             ("rescan_interval = \"0s\"", "least"),
             ("checkpoint_interval = \"0s\"", "least"),
             ("checkpoint_bytes = \"0\"", "least"),
+            ("may_lead_interval = \"10ms\"", "least"),
+            ("may_lead_grace = \"4s\"", "before it could ask again"),
             ("max_followers = 0", "least"),
             ("max_followers = 2305843009213693952", "10000"),
             ("scrub_rate = \"0\"", "least"),

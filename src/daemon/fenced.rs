@@ -10,8 +10,9 @@
 //! The note counts as long as the line in it is newer than the node's own. What the application wrote meanwhile stays
 //! where it is. The node goes on asking the others, so that it can say who leads.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -134,11 +135,18 @@ pub(super) async fn run(
 ) -> bool {
     let Some(command) = node.config().on_demote else { return true };
     env.extend([("TOWLINE_NAME", node.name()), ("TOWLINE_REASON", reason.to_owned())]);
-    let done = blocking(move || {
-        let go_on = AtomicBool::new(false);
-        quiesce::run_hook(&command, &env, HOOK_MAX, &go_on).map(|()| command)
-    });
-    match done.await {
+    let ends = Arc::new(AtomicBool::new(false));
+    let watched = Arc::clone(&ends);
+    let mut done =
+        pin!(blocking(move || quiesce::run_hook(&command, &env, HOOK_MAX, &watched).map(|()| command)));
+    let done = tokio::select! {
+        done = &mut done => done,
+        () = node.stop.cancelled() => {
+            ends.store(true, Ordering::SeqCst);
+            done.await
+        }
+    };
+    match done {
         Ok(command) => tracing::info!("on_demote: '{command}' is done"),
         Err(e) => {
             tracing::error!(

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::permit::{self, Asks};
 use super::{Node, blocking, fenced, lines, lock, promote, recover};
 use crate::checkpoint;
 use crate::control::Promote;
@@ -40,6 +41,7 @@ pub(super) async fn answer(node: Arc<Node>, ask: Promote) -> Result<Value> {
             "branch": control.applied.max(Lsn::FIRST).to_string(),
         }));
     }
+    permit::ask(&node, Asks::Promote).await?;
     node.promotion.begin_force();
     lock(&node.turn).cancel();
     node.retry.notify_waiters();
@@ -103,6 +105,6 @@ fn begin(node: &Node) -> Result<Value> {
         control.timeline
     );
     Ok(
-        json!({"forced": true, "branch": at.to_string(), "above": taken.0, "dropped_bytes": 0, "lost_bytes": 0}),
+        json!({"forced": true, "reason": "force", "branch": at.to_string(), "above": taken.0, "dropped_bytes": 0, "lost_bytes": 0}),
     )
 }

@@ -1,6 +1,7 @@
 //! One generation of a leader: recover the catalog, watch the directory, serve followers.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::permit::{self, Asks};
 use super::points::Points;
 use super::port::Port;
 use super::show::{cuts_part, log_part};
@@ -62,6 +64,11 @@ pub(super) async fn turn(node: &Arc<Node>, stop: &CancellationToken) -> Result<(
         Some(fence) => return fenced::turn(node, fence, stop).await,
         None => {}
     }
+    if let Err(e) = permit::ask(node, Asks::Start).await {
+        permit::begin(node, &e).await;
+        return permit::turn(node, stop).await;
+    }
+    permit::granted(node);
     node.port.halt(node, "this node asks the others whether one of them leads").await;
     let told = tokio::select! {
         () = stop.cancelled() => return Ok(()),
@@ -93,7 +100,7 @@ async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
     let archiving = archiving::start(node, &log);
     let cleaning = cleanup::start(node, &log);
     let (starter, recorded) = (Arc::clone(node), log.clone());
-    let capture = blocking(move || {
+    let starting = blocking(move || {
         Capture::start(
             root,
             fold,
@@ -101,33 +108,40 @@ async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
             starter.state.path(),
             options(&starter.config(), &starter.freezer),
         )
-    })
-    .await?;
-    let points = Arc::new(Points::new(node.state.path()));
-    node.set_engine(Some(Engine::Leader(Leader { capture: capture.clone(), log: log.clone(), points })));
-    if let Some(desk) = desk {
-        desk.supply(LeaderSource(capture.clone()));
-    }
-    node.phase("running");
-    promote::hook(node);
-    if let Some(listen) = &config.listen {
-        tracing::info!("leader of system {} serves followers on {listen}", control.system);
-    }
-    let mut left_behind = None;
-    let result = tokio::select! {
-        failed = until_failure(node, stop, || capture.failure().or_else(|| log.failure())) => failed.map_or(Ok(()), Err),
-        never = note_segments(node, &log) => match never {},
-        never = rivals::watch(node) => match never {},
-        told = node.rivals.newer() => {
-            left_behind = Some(told);
-            Ok(())
+    });
+    let mut ends = pin!(stands_down(node));
+    let mut starting = pin!(starting);
+    // The first scan may take its time.
+    let (capture, mut down) = tokio::select! {
+        capture = &mut starting => (capture?, None),
+        down = &mut ends => (starting.await?, Some(down)),
+    };
+    let result = match down {
+        Some(_) => Ok(()),
+        None => {
+            let points = Arc::new(Points::new(node.state.path()));
+            let engine = Leader { capture: capture.clone(), log: log.clone(), points };
+            node.set_engine(Some(Engine::Leader(engine)));
+            if let Some(desk) = desk {
+                desk.supply(LeaderSource(capture.clone()));
+            }
+            node.phase("running");
+            promote::hook(node);
+            if let Some(listen) = &config.listen {
+                tracing::info!("leader of system {} serves followers on {listen}", control.system);
+            }
+            tokio::select! {
+                failed = until_failure(node, stop, || capture.failure().or_else(|| log.failure())) => failed.map_or(Ok(()), Err),
+                never = note_segments(node, &log) => match never {},
+                ended = &mut ends => {
+                    down = Some(ended);
+                    Ok(())
+                }
+            }
         }
     };
-    let stays = result.is_ok() && left_behind.is_none();
-    let result = match left_behind {
-        Some(told) => fenced::begin(node, told).await,
-        None => result,
-    };
+    let stays = result.is_ok() && down.is_none();
+    let result = result.and(down.unwrap_or(Ok(())));
     // The last pass is committed while followers are still connected, then they get a moment to take it.
     let ending = capture.clone();
     bounded_stop("stop capture", move || ending.stop()).await;
@@ -143,6 +157,19 @@ async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
     bounded_stop("close the log", move || log.close()).await;
     let noted = note_reached(node, end).await;
     result.and(noted)
+}
+
+/// Watches whether this node still is to lead. When it is no more nobody is served any more, and the application is stopped,
+/// before this returns.
+async fn stands_down(node: &Arc<Node>) -> Result<()> {
+    tokio::select! {
+        never = rivals::watch(node) => match never {},
+        told = node.rivals.newer() => fenced::begin(node, told).await,
+        why = permit::lost(node) => {
+            permit::begin(node, &why).await;
+            Ok(())
+        }
+    }
 }
 
 /// Keeps in the control file how far the log came, so that a log cut short behind our back is noticed.

@@ -15,7 +15,7 @@
 //!
 //! A follower that is promoted ends its turn, and takes one to come to rest as the leader (`promoting`); the next turn is a
 //! leader's: see `promote`. A leader that hears of a line that goes on from its own ends its turn, and all that follow are
-//! `fenced`: see the module of that name.
+//! `fenced`; one that may not lead stands aside, `vetoed`: see the modules `fenced` and `permit`.
 //!
 //! The port is served over all of them: between two, and while nothing runs, followers still get the log that is
 //! durable.
@@ -36,6 +36,7 @@ mod leader;
 mod lines;
 mod options;
 mod pages;
+mod permit;
 mod points;
 mod port;
 mod promote;
@@ -116,6 +117,7 @@ pub(crate) struct Node {
     pub(crate) resyncs: resync::Resyncs,
     pub(crate) promotion: promote::Promotion,
     pub(crate) rivals: Arc<rivals::Rivals>,
+    permit: permit::Permit,
     archiving: archiving::Archiving,
     pub(crate) data: PathBuf,
     pub(crate) paused: std::sync::atomic::AtomicBool,
@@ -290,6 +292,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
         resyncs: resync::Resyncs::default(),
         promotion: promote::Promotion::default(),
         rivals: Arc::default(),
+        permit: permit::Permit::default(),
         archiving: archiving::Archiving::default(),
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::permit::{self, Asks};
 use super::{Engine, Node, blocking, bounded_stop, force, lock};
 use crate::apply::{Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, Inexact, StopAt};
 use crate::config::{Config, Cuts};
@@ -73,6 +74,11 @@ impl Promotion {
     pub(super) fn begin_force(&self) {
         lock(&self.outcome).take();
         self.force.store(true, Ordering::SeqCst);
+    }
+
+    /// A leader that stood aside leads on: what was stopped is to be started.
+    pub(super) fn allowed(&self) {
+        *lock(&self.hook) = Some(json!({"reason": "allowed"}));
     }
 
     /// Whether this turn of the leader begins a new line; asked once.
@@ -162,6 +168,7 @@ pub(super) async fn answer(node: Arc<Node>, ask: Promote) -> Result<Value> {
     if ask.dry_run {
         return Ok(with(told, &[("promoted", json!(false)), ("dry_run", json!(true))]));
     }
+    permit::ask(&node, Asks::Promote).await?;
     lock(&node.promotion.outcome).take();
     *lock(&node.promotion.order) = Some(order);
     lock(&node.turn).cancel();
@@ -194,6 +201,11 @@ pub(super) async fn awaited(
 fn look(node: &Arc<Node>, ask: &Promote) -> Result<Option<(Order, Value)>> {
     let control = node.state.set_up()?;
     if control.role == Role::Leader {
+        if node.rivals.fence().is_some() {
+            let text = "this node is fenced, because another line goes on from its own (see `towline status`): if it is to lead all \
+                        the same, stop the application of the other one, and promote it with --force";
+            return Err(Error::new(ErrorKind::Refused, text));
+        }
         return Ok(None);
     }
     if control.fill != FillState::Done {
@@ -383,10 +395,12 @@ pub(super) fn hook(node: &Arc<Node>) {
     tokio::task::spawn_blocking(move || {
         let text = |k: &str| done.get(k).and_then(Value::as_str).unwrap_or_default().to_owned();
         let timeline = node.state.control().map_or(0, |c| c.timeline.0);
+        let reason = text("reason");
         let env = [
             ("TOWLINE_NAME", node.name()),
             ("TOWLINE_TIMELINE", timeline.to_string()),
             ("TOWLINE_BRANCH", text("branch")),
+            ("TOWLINE_REASON", if reason.is_empty() { "promotion".to_owned() } else { reason }),
         ];
         match quiesce::run_hook(&command, &env, HOOK_MAX, &AtomicBool::new(false)) {
             Ok(()) => tracing::info!("on_promote: '{command}' is done"),

@@ -66,6 +66,12 @@ fn status(node: &Arc<Node>) -> Result<Status> {
             "fenced".clone_into(&mut status.state);
             "nothing is captured and nobody is served: another node leads".clone_into(&mut status.guarantee);
         }
+        if let Some(failure) = node.permit.shown().filter(|_| status.fence.is_none()) {
+            status.error = Some(failure);
+            "vetoed".clone_into(&mut status.state);
+            "nothing is captured and nobody is served: this node may not lead"
+                .clone_into(&mut status.guarantee);
+        }
         status.rivals = node.rivals.apart();
         let mut part = sync::part(node.port.peers(), &node.config());
         node.waits.fill(&mut part);

@@ -177,7 +177,14 @@ fn started(state: &str, trouble: bool) -> bool {
     trouble
         || matches!(
             state,
-            "running" | "filling" | "resyncing" | "recovering" | "healing" | "promoting" | "fenced"
+            "running"
+                | "filling"
+                | "resyncing"
+                | "recovering"
+                | "healing"
+                | "promoting"
+                | "fenced"
+                | "vetoed"
         )
 }
 

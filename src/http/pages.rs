@@ -6,7 +6,7 @@
 //! | `/follower` | the node is a follower whose directory is usable, paused or cut off as it may be | it is the leader; no usable directory; it needs help, or something failed |
 //! | `/follower?lag=L` | and it shows everything older than the span L, or all but L bytes | it is further behind, or how far is not known |
 //! | `/sync` | the node is a follower whose confirmations count now | any other |
-//! | `/healthy` | nothing is wrong; on its way or paused counts as right | `help`, `retrying`, `cut-off`, `frozen`, `degraded`, `fenced`, `split` |
+//! | `/healthy` | nothing is wrong; on its way or paused counts as right | `help`, `retrying`, `cut-off`, `frozen`, `degraded`, `fenced`, `vetoed`, `split` |
 //! | `/ready` | as `/leader` on a leader and `/follower` on a follower | |
 //!
 //! A leader whose application is frozen for want of a quorum stays `/leader` and `/ready`: no other node may be written
@@ -187,7 +187,7 @@ fn healthy(v: View<'_>) -> Answer {
         "help" | "retrying" => no(trouble(v)),
         "cut-off" => no("cut off from the leader"),
         "frozen" | "degraded" => no(unconfirmed(v)),
-        "fenced" => no(trouble(v)),
+        "fenced" | "vetoed" => no(trouble(v)),
         "split" => no(split(v).unwrap_or_default()),
         "" => no("the node says nothing of its health"),
         health => yes(health),
@@ -219,7 +219,7 @@ mod tests {
     }
 
     fn node(role: &str, state: &str, health: &str) -> Value {
-        let error = if matches!(health, "help" | "retrying" | "fenced") {
+        let error = if matches!(health, "help" | "retrying" | "fenced" | "vetoed") {
             json!({"message": "m"})
         } else {
             Value::Null
@@ -245,12 +245,16 @@ mod tests {
             ("refused", "help", "", ""),
             ("held", "help", "", ""),
             ("fenced", "fenced", "", ""),
+            ("vetoed", "vetoed", "", ""),
             ("running", "split", "/leader /ready", ""),
         ];
         for (state, health, leader, follower) in table {
             for (role, want) in [("leader", leader), ("follower", follower)] {
-                let other =
-                    if role == "leader" { "behind paused cut-off" } else { "frozen degraded fenced split" };
+                let other = if role == "leader" {
+                    "behind paused cut-off"
+                } else {
+                    "frozen degraded fenced vetoed split"
+                };
                 if want.is_empty() && other.split(' ').any(|h| h == health) {
                     continue;
                 }

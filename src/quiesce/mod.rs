@@ -179,7 +179,9 @@ pub fn run_hook(command: &str, env: &[(&str, String)], limit: Duration, stop: &A
             }
             let _ = child.kill();
             let _ = child.wait();
-            let text = format!("'{command}' took more than {} s and was ended", end.1.as_secs());
+            let (s, ms) = (end.1.as_secs(), end.1.subsec_millis());
+            let limit = if ms == 0 { format!("{s} s") } else { format!("{} ms", end.1.as_millis()) };
+            let text = format!("'{command}' took more than {limit} and was ended");
             return Err(Error::new(ErrorKind::Unavailable, text));
         }
         std::thread::sleep(Duration::from_millis(2));

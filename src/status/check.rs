@@ -6,6 +6,7 @@
 //! | --- | --- | --- |
 //! | `help` | critical | the node never goes on, or never catches up, without an operator |
 //! | `fenced` | critical | a leader that does not lead any more: another line goes on from its own |
+//! | `vetoed` | critical | a leader that stands aside, because `may_lead` does not let it lead |
 //! | `split` | critical | another node leads apart from this leader |
 //! | `failed` | critical | a disk or another part failed; tried again by itself |
 //! | `frozen`, `freeze` | critical | the application is frozen for want of a quorum; it should be, but can't be |
@@ -272,6 +273,10 @@ impl Judge<'_> {
             "fenced" => {
                 let text = format!("FENCED: {}; {}", v.text("/error/message"), v.text("/error/remedy"));
                 self.problem(Severity::Critical, "fenced", text);
+            }
+            "vetoed" => {
+                let text = format!("VETOED: {}; {}", v.text("/error/message"), v.text("/error/remedy"));
+                self.problem(Severity::Critical, "vetoed", text);
             }
             "retrying" => {
                 let text =

@@ -73,6 +73,7 @@ fn every_health_of_both_roles_has_its_exit_code() {
         table.push((health(base.clone(), "stalled", "retrying", error("disk-full")), Critical, "failed"));
     }
     table.push((health(leader(), "fenced", "fenced", error("refused")), Critical, "fenced"));
+    table.push((health(leader(), "vetoed", "vetoed", error("refused")), Critical, "vetoed"));
     let apart = json!([{"name": "b", "address": null, "timeline": 2, "line": "0a", "since": 1}]);
     table.push((
         with(health(leader(), "running", "split", none.clone()), "/rivals", apart),

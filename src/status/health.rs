@@ -8,9 +8,9 @@ use super::{Status, SyncPart};
 const BEHIND_SECONDS: f64 = 1.0;
 
 /// Every word of [`health`].
-pub const HEALTHS: [&str; 12] = [
+pub const HEALTHS: [&str; 13] = [
     "ok", "starting", "behind", "delayed", "paused", "degraded", "frozen", "cut-off", "retrying", "help",
-    "fenced", "split",
+    "fenced", "split", "vetoed",
 ];
 
 /// One word for a monitor: see the table of the module.
@@ -19,6 +19,7 @@ pub fn health(s: &Status) -> &'static str {
     let upstream = s.upstream.as_ref().and_then(|u| u.get("state")).and_then(Value::as_str);
     match (&s.error, upstream) {
         _ if s.state == "fenced" => "fenced",
+        _ if s.state == "vetoed" => "vetoed",
         (Some(e), _) if e.needs_help => "help",
         (Some(_), _) => "retrying",
         (None, Some("connecting" | "refused")) => "cut-off",

@@ -317,3 +317,76 @@ fn a_newer_line_that_a_stranger_tells_of_is_no_reason_to_stop() {
     fenced(&a);
     b.stop();
 }
+
+/// A node that leads only while the script says so.
+fn asks(bed: &Bed, spec: Spec) -> (Spec, PathBuf) {
+    let script = bed.path(format!("{}-may", spec.name));
+    let spec = spec
+        .set("may_lead", &format!("\"sh {}\"", script.display()))
+        .set("may_lead_interval", "\"300ms\"")
+        .set("may_lead_grace", "\"900ms\"");
+    (spec, script)
+}
+
+#[test]
+fn a_leader_leads_only_while_it_may() {
+    let bed = Bed::new("may-lead");
+    let (a, hook) = leader(&bed, "a");
+    let (a, may_a) =
+        asks(&bed, a.set("on_promote", &format!("\"echo $TOWLINE_REASON >> {}\"", bed.path("up").display())));
+    let (b, may_b) = asks(&bed, bed.follower("b", a.listen));
+    let says = |script: &Path, what: &str| fs::write(script, what).expect("write");
+    says(&may_a, "exit 1");
+    says(&may_b, "exit 1");
+    // It does not open for business before it may.
+    let a = a.spawn();
+    is(&a, "vetoed", "vetoed");
+    critical(&a, "VETOED");
+    let b = b.start();
+    until(within(10), "nothing is served", || {
+        let status = b.status()?;
+        if status.upstream_code() == "not-ready" { Ok(()) } else { Err(status.0.to_string()) }
+    });
+    let log = bed.path("asked");
+    says(&may_a, &format!("echo $TOWLINE_NAME $TOWLINE_TIMELINE $TOWLINE_ASKS >> {}", log.display()));
+    is(&a, "running", "ok");
+    write(a.data(), "one");
+    assert_equal_within(within(20), a.data(), b.data());
+    until(within(10), "it is asked on", || {
+        let text = fs::read_to_string(&log).map_err(|e| e.to_string())?;
+        if text.contains("a 1 start\n") && text.contains("a 1 lead\n") { Ok(()) } else { Err(text) }
+    });
+    // Nor is one promoted that may not lead, or that nobody gives an answer.
+    for answer in ["exit 1", "sleep 600"] {
+        says(&may_b, answer);
+        let out = b.ask(&["promote", "--wait"]);
+        assert_eq!(out.status.code(), Some(10), "{}", String::from_utf8_lossy(&out.stderr));
+        assert!(String::from_utf8_lossy(&out.stderr).contains("may_lead"));
+    }
+    is(&b, "running", "");
+    // The permission ends while it leads, by a no or by silence, and comes back.
+    for (round, answer) in ["exit 7", "sleep 600"].iter().enumerate() {
+        says(&may_a, answer);
+        is(&a, "vetoed", "vetoed");
+        let name = format!("meanwhile {round}");
+        write(a.data(), &name);
+        let text = fs::read_to_string(&hook).expect("read");
+        assert_eq!(text.matches("a vetoed 1").count(), round + 2, "{text}");
+        assert!(!b.data().join(&name).exists());
+        says(&may_a, "exit 0");
+        let shown = is(&a, "running", "ok");
+        assert_eq!(shown["timeline"], 1);
+        assert_equal_within(within(20), a.data(), b.data());
+    }
+    until(within(10), "the application is started again", || {
+        let text = fs::read_to_string(bed.path("up")).map_err(|e| e.to_string())?;
+        if text == "allowed\nallowed\nallowed\n" { Ok(()) } else { Err(text) }
+    });
+    // While it stands aside another one may lead.
+    says(&may_a, "exit 1");
+    is(&a, "vetoed", "");
+    says(&may_b, "exit 0");
+    promote(&b, &[]);
+    assert_eq!(fenced(&a)["fence"]["timeline"], 2);
+    [&a, &b].iter().for_each(|n| n.assert_no_panic());
+}
