@@ -489,6 +489,11 @@ pub fn load_newest(dir: &Path, system: SystemId) -> Result<Option<Catalog>> {
     damaged.map_or(Ok(None), |e| Err(e.wrap(none)))
 }
 
+/// The checkpoint files in `dir`, the newest first.
+pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+    Ok(list(dir)?.into_iter().rev().map(|n| dir.join(name(n))).collect())
+}
+
 /// The oldest position that a start may have to go on from, as the kept checkpoints say; zero when none of them says
 /// one, which makes all log necessary.
 ///

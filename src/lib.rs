@@ -49,7 +49,7 @@
 //! | 1 formats | [`certificate`] [`record`] [`segment`] [`history`] [`wire`] [`manifest`] [`pack`] | what is read of a certificate; what happened to files; bytes of a segment; where timelines branched; messages between nodes; what is in a backup; its contents as they were sent |
 //! | 2 decisions | [`catalog`] [`session`] [`quorum`] [`retention`] [`trust`] | the tree as a fold over records, its digest; who may stream from where; who has to confirm what; which log may go; which peer may ask what |
 //! | 3 seams | [`sys`] [`disk`] [`quiesce`] [`tls`] [`net`] | safe system calls beneath the root; durable writes, small notes and the lock; holding the application still; keys, certificates and whom they prove; framed connections |
-//! | 4 stores | [`log`] [`blocks`] [`fold`] [`checkpoint`] [`state`] [`slots`] [`archive`] [`set`] | segments on disk; block hashes; catalog and blocks kept in step; catalog files; control file; what followers still need; segments and backups elsewhere; reading a backup wherever it is |
+//! | 4 stores | [`log`] [`blocks`] [`fold`] [`checkpoint`] [`state`] [`lost`] [`slots`] [`archive`] [`set`] | segments on disk; block hashes; catalog and blocks kept in step; catalog files; control file; changes that were left behind; what followers still need; segments and backups elsewhere; reading a backup wherever it is |
 //! | 5 engines | [`capture`] [`apply`] [`archiver`] | directory to log; log to directory; log to archive |
 //! | 6 links | [`fill`] [`sync`] [`send`] [`receive`] [`backup`] [`restore`] [`verify`] [`combine`] | the first copy; waits for confirmations; serving followers; following a leader; base backups; a backup and log as a directory; checking what is kept; one full backup of a chain |
 //! | 7 process | [`config`] [`control`] [`http`] [`status`] [`daemon`] | the file; the control socket; pages for load balancers and Prometheus; what status shows; wiring, signals, restarts |
@@ -78,6 +78,7 @@ pub mod fold;
 pub mod history;
 pub mod http;
 pub mod log;
+pub mod lost;
 pub mod manifest;
 pub mod moment;
 pub mod net;

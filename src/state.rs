@@ -10,7 +10,8 @@
 //! | `blocks/` | block hashes of files of more than one block |
 //! | `fill/` | an unfinished first copy or resync |
 //! | `NNNNNNNN.history` | where timeline N and those before it branched off: see [`crate::history`] |
-//! | `lost/` | logs that a resync put aside, because they hold what the upstream has not |
+//! | `rewind` | a rewind that is under way: see [`Rewinding`] |
+//! | `lost/` | logs that were put aside, because they hold what the upstream has not: see [`crate::lost`] |
 //! | `hold` | a mass delete is held: how many names there were, in decimal digits |
 //! | `refused-edit`, `doubtful-files` | what a follower remembers of edits of its directory |
 //! | `slots` | what followers still need: see [`crate::slots`] |
@@ -52,9 +53,11 @@ use crate::record::Time;
 
 mod fence;
 mod histories;
+mod rewind;
 
 pub use fence::Fence;
 pub use histories::history;
+pub use rewind::Rewinding;
 
 /// File name of the control socket.
 pub const SOCKET: &str = "control.sock";

@@ -11,7 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["certificate", "record", "segment", "history", "wire", "manifest", "pack"],
     &["catalog", "session", "quorum", "retention", "trust"],
     &["sys", "disk", "quiesce", "tls", "net"],
-    &["log", "blocks", "fold", "checkpoint", "state", "slots", "archive", "set"],
+    &["log", "blocks", "fold", "checkpoint", "state", "lost", "slots", "archive", "set"],
     &["status", "capture", "apply", "archiver"],
     &["fill", "sync", "send", "receive", "backup", "restore", "verify", "combine"],
     &["config", "control", "http", "daemon"],

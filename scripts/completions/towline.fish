@@ -46,6 +46,8 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "restore-point" -d '
 complete -c towline -n "__fish_towline_needs_command" -f -a "restore" -d 'Make a directory of a backup, as it was at a target: a time, a position, a restore point, or the latest. Exit code: 0 done, 1 failed, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "resync" -d 'Make the follower\'s directory equal to its upstream\'s now; only what differs is moved'
 complete -c towline -n "__fish_towline_needs_command" -f -a "promote" -d 'Make the follower the leader of a new timeline: it replays the log it has, captures its own directory from there on, and serves the other followers. Make sure first that the old leader is down, or can\'t be reached by its application'
+complete -c towline -n "__fish_towline_needs_command" -f -a "rewind" -d 'Make a node that another one has left behind, as the old leader after a promotion, a follower of that one. What only it has is kept in a bundle; only what differs is moved. The daemon does it if it runs, else this command; it can be repeated. Exit code 0 also when there is nothing to do'
+complete -c towline -n "__fish_towline_needs_command" -f -a "lost-writes" -d 'Changes that were left behind by a promotion, and are kept: list them, or lay them out as files'
 complete -c towline -n "__fish_towline_needs_command" -f -a "basebackup" -d 'Take a base backup from a running node. Exit code: 0 complete, 3 complete but no exact cut, 1 failed, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "combine" -d 'Make one full backup of a full one and the incremental ones that stand on it. Exit code: 0 done, 1 failed, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "archive" -d 'What an archive holds: list it, check it, remove what is not to be kept'
@@ -384,6 +386,35 @@ complete -c towline -n "__fish_towline_using_subcommand promote" -l force -d 'Fo
 complete -c towline -n "__fish_towline_using_subcommand promote" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand promote" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand promote" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c towline -n "__fish_towline_using_subcommand rewind" -l state -d 'State directory of the node, whether its daemon runs or not' -r -F
+complete -c towline -n "__fish_towline_using_subcommand rewind" -l config -d 'Configuration file of the node. Without one a node that is stopped is found by --state alone' -r -F
+complete -c towline -n "__fish_towline_using_subcommand rewind" -l leader -d 'The node that leads, or several with commas between; default: those of the key `leader`. One that follows it will do' -r
+complete -c towline -n "__fish_towline_using_subcommand rewind" -l data -d 'Data directory of a node that is stopped; default: the one that it ran with' -r -F
+complete -c towline -n "__fish_towline_using_subcommand rewind" -l timeout -d 'How long a running daemon is waited for; it goes on after that' -r
+complete -c towline -n "__fish_towline_using_subcommand rewind" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand rewind" -l dry-run -d 'Only show what would be done'
+complete -c towline -n "__fish_towline_using_subcommand rewind" -l confirm -d 'Half of the directory, or more, is gone, and that is as it should be'
+complete -c towline -n "__fish_towline_using_subcommand rewind" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand rewind" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand rewind" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and not __fish_seen_subcommand_from list export" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and not __fish_seen_subcommand_from list export" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and not __fish_seen_subcommand_from list export" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and not __fish_seen_subcommand_from list export" -f -a "list" -d 'Show the bundles that the node has kept'
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and not __fish_seen_subcommand_from list export" -f -a "export" -d 'Lay out every file of a bundle that was created or changed, as the log tells it: whole, or the stretches that changed'
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from list" -l state -d 'State directory of the node, whether its daemon runs or not' -r -F
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from list" -l config -d 'Configuration file of the node, which names its state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from list" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from list" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from list" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -l state -d 'State directory of the node, for a number' -r -F
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -l out -d 'The directory that is made, new or empty: the files are below `files` in it, and `list.txt` says what they are' -r -F
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -l over -d 'Fill the rest of files of which only stretches are known from this directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l leader -d 'The node to read: a leader, or a follower' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l out -d 'The directory that becomes the backup: new or empty. `-`: the backup is one tar stream on standard output. An address like file:///DIR or s3://BUCKET/PREFIX: it goes into that archive' -r -F
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l incremental -d 'Take what has changed since this backup only, as packs: its manifest, its directory, or URL#LABEL of one in an archive. It is not changed, and the new one can\'t be restored without it' -r -F

@@ -17,6 +17,7 @@ mod backup;
 mod combine;
 mod health;
 mod restore;
+mod rewind;
 mod slot;
 mod verify;
 
@@ -25,6 +26,7 @@ pub use backup::BaseBackup;
 pub use combine::Combine;
 pub use health::{Check, Show};
 pub use restore::Restore;
+pub use rewind::{LostWrites, Rewind};
 pub use slot::Slot;
 pub use verify::Verify;
 
@@ -88,6 +90,13 @@ pub enum Command {
     /// Make the follower the leader of a new timeline: it replays the log it has, captures its own directory from there on,
     /// and serves the other followers. Make sure first that the old leader is down, or can't be reached by its application.
     Promote(Promote),
+    /// Make a node that another one has left behind, as the old leader after a promotion, a follower of that one. What only it has
+    /// is kept in a bundle; only what differs is moved. The daemon does it if it runs, else this command; it can be repeated.
+    /// Exit code 0 also when there is nothing to do.
+    Rewind(Rewind),
+    /// Changes that were left behind by a promotion, and are kept: list them, or lay them out as files.
+    #[command(subcommand)]
+    LostWrites(LostWrites),
     /// Take a base backup from a running node. Exit code: 0 complete, 3 complete but no exact cut, 1 failed, 64 wrong
     /// usage.
     #[command(name = "basebackup")]

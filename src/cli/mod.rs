@@ -9,8 +9,10 @@ mod demo;
 mod generate;
 mod history;
 mod logging;
+mod lost;
 mod promote;
 mod restore;
+mod rewind;
 mod slot;
 mod trust;
 mod verify;
@@ -42,8 +44,11 @@ pub fn main() -> ExitCode {
         Err(e) => return mistyped(&e),
     };
     // A command that works for a while says how it went; its log is for those who ask.
-    let quiet = matches!(cli.command, Command::BaseBackup(_) | Command::Restore(_) | Command::Combine(_))
-        .then_some("warn");
+    let quiet = matches!(
+        cli.command,
+        Command::BaseBackup(_) | Command::Restore(_) | Command::Combine(_) | Command::Rewind(_)
+    )
+    .then_some("warn");
     if let Err(e) = logging::start(cli.log_level.as_deref().or(quiet), cli.log_json) {
         return unusable(&cli.command, &e);
     }
@@ -168,6 +173,8 @@ fn run(command: Command) -> Result<ExitCode> {
             format!("resync {word}; `towline status` shows how far it is\n")
         }),
         Command::Promote(args) => promote::run(args),
+        Command::Rewind(args) => rewind::run(&args),
+        Command::LostWrites(command) => lost::run(&command),
         Command::BaseBackup(args) => basebackup::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::History(args) => history::run(&args),

@@ -73,7 +73,7 @@ fn work(args: &Restore) -> Result<ExitCode> {
 }
 
 /// The first interrupt stops, with everything kept; a second one ends at once.
-fn interrupts(cancel: CancellationToken) -> Result<()> {
+pub(super) fn interrupts(cancel: CancellationToken) -> Result<()> {
     let mut set = SigSet::empty();
     set.add(Signal::SIGINT);
     set.add(Signal::SIGTERM);
@@ -95,7 +95,7 @@ fn interrupts(cancel: CancellationToken) -> Result<()> {
 }
 
 /// Says on a terminal how far it is.
-fn progress() -> Tell {
+pub(super) fn progress() -> Tell {
     let shown = std::io::stderr().is_terminal();
     let (last, bytes) = (std::sync::Mutex::new(Instant::now()), AtomicU64::new(0));
     Arc::new(move |p: FillProgress| {

@@ -178,6 +178,8 @@ pub struct Config {
     pub may_lead_interval: Span,
     /// A leader whose last yes is older than this stands aside, after the next answer that is no yes.
     pub may_lead_grace: Span,
+    /// A leader that another one has left behind becomes a follower of that one by itself, as with `towline rewind`.
+    pub auto_rewind: bool,
     /// Bytes a second of background hashing and scrubbing.
     pub scrub_rate: Size,
     /// A follower compares all contents with their hashes once in this time; 0s: never.
@@ -275,6 +277,7 @@ impl Default for Config {
             may_lead: None,
             may_lead_interval: span(5),
             may_lead_grace: span(15),
+            auto_rewind: false,
             scrub_rate: Size(32 << 20),
             scrub_interval: span(24 * 3600),
             checkpoint_bytes: Size(256 << 20),

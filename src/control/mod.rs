@@ -57,6 +57,8 @@ pub enum Request {
     Resync,
     /// Make this follower the leader.
     Promote(Promote),
+    /// Make this node, which another one has left behind, a follower of that one.
+    Rewind(Rewind),
     /// Commit everything the directory holds now and say the LSN.
     Barrier,
     /// Name an exact cut that covers everything the directory holds now.
@@ -103,6 +105,20 @@ pub struct Wait {
     pub policy: Option<String>,
     /// A position to wait for instead of what the directory holds.
     pub lsn: Option<String>,
+}
+
+/// How a node is rewound. All of it may be left out.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rewind {
+    /// `host:port` of the node that leads, or several with commas between; else as the configuration says.
+    pub leader: Option<String>,
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// A mass delete that the guard would hold goes into the log that is left behind.
+    pub confirm: bool,
+    /// How long it is waited for; else [`WAIT_MAX`].
+    pub timeout: Option<Span>,
 }
 
 /// How a follower is promoted. All of it may be left out.
@@ -201,6 +217,12 @@ pub fn call(path: &Path, request: &Request, timeout: Duration) -> Result<Value> 
         return Err(down("the daemon closed the connection", std::io::ErrorKind::UnexpectedEof.into()));
     }
     judge(&line)
+}
+
+/// Whether a daemon answers at the socket `path`.
+#[must_use]
+pub fn answers(path: &Path) -> bool {
+    connect(path).is_ok()
 }
 
 /// What an answer says: its fields, or the error of the daemon.

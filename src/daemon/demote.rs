@@ -4,14 +4,13 @@
 //! Whoever calls has seen to it that the log says all that the directory holds: what an application wrote and nobody logged is
 //! an edit of a follower's directory.
 
-#![allow(dead_code, reason = "the commands that rewind and hand over call it")]
-
 use crate::checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::history::History;
 use crate::log::{Log, LogOptions, Tail};
 use crate::position::Lsn;
+use crate::session::{Rival, rival};
 use crate::state::{FillState, Role, StateDir};
 
 /// How a node gets onto the line of another history.
@@ -30,23 +29,25 @@ pub(crate) enum Way {
 /// `next` is of another system, or older: nobody goes back to a line that was left.
 pub(crate) fn way(own: &History, end: Lsn, next: &History) -> Result<Way> {
     let refused = |text: String| Err(Error::new(ErrorKind::Refused, text));
-    if own.system() != next.system() {
-        return refused(format!(
-            "that node is of system {}, this one of system {}: name the leader of this system",
-            next.system(),
-            own.system()
-        ));
+    match rival(own, next) {
+        None => {
+            return refused(format!(
+                "that node is of system {}, this one of system {}: name the leader of this system",
+                next.system(),
+                own.system()
+            ));
+        }
+        Some(Rival::Same) => return Ok(Way::InPlace),
+        Some(Rival::Older) => {
+            return refused(format!(
+                "that node is on timeline {}, an older one than this node's {}: it was left behind itself; name the node that leads",
+                next.timeline(),
+                own.timeline()
+            ));
+        }
+        Some(Rival::Newer | Rival::Apart) => {}
     }
-    if (own.timeline(), own.line()) == (next.timeline(), next.line()) {
-        return Ok(Way::InPlace);
-    }
-    if next.leads_to(own) {
-        return refused(format!(
-            "that node is on timeline {}, an older one than this node's {}: it was left behind itself; name the node that leads",
-            next.timeline(),
-            own.timeline()
-        ));
-    }
+    // A line that was forced leaves another one before its end.
     match next.end_of(own.timeline()).filter(|_| own.leads_to(next)) {
         Some(branch) if end <= branch => Ok(Way::InPlace),
         Some(branch) => Ok(Way::Rewind(Some(branch))),
@@ -83,6 +84,7 @@ pub(crate) fn demote(state: &StateDir, next: &History) -> Result<Way> {
         );
     }
     pass(state, "demote::after_control")?;
+    state.unfence()?;
     Ok(Way::InPlace)
 }
 

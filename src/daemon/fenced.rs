@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::rivals::{self, Told};
-use super::{Node, blocking};
+use super::{Node, blocking, rewind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::history::History;
@@ -35,7 +35,7 @@ use crate::wire::Code;
 /// Longest run of the command `on_demote`.
 const HOOK_MAX: Duration = Duration::from_secs(60);
 /// What to do about a fence.
-const REMEDY: &str = "make this node a follower of the one that leads; if this one is to lead after all, stop the other's application and \
+const REMEDY: &str = "`towline rewind` makes this node a follower of the one that leads, and keeps what only it has; if this one is to lead after all, stop the other's application and \
                       `towline promote --force` here: it begins a new timeline";
 
 /// By what the node is fenced, if it is. A note of a line that is newer no more is removed.
@@ -178,6 +178,9 @@ pub(super) async fn turn(node: &Arc<Node>, mut fence: Fence, stop: &Cancellation
             _ = rivals::round(node, patience.min(HANDSHAKE)) => {}
         }
         node.state.check()?;
+        if rewind::auto(node).await {
+            return Ok(());
+        }
         let told = node.rivals.known_newer();
         if let Some(told) = told.filter(|t| t.is_news(&fence.history, fence.address.as_deref())) {
             let address = told.leader();

@@ -13,7 +13,9 @@ use super::port::Port;
 use super::resync::{self, Cause, TOO_OFTEN};
 use super::show::{cuts_part, log_part};
 use super::source::{FollowerSource, Source};
-use super::{Engine, FAILURE_LOOK, Node, archived, blocking, bounded_stop, cleanup, lines, until_failure};
+use super::{
+    Engine, FAILURE_LOOK, Node, archived, blocking, bounded_stop, cleanup, lines, rewind, until_failure,
+};
 use crate::apply::{
     self, Applied, Apply, ApplyCuts, ApplyHandle, ApplyOptions, ApplyPaths, Inexact, LocalEdits,
 };
@@ -109,7 +111,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
     node.archiving.board.clear();
     node.set_engine(Some(Engine::Follower(follower.clone())));
     let fill = node.state.set_up()?.fill;
-    let order = node.resyncs.order(&config, fill);
+    let order = rewind::order(node, fill)?.or_else(|| node.resyncs.order(&config, fill));
     if order.is_some() || !matches!(fill, FillState::Filled { .. } | FillState::Done) {
         copy(node, &config, sources.clone(), Arc::clone(&root), &follower.upstream, order, stop).await?;
         sys::raw::give_back_memory();
@@ -191,6 +193,7 @@ async fn copy(
     fill::run(context, stop.child_token()).await?;
     if !stop.is_cancelled() {
         node.resyncs.done();
+        rewind::finished(node)?;
     }
     Ok(())
 }

@@ -13,6 +13,8 @@
 //!     +----- pause, reload, or damaged log fetched again -----/
 //! ```
 //!
+//! A leader that another one has left behind steps down in a turn of its own (`rewinding`): see `rewind`.
+//!
 //! A follower that is promoted ends its turn, and takes one to come to rest as the leader (`promoting`); the next turn is a
 //! leader's: see `promote`. A leader that hears of a line that goes on from its own ends its turn, and all that follow are
 //! `fenced`; one that may not lead stands aside, `vetoed`: see the modules `fenced` and `permit`.
@@ -42,6 +44,7 @@ mod port;
 mod promote;
 mod recover;
 mod resync;
+mod rewind;
 mod rivals;
 mod show;
 mod slot;
@@ -76,6 +79,7 @@ use crate::sys::vital;
 use crate::tls::Trust;
 
 pub use options::{Flags, Reach, reach};
+pub use rewind::{Oneshot, addresses, rewind};
 use supervisor::Supervisor;
 use trouble::Phase;
 pub use vet::vet;
@@ -118,6 +122,7 @@ pub(crate) struct Node {
     pub(crate) promotion: promote::Promotion,
     pub(crate) rivals: Arc<rivals::Rivals>,
     permit: permit::Permit,
+    pub(crate) rewinds: rewind::Rewinds,
     archiving: archiving::Archiving,
     pub(crate) data: PathBuf,
     pub(crate) paused: std::sync::atomic::AtomicBool,
@@ -293,6 +298,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
         promotion: promote::Promotion::default(),
         rivals: Arc::default(),
         permit: permit::Permit::default(),
+        rewinds: rewind::Rewinds::default(),
         archiving: archiving::Archiving::default(),
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),
@@ -397,7 +403,10 @@ async fn generations(node: &Arc<Node>) -> Result<()> {
         }
         let result = match (node.state.settle(), role) {
             (Err(e), _) => Err(e),
-            (Ok(()), Role::Leader) => leader::turn(node, &turn).await,
+            (Ok(()), Role::Leader) => match rewind::turn(node).await {
+                Some(done) => done,
+                None => leader::turn(node, &turn).await,
+            },
             (Ok(()), Role::Follower) if node.promotion.is_wanted() => promote::turn(node, &turn).await,
             (Ok(()), Role::Follower) => follower::generation(node, &turn).await,
         };
@@ -490,6 +499,7 @@ fn answer(node: Arc<Node>, request: Request, cancel: CancellationToken) -> Answe
             Request::Slot(request) => slot::answer(node, request).await,
             Request::Resync => resync::asked(&node),
             Request::Promote(ask) => promote::answer(node, ask).await,
+            Request::Rewind(ask) => rewind::answer(node, ask).await,
             Request::Confirm if is_follower(&node) => Ok(resync::confirm(&node)),
             Request::Confirm | Request::Barrier | Request::RestorePoint { .. } => {
                 leader_request(&node, request).await

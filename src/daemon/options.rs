@@ -103,6 +103,7 @@ const LOOKED_UP: &[&str] = &[
     "may_lead",
     "may_lead_interval",
     "may_lead_grace",
+    "auto_rewind",
     "max_slot_keep",
     "max_slot_disk",
     "keep_segments",

@@ -185,6 +185,7 @@ fn started(state: &str, trouble: bool) -> bool {
                 | "promoting"
                 | "fenced"
                 | "vetoed"
+                | "rewinding"
         )
 }
 

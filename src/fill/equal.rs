@@ -84,7 +84,7 @@ fn begin(layout: &Layout, context: &FillContext) -> Result<resync::Begun> {
     {
         return resync::go_on(context, left);
     }
-    resync::begin(context, snapshot(layout)?, (layout.system, layout.timeline), "the backup")
+    resync::begin(context, snapshot(layout)?, (layout.system, layout.timeline, None), "the backup")
 }
 
 /// Answers what the comparing threads ask for.

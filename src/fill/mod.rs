@@ -26,6 +26,7 @@ use crate::record::{Kind, Time};
 use crate::sys::Root;
 
 mod adaptive;
+mod aside;
 mod base;
 mod compare;
 mod equal;
@@ -44,8 +45,9 @@ mod target;
 mod tree;
 mod write;
 
+pub use aside::next as aside_next;
 pub use lay::{Cloning, Layout, Shelf, lay};
-pub use resync::{Order, Report, aside_next, is_due as resyncs};
+pub use resync::{Order, Report, is_due as resyncs};
 pub use source::{Serving, serve};
 pub use sums::{Sum, Sums};
 pub use take::{Batch, Opened, Taken, Taker, Wish, open};

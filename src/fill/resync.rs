@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::aside;
 use super::base::Base;
 use super::compare::{Holds, Outlets, Resync, Tally, compare, sort};
 use super::journal::{Finished, Journal};
@@ -37,6 +38,7 @@ use super::write::Work;
 use crate::catalog::Catalog;
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::History;
 use crate::net::{
     self, End, Ended, FillProgress, MessageReader, MessageWriter, Met, Target, Traffic, UpstreamState,
 };
@@ -56,8 +58,6 @@ const READERS: usize = 2;
 const FOUND: usize = 256;
 /// Of content whose hashes are sent so much is expected to differ.
 const DIFFERS: u64 = 16;
-/// Logs that are put aside; an older one goes for a further one.
-const ASIDE_MAX: usize = 8;
 
 /// How a directory is to be made equal.
 #[derive(Clone, Debug)]
@@ -206,12 +206,10 @@ impl Talk<'_> {
             }
             (Decision::Fill, _) => {
                 let received = receive(reader, self.context).await?;
-                let (of, from) = ((self.welcome.system, self.welcome.timeline), self.address.to_owned());
+                let (of, timeline) = (self.welcome.system, self.welcome.timeline);
+                let from = self.address.to_owned();
                 let history = way_of(&self.welcome)?;
-                let work = move || {
-                    here.state.keep_history(&history)?;
-                    begin(&here, received, of, &from)
-                };
+                let work = move || begin(&here, received, (of, timeline, Some(&history)), &from);
                 alive(writer, half, local(&self.token, work)).await
             }
             _ => {
@@ -327,7 +325,7 @@ pub(super) fn go_on(context: &FillContext, left: Left) -> Result<Begun> {
 pub(super) fn begin(
     context: &FillContext,
     mut received: Received,
-    (system, timeline): (SystemId, TimelineId),
+    (system, timeline, history): (SystemId, TimelineId, Option<&History>),
     from: &str,
 ) -> Result<Begun> {
     let catalog = received.decode(system)?;
@@ -346,7 +344,15 @@ pub(super) fn begin(
         admit(context, order, &plan, from)?;
     }
     let (todo, kept) = sort(&catalog, &base, &plan, &scanned.stats)?;
-    let log = begun_before.or(order.map(|o| o.log)).unwrap_or(LogFate::Kept);
+    let mut log = begun_before.or(order.map(|o| o.log)).unwrap_or(LogFate::Kept);
+    if let Some(history) = history {
+        if begun_before.is_none() && log == LogFate::Aside {
+            // From here on it is in the bundle.
+            aside::keep(&context.state, history, (&context.name, context.status.node()), from)?;
+            log = LogFate::Removed;
+        }
+        context.state.keep_history(history)?;
+    }
     let (dir, start) = (context.state.fill(), catalog.lsn());
     received.commit()?;
     Journal::create(&dir, system, start)?;
@@ -458,7 +464,7 @@ fn dispose(state: &StateDir, log: LogFate) -> Result<()> {
                 disk::remove_durable(&path)?;
             }
         }
-        LogFate::Aside if !list()?.is_empty() => put_aside(state)?,
+        LogFate::Aside if !list()?.is_empty() => aside::move_all(state)?,
         LogFate::Aside => {}
     }
     state.change(|c| {
@@ -467,49 +473,6 @@ fn dispose(state: &StateDir, log: LogFate) -> Result<()> {
         }
     })?;
     state.settle()
-}
-
-/// The numbers of the logs that were put aside, ascending.
-fn aside(state: &StateDir) -> Vec<u64> {
-    let entries = fs::read_dir(state.lost()).into_iter().flatten().flatten();
-    let mut numbers: Vec<u64> = entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
-    numbers.sort_unstable();
-    numbers
-}
-
-/// Where the next log that is put aside goes to; an older one goes for it if there are too many.
-///
-/// # Errors
-/// Why that one can't be removed.
-pub fn aside_next(state: &StateDir) -> Result<std::path::PathBuf> {
-    let lost = state.lost();
-    disk::create_subdir_durable(&lost)?;
-    let numbers = aside(state);
-    if let Some(last) = numbers.last().map(|n| lost.join(n.to_string()))
-        && fs::read_dir(&last).is_ok_and(|mut entries| entries.next().is_none())
-    {
-        // It was made for a log that a crash kept here.
-        return Ok(last);
-    }
-    for old in numbers.iter().take((numbers.len() + 1).saturating_sub(ASIDE_MAX)) {
-        let path = lost.join(old.to_string());
-        tracing::warn!("'{}' is removed: no more than {ASIDE_MAX} logs are kept there", path.display());
-        fs::remove_dir_all(&path).map_err(|e| Error::io("remove", &path, e))?;
-    }
-    Ok(lost.join(numbers.last().map_or(1, |n| n + 1).to_string()))
-}
-
-fn put_aside(state: &StateDir) -> Result<()> {
-    let to = aside_next(state)?;
-    disk::rename_durable(&state.log(), &to)?;
-    disk::sync_dir(state.path())?;
-    disk::create_subdir_durable(&state.log())?;
-    tracing::warn!(
-        "the log of this node holds what the upstream has not: it is kept in '{}'; `towline log dump` reads it; remove it \
-         when nobody needs it",
-        to.display()
-    );
-    Ok(())
 }
 
 /// Starts the threads that write, keep the journal, and compare.

@@ -30,6 +30,7 @@ use crate::checkpoint;
 use crate::disk::{self, AtomicFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
+use crate::history::LineId;
 use crate::net::{
     self, End, Ended, FillProgress, MessageReader, MessageWriter, Met, Retry, Sources, Target, Traffic,
     Upstream, UpstreamState,
@@ -179,10 +180,11 @@ async fn attempt(context: &Arc<FillContext>, target: Target<'_>, token: Token) -
 
 /// The hello of a node that wants it all and says nothing of what it has.
 pub(super) fn hello_of(context: &FillContext, control: &Control) -> Hello {
+    let (timeline, line) = context.state.line().unwrap_or((control.timeline, LineId::default()));
     Hello {
         versions: context.purpose.versions(),
         system: SystemId::NONE,
-        timeline: control.timeline,
+        timeline,
         flush: Lsn::ZERO,
         segment: SegmentNo(0),
         offset: 0,
@@ -192,8 +194,7 @@ pub(super) fn hello_of(context: &FillContext, control: &Control) -> Hello {
         node: context.status.node(),
         wants: RoleWanted::Any,
         purpose: context.purpose,
-        // Without a history to be read it is no line that anybody knows.
-        line: context.state.history().map(|h| h.line()).unwrap_or_default(),
+        line,
         history: None,
     }
 }

@@ -18,7 +18,7 @@ use crate::disk::{self, AtomicFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::history::{Branch, History};
-use crate::position::{Lsn, SegmentNo, SystemId};
+use crate::position::{Lsn, SegmentNo, SystemId, TimelineId};
 use crate::segment::{self, Item, Parser, Step, Trailer};
 
 /// What ending lines did to a log.
@@ -214,6 +214,17 @@ fn on_way(dir: &Path, history: &History, segment: SegmentNo, kept: Kept) -> bool
     let ended = Kept { timeline: kept.timeline, form: Form::Ended(branch.timeline) };
     // Without it the line's own is sealed at the branch.
     kept == ended || (kept.form == Form::Sealed && !dir.join(ended.name(segment)).exists())
+}
+
+/// Where the log of `timeline` in `dir` ends, as far as it can be read; zero when there is none. Nothing is changed: it is for looks
+/// at a log that nobody has open.
+///
+/// # Errors
+/// Why the directory can't be listed.
+pub fn end_at_rest(dir: &Path, system: SystemId, timeline: TimelineId) -> Result<Lsn> {
+    let newest = super::recover::list(dir, timeline)?.pop_last();
+    Ok(newest
+        .map_or(Lsn::ZERO, |(segment, kept)| end_of(&dir.join(kept.name(segment)), system, segment, kept)))
 }
 
 /// Where the log in a file ends, as far as it can be read.

@@ -78,3 +78,11 @@ pub fn remove_before(dir: &Path, timeline: TimelineId, keep: SegmentNo) -> Resul
     }
     Ok(removed)
 }
+
+/// The names of the segment files on the way of `timeline` in `dir` from `first` on, ascending.
+///
+/// # Errors
+/// Why the directory can't be listed.
+pub fn names(dir: &Path, timeline: TimelineId, first: SegmentNo) -> Result<Vec<String>> {
+    Ok(list(dir, timeline)?.range(first..).map(|(segment, kept)| kept.name(*segment)).collect())
+}

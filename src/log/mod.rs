@@ -47,8 +47,8 @@ use intake::Intake;
 use queue::{Job, Queue};
 use writer::Writer;
 
-pub use branch::{Cut as LineCut, end_copied_lines, end_lines};
-pub use extent::{remove_before, start_before, stored};
+pub use branch::{Cut as LineCut, end_at_rest, end_copied_lines, end_lines};
+pub use extent::{names, remove_before, start_before, stored};
 pub use gaps::Gaps;
 pub use reader::{Frame, FrameReader};
 pub use stored::{Ahead, StoredReader};

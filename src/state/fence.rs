@@ -52,7 +52,7 @@ pub struct Fence {
 }
 
 /// The longest beginning of `text` with at most `most` bytes.
-fn cut(text: &str, most: usize) -> &str {
+pub(super) fn cut(text: &str, most: usize) -> &str {
     let mut end = text.len().min(most);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -38,6 +38,7 @@ mod restore;
 mod restore_chain;
 mod restore_lines;
 mod resync;
+mod rewind;
 mod rot;
 mod s3;
 mod scripts;

@@ -1,0 +1,108 @@
+//! `towline rewind`: asks the daemon, or does it where none runs.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::args::Rewind;
+use super::restore::{interrupts, progress};
+use super::{json_line, load, print};
+use crate::control::{self, Request};
+use crate::daemon::{self, Oneshot};
+use crate::error::{Error, ErrorKind, Result};
+use crate::state;
+
+/// The daemon says when the time is over; a moment longer its answer is waited for.
+const GRACE: Duration = Duration::from_secs(5);
+
+pub(super) fn run(args: &Rewind) -> Result<ExitCode> {
+    let config = load(args.config.as_deref())?;
+    let none = || {
+        Error::new(
+            ErrorKind::Usage,
+            "the configuration names no state directory; add the key 'state', or use --state DIR",
+        )
+    };
+    let state = args.state.clone().or_else(|| config.state.clone()).ok_or_else(none)?;
+    let socket = state.join(state::SOCKET);
+    let answer = if control::answers(&socket) {
+        if args.data.is_some() {
+            let text = "the daemon runs, and knows its data directory; --data is for a node that is stopped";
+            return Err(Error::new(ErrorKind::Usage, text));
+        }
+        let (leader, dry_run, confirm) = (args.leader.clone(), args.dry_run, args.confirm);
+        let ask = control::Rewind { leader, dry_run, confirm, timeout: Some(args.timeout) };
+        control::call(&socket, &Request::Rewind(ask), args.timeout.0 + GRACE)?
+    } else {
+        let order = Oneshot {
+            data: args.data.clone().or_else(|| config.data.clone()),
+            leaders: args.leader.as_deref().map(daemon::addresses).unwrap_or_default(),
+            dry_run: args.dry_run,
+            confirm: args.confirm,
+            config,
+            state,
+        };
+        let cancel = CancellationToken::new();
+        interrupts(cancel.clone())?;
+        let tell = progress();
+        daemon::rewind(&order, &move |p| tell(p), &cancel)?
+    };
+    print(&if args.json { json_line(&answer)? } else { words(&answer) })
+}
+
+fn words(v: &Value) -> String {
+    let text = |key: &str| match &v[key] {
+        Value::String(s) => s.clone(),
+        Value::Null => "unknown".to_owned(),
+        other => other.to_string(),
+    };
+    let is = |key: &str| v[key].as_bool() == Some(true);
+    let to = format!("'{}' ({})", text("leader"), text("address"));
+    let mut out = String::new();
+    // Writing to a text can't fail.
+    let _ = match (v["way"].as_str().unwrap_or_default(), is("dry_run")) {
+        ("nothing", _) => writeln!(
+            out,
+            "nothing to do: this node is on the way of {to}, timeline {}; a start of it as a follower goes on",
+            text("to_timeline")
+        ),
+        (way, true) => writeln!(
+            out,
+            "would go to timeline {} of {to}: its log ends at {}, the branch is at {}, {} bytes are past it; {}",
+            text("to_timeline"),
+            text("end"),
+            text("branch"),
+            text("left_behind_bytes"),
+            if way == "in-place" {
+                "in place, if the directory holds nothing that was not logged"
+            } else {
+                "what is past it is put into a bundle, and the directory made equal"
+            }
+        ),
+        ("in-place", _) => {
+            writeln!(out, "this node follows {to}: nothing was left behind, and nothing had to be moved")
+        }
+        _ => writeln!(
+            out,
+            "rewound to {to}; {} bytes of content were received; start the node, it follows",
+            text("received_bytes")
+        ),
+    };
+    if let Some(changes) = v["changes"].as_object() {
+        let parts: Vec<String> =
+            changes.iter().filter(|(_, n)| n.as_u64() != Some(0)).map(|(k, n)| format!("{n} {k}")).collect();
+        let _ = writeln!(
+            out,
+            "left behind: {}",
+            if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
+        );
+    }
+    if let Some(bundle) = v["bundle"].as_str() {
+        let _ =
+            writeln!(out, "kept in {bundle}: `towline lost-writes export {bundle} --out DIR` lays it out");
+    }
+    out
+}
