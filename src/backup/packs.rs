@@ -2,7 +2,6 @@
 //! of a base: those ask for the files that are not what the base has, by the hashes of its blocks.
 
 use std::collections::HashMap;
-use std::fs;
 use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
@@ -12,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::base::{Base, Origin};
 use super::place::{Begun, Place};
-use super::shelf::{Folder, Prefix, Shelf, write_part};
+use super::shelf::{Folder, Prefix, Shelf, copy_part, write_part};
 use super::source::{blocking, stopped};
-use super::stream::{Copied, copy, manifest_of, pass, segments};
+use super::stream::{Copied, copy, history, manifest_of, pass, segments};
 use super::summed::Summed;
 use super::{Made, Order, Phase, Progress, hashes, tar, tree};
 use crate::archive::Address;
@@ -453,11 +452,9 @@ impl Copied<Packs> {
         manifest.parts.push(write_part(&*shelf, manifest::BLOCKS, |out| {
             hashes::write_known(out, &catalog, &packs.blocks, &one).map(drop)
         })?);
-        for (name, path) in segments(&state, timeline, &end, catalog.lsn())? {
-            manifest.parts.push(write_part(&*shelf, &name, |out| {
-                let mut file = fs::File::open(&path).map_err(|e| Error::io("open", &path, e))?;
-                io::copy(&mut file, out).map(drop).map_err(|e| Error::io("copy", &path, e))
-            })?);
+        let log = segments(&state, timeline, &end, catalog.lsn())?;
+        for (name, path) in history(&state, timeline).into_iter().chain(log) {
+            manifest.parts.push(copy_part(&*shelf, &name, &path)?);
         }
         manifest.parts.append(&mut packs.parts);
         pass("backup::parts")?;

@@ -1,8 +1,9 @@
 //! Where the parts of a backup go: a directory, or one prefix of an archive.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::summed::Summed;
@@ -36,6 +37,14 @@ pub(super) fn write_part(
     let (file, size, sha256) = out.finish();
     file.commit()?;
     Ok(Part { name: name.to_owned(), size, sha256 })
+}
+
+/// Copies a file as a part.
+pub(super) fn copy_part(shelf: &dyn Shelf, name: &str, path: &Path) -> Result<Part> {
+    write_part(shelf, name, |out| {
+        let mut file = fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
+        io::copy(&mut file, out).map(drop).map_err(|e| Error::io("copy", path, e))
+    })
 }
 
 /// A directory.

@@ -208,6 +208,13 @@ async fn end<T>(intake: &Intake<'_>, taken: &Taken<T>, cancel: &CancellationToke
     Ok(End { lsn, exact, time, log: tail.end })
 }
 
+/// The file in the state directory that becomes the part with the history of this timeline: name and path. That of the first
+/// one has none.
+pub(super) fn history(state: &StateDir, timeline: TimelineId) -> Option<(String, std::path::PathBuf)> {
+    let name = crate::history::file_name(timeline);
+    (timeline != TimelineId::FIRST).then(|| (name.clone(), state.path().join(name)))
+}
+
 /// Names of the segments in the state directory, in order, with their paths.
 pub(super) fn segments(
     state: &StateDir,

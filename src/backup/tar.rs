@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::source::{blocking, stopped};
-use super::stream::{Compression, Copied, Output, copy, manifest_of, pass, segments, unwritable};
+use super::stream::{Compression, Copied, Output, copy, history, manifest_of, pass, segments, unwritable};
 use super::summed::Summed;
 use super::tarball::{Tarball, What, plain};
 use super::{Made, Order, Phase, Progress, hashes};
@@ -444,7 +444,8 @@ impl<W: Write> Copied<Stream<Output<W>>> {
         })?;
         manifest.parts.push(stream.part(manifest::CATALOG, &scratch("catalog.part"), Some(tree))?);
         manifest.parts.push(stream.part(manifest::BLOCKS, &scratch("blocks.part"), Some(sums))?);
-        for (name, path) in segments(&state, timeline, &end, catalog.lsn())? {
+        let log = segments(&state, timeline, &end, catalog.lsn())?;
+        for (name, path) in history(&state, timeline).into_iter().chain(log) {
             manifest.parts.push(stream.part(&name, &path, None)?);
         }
         manifest.files = mem::take(&mut stream.files);

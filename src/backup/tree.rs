@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::place::{Begun, Place};
 use super::replay::{Intake, Span, is_exact};
-use super::shelf::{Folder, write_part};
+use super::shelf::{Folder, copy_part, write_part};
 use super::source::{blocking, stopped, while_there};
+use super::stream::history;
 use super::{Made, Order, Phase, Progress, hashes, sums};
 use crate::apply::Applied;
 use crate::blocks::Blocks;
@@ -203,6 +204,10 @@ impl Sealing<'_> {
         let blocks_part = write_part(&shelf, manifest::BLOCKS, |out| {
             hashes::write_known(out, &catalog, &blocks, &|i| i.content).map(drop)
         })?;
+        let mut parts = vec![catalog_part, blocks_part];
+        if let Some((name, path)) = history(self.state, control.timeline) {
+            parts.push(copy_part(&shelf, &name, &path)?);
+        }
         let (start, start_time) = begun.start.unwrap_or_default();
         Ok(Manifest {
             form: Form::Tree,
@@ -218,7 +223,7 @@ impl Sealing<'_> {
             program: env!("CARGO_PKG_VERSION").to_owned(),
             base: None,
             log: Vec::new(),
-            parts: vec![catalog_part, blocks_part],
+            parts,
             files,
         })
     }

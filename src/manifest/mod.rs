@@ -22,8 +22,9 @@
 //!
 //! Each element of an array is a line, and so is the last key, which ends with `}` and a line feed. A path is relative; one
 //! that is not UTF-8 is `"path_hex"` instead. `mtime` is a text: seconds since 1970, a dot, nine digits. SHA-256 are lower
-//! case hexadecimal. Names of parts are [`CATALOG`], [`BLOCKS`], `log/` with the name of a segment (`.partial` where it
-//! was not sealed), and `pack-00001` and so on without a hole.
+//! case hexadecimal. Names of parts are [`CATALOG`], [`BLOCKS`], of a timeline above the first the file of its
+//! [`history`], `log/` with the name of a segment (`.partial` where it was not sealed), and `pack-00001` and so on without a
+//! hole. Sets made by older versions have no history.
 //!
 //! Reading bounds every length, refuses whatever is not written here, and names line and rule.
 
@@ -34,6 +35,7 @@ use std::io::{self, Write};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{self, ErrorKind};
+use crate::history;
 use crate::position::{FileId, Lsn, SystemId, TimelineId};
 use crate::record::{NAME_MAX, Time};
 use crate::segment;
@@ -282,6 +284,7 @@ fn check_size(size: u64) -> Result<(), String> {
 #[derive(Debug)]
 struct Rules {
     form: Form,
+    timeline: TimelineId,
     /// Names below `data` or `base`: true of a directory.
     names: HashMap<Vec<u8>, bool>,
     contents: HashMap<FileId, (u64, Sha)>,
@@ -291,9 +294,9 @@ struct Rules {
 }
 
 impl Rules {
-    fn new(form: Form) -> Self {
+    fn new(form: Form, timeline: TimelineId) -> Self {
         let (names, contents, parts, log) = Default::default();
-        Self { form, names, contents, parts, packs: 0, log }
+        Self { form, timeline, names, contents, parts, packs: 0, log }
     }
 
     fn span(start: Lsn, end: Lsn) -> Result<(), String> {
@@ -315,7 +318,8 @@ impl Rules {
         Ok(())
     }
 
-    fn log(&mut self, ranges: &[Range], start: Lsn, end: Lsn, timeline: TimelineId) -> Result<(), String> {
+    fn log(&mut self, ranges: &[Range], start: Lsn, end: Lsn) -> Result<(), String> {
+        let timeline = self.timeline;
         if self.form == Form::Tree {
             let none = ranges.is_empty();
             return if none { Ok(()) } else { Err("log: a backup of form tree has none".to_owned()) };
@@ -355,6 +359,13 @@ impl Rules {
         check_size(part.size)?;
         let known = match name.as_str() {
             CATALOG | BLOCKS => true,
+            _ if let Some(of) = history::parse_name(name.as_bytes()) => {
+                if of != self.timeline || of == TimelineId::FIRST {
+                    let timeline = self.timeline;
+                    return Err(format!("{name:?} is no history of a backup on timeline {timeline}"));
+                }
+                true
+            }
             _ if name.starts_with("pack-") => {
                 self.packs += 1;
                 let want = pack_name(self.packs);
@@ -465,6 +476,35 @@ impl Manifest {
         read::parse(bytes)
     }
 
+    /// The part that holds the history of its timeline; `None`: it has none.
+    #[must_use]
+    pub fn history_part(&self) -> Option<&Part> {
+        self.parts.iter().find(|p| history::parse_name(p.name.as_bytes()).is_some())
+    }
+
+    /// Why this is not the history that belongs to the backup, if it is not.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn fits(&self, history: &history::History) -> Result<(), String> {
+        if (history.system(), history.timeline()) != (self.system, self.timeline) {
+            return Err(format!(
+                "it is the history of timeline {} of system {}, and the backup is of timeline {} of system {}",
+                history.timeline(),
+                history.system(),
+                self.timeline,
+                self.system
+            ));
+        }
+        match history.branches().last().filter(|b| b.at > self.end) {
+            None => Ok(()),
+            Some(b) => Err(format!(
+                "by it timeline {} began at {}, and the backup ends before that, at {}",
+                b.timeline, b.at, self.end
+            )),
+        }
+    }
+
     /// Every rule that reading checks.
     ///
     /// # Errors
@@ -476,9 +516,9 @@ impl Manifest {
             return Err("a backup has a system and a timeline".to_owned());
         }
         Rules::span(self.start, self.end)?;
-        let mut rules = Rules::new(self.form);
+        let mut rules = Rules::new(self.form, self.timeline);
         rules.base(self.base.as_ref(), self.end)?;
-        rules.log(&self.log, self.start, self.end, self.timeline)?;
+        rules.log(&self.log, self.start, self.end)?;
         self.parts.iter().try_for_each(|p| rules.part(p)).map_err(|e| format!("parts: {e}"))?;
         rules.parts_end()?;
         self.files.iter().try_for_each(|f| rules.file(f)).map_err(|e| format!("files: {e}"))

@@ -231,10 +231,10 @@ impl<'de> Visitor<'de> for Whole {
             return Err(A::Error::custom("its format is another one"));
         }
         let form = f.text("form", form)?;
-        let mut rules = Rules::new(form);
         let label = f.text("label", label)?;
         let system = f.text("system", system)?;
         let timeline = timeline(&mut f)?;
+        let mut rules = Rules::new(form, timeline);
         let (start, end) = (f.text("start", lsn)?, f.text("end", lsn)?);
         Rules::span(start, end).map_err(broken)?;
         let (start_time, end_time) = (f.text("start_time", moment)?, f.text("end_time", moment)?);
@@ -249,7 +249,7 @@ impl<'de> Visitor<'de> for Whole {
             if ranges <= RANGES_MAX { Ok(()) } else { Err(format!("there are more than {RANGES_MAX}")) }
         };
         let log = f.seed("log", List(few, PhantomData))?;
-        rules.log(&log, start, end, timeline).map_err(broken)?;
+        rules.log(&log, start, end).map_err(broken)?;
         let parts = f.seed("parts", List(|p: &Part| rules.part(p), PhantomData))?;
         rules.parts_end().map_err(broken)?;
         let files = f.seed("files", List(|f: &File| rules.file(f), PhantomData))?;

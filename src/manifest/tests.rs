@@ -100,6 +100,30 @@ fn every_form_is_read_back() {
 }
 
 #[test]
+fn the_history_of_its_timeline_is_a_part_and_no_other() {
+    use crate::history::{Beginning, History};
+    let with = |name: &str, m: Manifest| Manifest { parts: [m.parts, vec![part(name, 9)]].concat(), ..m };
+    let good = with("00000002.history", tar());
+    assert_eq!(Manifest::parse(text(&good).as_bytes()), Ok(good.clone()));
+    assert_eq!((good.history_part(), tar().history_part()), (good.parts.last(), None));
+    let first = Manifest { timeline: TimelineId::FIRST, log: vec![], end: tar().start, ..tar() };
+    let first = Manifest { parts: first.parts[..2].to_vec(), ..first };
+    for (m, want) in [
+        (with("00000003.history", tar()), "is no history of a backup on timeline 2"),
+        (with("00000001.history", first), "is no history of a backup on timeline 1"),
+        (with("00000002.history", good), "is there twice"),
+    ] {
+        assert!(m.check().unwrap_err().contains(want), "{:?}", m.check());
+    }
+    let child =
+        |system, at| History::first(system).child(Beginning::sample(Lsn(at), 3), TimelineId::FIRST).unwrap();
+    assert_eq!(tar().fits(&child(SYSTEM, tar().end.0)), Ok(()));
+    assert!(tar().fits(&child(SYSTEM, tar().end.0 + 1)).unwrap_err().contains("ends before that"));
+    assert!(tar().fits(&child(SystemId(9), 5)).unwrap_err().contains("of system 0000000000000009"));
+    assert!(tar().fits(&History::first(SYSTEM)).unwrap_err().contains("of timeline 1"));
+}
+
+#[test]
 fn every_flipped_bit_and_every_cut_is_found() {
     let whole = text(&tar());
     for at in 0..whole.len() {

@@ -39,16 +39,18 @@ pub(super) fn refusal(
     None
 }
 
-/// The log that was fetched goes up to the segment `last`: it is read along the way to its timeline.
+/// The log that was fetched goes up to the segment `last`, if there is any: it is read along the way to its timeline.
 ///
 /// # Errors
 /// Why that can't be made durable.
 pub(super) fn follow(state: &Arc<StateDir>, way: &Way, last: Option<SegmentNo>) -> Result<()> {
-    let Some(timeline) = last.map(|s| way.reads(s)) else { return Ok(()) };
-    if state.set_up()?.timeline == timeline {
-        return keep(state, way, timeline);
-    }
+    let now = state.set_up()?.timeline;
+    // Where no log was needed it is that of the backup.
+    let timeline = last.map_or(now, |s| way.reads(s));
     keep(state, way, timeline)?;
+    if now == timeline {
+        return Ok(());
+    }
     pass("restore::timeline", state)?;
     state.change(|c| c.timeline = timeline)
 }

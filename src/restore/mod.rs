@@ -267,21 +267,22 @@ impl Restore {
         let (begun, timeline) = place::begun_with(order)?;
         let mut places = order.logs.clone();
         places.extend(order.from.archive());
-        let known = Known::of(&places)?;
+        let mut known = Known::of(&places)?;
         let line = timeline.map_or(order.line, Line::Number);
-        let opened = origin::open(&origin::Wanted {
+        let wanted = origin::Wanted {
             from: &order.from,
             backup: order.backup.as_deref().or(begun.as_deref()),
             bases: &order.bases,
             target: order.target,
             line,
-            known: &known,
             spool,
             fetched,
-        })?;
+        };
+        let opened = origin::open(&wanted, &mut known)?;
         let origin::Opened { chain, passed, others, points, log } = opened;
         let none = || Error::new(ErrorKind::Missing, "there is no backup");
         let set = Arc::clone(chain.first().ok_or_else(none)?);
+        set.history()?.into_iter().for_each(|history| known.learn(history));
         let logs = order.logs.iter().cloned().chain(log).collect();
         let m = set.manifest();
         let way = known.way(line, m.system, m.timeline)?;

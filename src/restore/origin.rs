@@ -78,24 +78,23 @@ pub(super) struct Wanted<'a> {
     /// Backups that it stands on.
     pub(super) bases: &'a [PathBuf],
     pub(super) target: Target,
-    /// The timeline that is asked for, and what is known of timelines.
+    /// The timeline that is asked for.
     pub(super) line: Line,
-    pub(super) known: &'a Known,
     /// Where a tar is written down, and where parts are fetched to.
     pub(super) spool: &'a Path,
     pub(super) fetched: &'a Path,
 }
 
-/// Opens it.
+/// Opens it. What backups of an archive tell of timelines is added to what is `known`.
 ///
 /// # Errors
 /// What is missing, damaged, or does not fit.
-pub(super) fn open(wanted: &Wanted<'_>) -> Result<Opened> {
+pub(super) fn open(wanted: &Wanted<'_>, known: &mut Known) -> Result<Opened> {
     match wanted.from {
-        Origin::Archive(address) => archived(address, wanted),
+        Origin::Archive(address) => archived(address, wanted, known),
         Origin::Path(path) if path.join(names::IDENTITY).is_file() => {
             let dir = std::path::absolute(path).map_err(|e| Error::io("find", path, e))?;
-            archived(&Address::Dir(dir), wanted)
+            archived(&Address::Dir(dir), wanted, known)
         }
         Origin::Path(path) => {
             if let Some(label) = wanted.backup {
@@ -186,7 +185,7 @@ pub fn chained(top: Set, bases: &[PathBuf]) -> Result<Vec<Arc<Set>>> {
     Ok(out)
 }
 
-fn archived(address: &Address, wanted: &Wanted<'_>) -> Result<Opened> {
+fn archived(address: &Address, wanted: &Wanted<'_>, known: &mut Known) -> Result<Opened> {
     if !wanted.bases.is_empty() {
         let text =
             "--base names what a backup outside of an archive stands on; an archive is looked through for it";
@@ -195,7 +194,8 @@ fn archived(address: &Address, wanted: &Wanted<'_>) -> Result<Opened> {
     let archive = Archive::open(address)?;
     let inventory = Inventory::of_backups(&archive)?;
     let wholes = || inventory.backups.iter().filter_map(|b| b.manifest());
-    let ways = ways(wanted, &archive, &mut wholes())?;
+    learn((address, &archive), &inventory, wanted.fetched, known)?;
+    let ways = ways((wanted, known), &archive, &mut wholes())?;
     let mut candidates = Vec::new();
     for backup in &inventory.backups {
         let What::Whole(m, _) = &backup.what else { continue };
@@ -256,13 +256,36 @@ fn archived(address: &Address, wanted: &Wanted<'_>) -> Result<Opened> {
     Ok(Opened { chain, passed: choice.passed, others, points, log })
 }
 
+/// Takes from backups the histories of timelines that the archive itself has none of: no log may ever have gone there.
+fn learn(
+    (address, archive): (&Address, &Archive),
+    inventory: &Inventory,
+    fetched: &Path,
+    known: &mut Known,
+) -> Result<()> {
+    for backup in &inventory.backups {
+        let What::Whole(m, sha256) = &backup.what else { continue };
+        if m.history_part().is_none() || known.knows(m.system, m.timeline)? {
+            continue;
+        }
+        let set = Set::archived(address, archive, ((**m).clone(), *sha256), fetched)?;
+        match set.history() {
+            Ok(history) => history.into_iter().for_each(|history| known.learn(history)),
+            // Another one may do.
+            Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::Missing) => tracing::warn!("{e}"),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
 /// The ways that are looked along: with `current` those of every backup, the newest timeline first.
 fn ways(
-    wanted: &Wanted<'_>,
+    (wanted, known): (&Wanted<'_>, &Known),
     archive: &Archive,
     backups: &mut dyn Iterator<Item = &manifest::Manifest>,
 ) -> Result<Vec<Way>> {
-    let way = |base| wanted.known.way(wanted.line, archive.system(), base);
+    let way = |base| known.way(wanted.line, archive.system(), base);
     if wanted.line != Line::Current {
         return Ok(vec![way(TimelineId::FIRST)?]);
     }

@@ -190,6 +190,29 @@ impl Known {
         Ok(())
     }
 
+    /// Takes what a backup tells.
+    pub(super) fn learn(&mut self, history: History) {
+        self.highest = self.highest.max(history.timeline());
+        self.histories.push(history);
+    }
+
+    /// Whether the line that has this number is known.
+    ///
+    /// # Errors
+    /// Why an archive can't be asked.
+    pub(super) fn knows(&self, system: SystemId, timeline: TimelineId) -> Result<bool> {
+        let ours = |h: &&History| h.system() == system;
+        if self.histories.iter().filter(ours).any(|h| h.line_of(timeline).is_some()) {
+            return Ok(true);
+        }
+        for archive in self.archives.iter().filter(|a| a.system() == system) {
+            if archive.history(timeline)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The highest number of a timeline that is known to be in use.
     pub(super) fn highest(&self) -> TimelineId {
         self.highest

@@ -15,6 +15,7 @@ use crate::archive::{Address, Archive, names};
 use crate::disk::{self, AtomicFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
+use crate::history::{History, SEAL};
 use crate::manifest::{self, Form, Manifest, Part, Sha};
 use crate::position::Lsn;
 use crate::record::Kind;
@@ -143,6 +144,22 @@ impl Set {
     /// The parts that hold contents, of form packs.
     pub fn packs(&self) -> impl Iterator<Item = &Part> {
         self.manifest.parts.iter().filter(|p| p.name.starts_with("pack-"))
+    }
+
+    /// The history of its timeline; `None`: it carries none, as that of the first one does.
+    ///
+    /// # Errors
+    /// The part is missing, damaged, or another one's.
+    pub fn history(&self) -> Result<Option<History>> {
+        let Some(part) = self.manifest.history_part() else { return Ok(None) };
+        let kept = self.part(&part.name)?;
+        let mut bytes = Vec::new();
+        let read = kept.reader().take(SEAL.most + 1).read_to_end(&mut bytes);
+        read.map_err(|e| self.unreadable(&part.name, e))?;
+        let bad = |why: String| self.damaged(&part.name, &format!("is not its history: {why}"));
+        let history = History::decode(&bytes).map_err(|e| bad(e.to_string()))?;
+        self.manifest.fits(&history).map_err(bad)?;
+        Ok(Some(history))
     }
 
     /// A part, its size and SHA-256 found right.

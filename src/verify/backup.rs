@@ -220,6 +220,11 @@ fn judge(
             Said::Segment(report) => log.push((name, *report)),
             Said::Catalog(Err(e)) => findings.add(Class::Catalog, &name, e),
             Said::Blocks(Err(e)) => findings.add(Class::Blocks, &name, format!("it is damaged: {e}")),
+            Said::History(read) => {
+                if let Err(why) = read.and_then(|h| manifest.fits(&h)) {
+                    findings.add(Class::History, &name, why);
+                }
+            }
             Said::Pack(Err(e)) => findings.add(Class::Pack, &name, format!("it is damaged: {e}")),
             Said::Content(sum) => {
                 if let Some(id) = expected.get(&name).and_then(|e| e.id) {

@@ -32,6 +32,8 @@ pub enum Class {
     Catalog,
     /// The block hashes are damaged, or contradict the rest.
     Blocks,
+    /// The history of the timeline is damaged, or another one's.
+    History,
     /// The log is damaged, has a hole, or does not reach from start to end.
     Log,
     /// A pack is damaged, or contradicts the catalog.

@@ -10,6 +10,7 @@ use crate::catalog::{Catalog, block_hashes};
 use crate::checkpoint;
 use crate::codec::DecodeError;
 use crate::error::{self, Error};
+use crate::history::{self, History};
 use crate::log::inspect;
 use crate::manifest::{self, Sha};
 use crate::pack;
@@ -33,6 +34,7 @@ pub(super) enum Role {
     Blocks,
     Segment,
     Pack,
+    History,
 }
 
 impl Role {
@@ -42,6 +44,7 @@ impl Role {
             _ if name == manifest::CATALOG.as_bytes() => Self::Catalog,
             _ if name == manifest::BLOCKS.as_bytes() => Self::Blocks,
             _ if name.starts_with(b"pack-") => Self::Pack,
+            _ if history::parse_name(name).is_some() => Self::History,
             _ if name.strip_prefix(b"log/").is_some_and(|n| segment::parse_name(n).is_some()) => {
                 Self::Segment
             }
@@ -71,6 +74,7 @@ pub(super) enum Said {
     Blocks(Result<Known, String>),
     Segment(Box<inspect::Report>),
     Pack(Result<Packed, String>),
+    History(Result<History, String>),
 }
 
 /// A file that was read.
@@ -147,6 +151,11 @@ fn said(name: &[u8], role: Role, size: u64, input: &mut Summed<'_>, buf: &mut [u
             Said::Segment(Box::new(report))
         }
         Role::Pack => Said::Pack(packed(input).map_err(|e| e.to_string())),
+        Role::History => {
+            let mut bytes = Vec::new();
+            input.take(history::SEAL.most + 1).read_to_end(&mut bytes)?;
+            Said::History(History::decode(&bytes).map_err(|e| e.to_string()))
+        }
     })
 }
 
@@ -313,7 +322,8 @@ mod tests {
                 Err(io::Error::from_raw_os_error(5))
             }
         }
-        for role in [Role::Catalog, Role::Blocks, Role::Segment, Role::Pack, Role::Data(None)] {
+        for role in [Role::Catalog, Role::Blocks, Role::Segment, Role::Pack, Role::History, Role::Data(None)]
+        {
             let e = read(b"x", role, 100, &mut Fails, &mut Vec::new()).unwrap_err();
             assert_eq!(e.raw_os_error(), Some(5), "{role:?}");
         }

@@ -210,7 +210,7 @@ fn a_stream_is_restored_as_it_comes() {
 }
 
 /// `towline` with these words: exit code, and what it said.
-fn run(words: &[&std::ffi::OsStr], points: &str) -> (Option<i32>, String) {
+pub(super) fn run(words: &[&std::ffi::OsStr], points: &str) -> (Option<i32>, String) {
     let mut command = std::process::Command::new("timeout");
     command.args(["-k", "1", "60", &towline()]).args(words).env("TOWLINE_FAILPOINTS", points);
     let out = command.output().expect("run towline");

@@ -2,14 +2,21 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
+use towline::history::History;
+use towline::manifest::Manifest;
+use towline::position::SystemId;
 
 use super::restore::{Restore, names, note, settle};
+use super::restore_chain::run;
 use crate::support::archive::{archived_all, archiving};
 use crate::support::backup::Backup;
-use crate::support::bed::soak;
-use crate::support::{Bed, Node, assert_equal, assert_equal_within, load, until, within};
+use crate::support::bed::{copy_tree, soak};
+use crate::support::load::{self, Load};
+use crate::support::sets::{edit, flip};
+use crate::support::{Bed, Node, assert_equal, assert_equal_within, until, within};
 
 /// A leader with an archive, a backup in it, and what it writes after that.
 struct Archived {
@@ -48,7 +55,7 @@ fn backup(leader: &Node, url: &Path, label: &str) {
 /// All that there is so far is sealed a moment later, and archived.
 fn archive_all(node: &Node) {
     settle(node);
-    std::thread::sleep(std::time::Duration::from_millis(150));
+    std::thread::sleep(Duration::from_millis(150));
     settle(node);
     archived_all(node);
 }
@@ -222,4 +229,124 @@ fn a_restore_goes_over_a_promotion_to_the_timeline_that_is_asked_for() {
     }
     old.restore(&after.lsn, "cut", &["--backup", "old", "--log", &log]).good();
     assert_equal(&after.copy, &old.bed.path("cut"));
+}
+
+/// What `towline` says of one thing that was done to the part with the history of a copy of a set.
+fn damaged(set: &Path, damage: impl FnOnce(&Path)) -> String {
+    let hurt = set.with_file_name("hurt");
+    copy_tree(set, &hurt);
+    damage(&hurt);
+    let (code, verified) = run(&["verify".as_ref(), hurt.as_os_str()], "");
+    let (out, state) = (set.with_file_name("no"), set.with_file_name("no-state"));
+    let words = ["--as-follower", "--state", state.to_str().expect("UTF-8")];
+    let restored = Restore::new(&hurt, "latest", &out).args(&words).fails(1);
+    assert!(!out.exists() && !state.exists(), "{restored}");
+    fs::remove_dir_all(&hurt).expect("remove");
+    format!("{code:?} {verified}\n{restored}")
+}
+
+const PART: &str = "00000002.history";
+
+/// The history of another system, or of a branch that lies `at` bytes behind.
+fn foreign(set: &Path, system: u64, at: u64) {
+    let known = History::decode(&fs::read(set.join(PART)).expect("read")).expect("a history");
+    let b = known.branches()[0].clone();
+    let begins = towline::history::Beginning {
+        at: towline::position::Lsn(b.at.0 + at),
+        line: b.line,
+        when: b.when,
+        node: b.node,
+        name: b.name,
+        reason: b.reason,
+        known: b.known,
+    };
+    let other = History::first(SystemId(system)).child(begins, b.parent).expect("a branch");
+    fs::write(set.join(PART), other.encode()).expect("write");
+    edit(set, |_| ());
+}
+
+/// Whatever is wrong with the part nothing is made of it.
+fn what_is_wrong_with_it_is_named(bed: &Bed, tree: &Path, combined: &Path) {
+    let said = damaged(tree, |set| flip(&set.join(PART)));
+    assert!(said.contains(PART) && said.contains("checksum") && said.contains("another SHA-256"), "{said}");
+    let said = damaged(combined, |set| fs::remove_file(set.join(PART)).expect("remove"));
+    assert!(said.contains(PART) && said.contains("it is not there") && said.contains("is missing"), "{said}");
+    let system = Manifest::parse(&fs::read(tree.join("manifest.json")).expect("read")).expect("sound").system;
+    let said = damaged(combined, |set| foreign(set, system.0 ^ 1, 0));
+    assert!(said.matches("and the backup is of timeline 2 of system").count() == 2, "{said}");
+    let said = damaged(tree, |set| foreign(set, system.0, 1 << 40));
+    assert!(said.matches("the backup ends before that").count() == 2, "{said}");
+    // One that an older version made has none: it is read, and says what is missing for a node.
+    edit(tree, |m| m.parts.retain(|p| p.name != PART));
+    fs::remove_file(tree.join(PART)).expect("remove");
+    let out = bed.path("old");
+    Restore::new(tree, "latest", &out).good();
+    let state = bed.path("old-state");
+    let words = ["--as-follower", "--state", state.to_str().expect("UTF-8")];
+    let e = Restore::new(tree, "latest", &bed.path("old2")).args(&words).fails(1);
+    assert!(e.contains("the history of timeline 2 is not known"), "{e}");
+}
+
+/// On timeline 2, that nobody archives, begun a moment ago: backups of every form.
+#[test]
+fn a_backup_carries_the_history_of_its_timeline_and_is_a_node_by_itself() {
+    let bed = Bed::new("backup-history");
+    let mut first = bed.leader("first").start();
+    load::burst(&first.data().join("app"), 1, 60);
+    let mut leader = bed.follower("leader", first.spec.listen).start();
+    assert_equal_within(within(20), first.data(), leader.data());
+    first.kill();
+    let out = leader.ask(&["promote", "--wait"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let take = |name: &str, words: &[&str]| {
+        let out = bed.path(name);
+        let made = Backup::new(leader.spec.listen, &out).args(["--label", name]).args(words).good();
+        assert_eq!((made.timeline.0, made.history_part().map(|p| &*p.name)), (2, Some("00000002.history")));
+        out
+    };
+    let tree = take("tree", &[]);
+    let work = Load::start(&leader.data().join("load"), 4, Duration::from_millis(5));
+    let (archive, tar) = (bed.path("archive"), bed.path("tar.tar"));
+    let url = PathBuf::from(format!("file://{}", archive.display()));
+    fs::create_dir(&archive).expect("mkdir");
+    backup(&leader, &url, "full");
+    let full = archive.join("backup/full");
+    let last = take("last", &["--incremental", full.to_str().expect("UTF-8")]);
+    let mut stream = Backup::new(leader.spec.listen, Path::new("-"));
+    let stream = stream.run_into(fs::File::create(&tar).expect("create").into());
+    assert!(stream.status.success(), "{}", String::from_utf8_lossy(&stream.stderr));
+    work.finish();
+    let combined = bed.path("combined");
+    let words = ["combine", "--out"].map(std::ffi::OsStr::new);
+    let said = run(&[words[0], words[1], combined.as_ref(), full.as_ref(), last.as_ref()], "");
+    assert_eq!(said.0, Some(0), "{}", said.1);
+    for set in [&tree, &full, &last, &tar, &combined] {
+        let (code, said) = run(&["verify".as_ref(), set.as_os_str()], "");
+        assert_eq!(code, Some(0), "{}: {said}", set.display());
+    }
+    // Followers without anything beside the set.
+    let words = ["--base", full.to_str().expect("UTF-8")];
+    let all: &[(&Path, &[&str])] =
+        &[(&tree, &[]), (&combined, &[]), (&last, &words), (&tar, &[]), (&url, &[]), (&full, &[])];
+    for (n, (from, words)) in all.iter().enumerate().take(if soak() { all.len() } else { 4 }) {
+        let spec = bed.follower(&format!("f{n}"), leader.spec.listen);
+        let state = spec.state.to_str().expect("UTF-8").to_owned();
+        let restore = Restore::new(from, "latest", &spec.data).args(&["--as-follower", "--state", &state]);
+        restore.args(words).good();
+        let follower = spec.start();
+        assert_equal_within(within(20), leader.data(), follower.data());
+        assert!(!follower.log().contains("first copy") && !follower.log().contains("resync"));
+    }
+    // Of an archive that never had log the newest timeline is that of its backups.
+    let plan = json(&Restore::new(&url, "latest", &bed.path("out")).args(&["--dry-run", "--json"]).good());
+    assert_eq!((&plan["label"], &plan["target_timeline"]), (&"full".into(), &2.into()), "{plan}");
+    // A leader of the next timeline.
+    let third = bed.leader("third");
+    let words = ["--as-leader", "--json", "--state", third.state.to_str().expect("UTF-8")];
+    let plan = json(&Restore::new(&tar, "latest", &third.data).args(&words).good());
+    assert_eq!(plan["new_timeline"], 3, "{plan}");
+    let told = String::from_utf8(third.start().ask(&["history"]).stdout).expect("text");
+    assert!(told.contains("promotion") && told.contains("restore"), "{told}");
+    leader.stop();
+    what_is_wrong_with_it_is_named(&bed, &tree, &combined);
 }
