@@ -1,17 +1,19 @@
 //! Reads every object of an archive and says what is wrong: segments against their names, their own checksums and the
-//! chain of hashes; parts of backups against the manifest.
+//! chain of hashes, which goes over branches, too; the ends of lines against the branches; parts of backups against the manifest.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use sha2::{Digest, Sha256};
 
 use super::coverage::{Fault, Span};
 use super::inventory::{Backup, Inventory, What};
+use super::names::EndedName;
 use super::{Archive, SegmentName, names};
 use crate::error::{Error, ErrorKind, Result};
 use crate::log;
 use crate::manifest::Part;
+use crate::position::TimelineId;
 use crate::segment::{Header, Trailer};
 
 /// Bytes hashed at once.
@@ -37,7 +39,8 @@ impl Found {
     #[must_use]
     pub fn is_good(&self) -> bool {
         let log = &self.inventory.coverage;
-        log.problems.is_empty() && log.more == 0 && self.backups.is_empty()
+        let histories = self.inventory.bad_histories().next().is_none();
+        log.problems.is_empty() && log.more == 0 && self.backups.is_empty() && histories
     }
 
     fn bad(&mut self, label: &str, what: String) {
@@ -80,53 +83,83 @@ pub fn verify_backup(archive: &Archive, label: &str) -> Result<Found> {
     Ok(found)
 }
 
-/// The last good segment, to which the next has to be chained.
+/// A good segment, to which the next has to be chained.
+#[derive(Clone, Copy)]
 struct Link {
     name: SegmentName,
     trailer: Trailer,
 }
 
+impl Link {
+    /// Whether the segment with this header, the next one by its number, was written after this one.
+    fn leads_to(&self, header: &Header) -> bool {
+        (header.prev_sha, header.marks) == (self.trailer.sha, self.trailer.marks)
+    }
+}
+
+/// The log as far as it was read.
+#[derive(Default)]
+struct Chain {
+    /// The last good segments, the newest first: a line may have sealed its last one itself, too.
+    last: [Option<Link>; 2],
+    /// The ends of lines, by the timelines that ended them.
+    ends: BTreeMap<TimelineId, Link>,
+}
+
+impl Chain {
+    /// Takes a good segment; what is wrong with its place.
+    fn take(&mut self, link: Link, by: Option<TimelineId>, header: &Header, found: &Found) -> Option<Fault> {
+        let SegmentName { timeline, segment, .. } = link.name;
+        let of_line = self.last.iter().flatten().filter(|l| l.name.timeline == timeline);
+        // A node that had no log of the line before did not know its end.
+        let ended = self.ends.get(&timeline).filter(|_| header.prev_sha != [0; 32]);
+        let before = of_line.chain(ended).filter(|l| l.name.segment.next() == segment);
+        let leads: Vec<bool> = before.map(|l| l.leads_to(header)).collect();
+        let broken = (!leads.is_empty() && !leads.contains(&true)).then_some(Fault::Chain);
+        let Some(by) = by else {
+            self.last = [Some(link), self.last[0]];
+            return broken;
+        };
+        self.ends.insert(by, link);
+        let history = found.inventory.histories.get(&by).and_then(|h| h.as_ref().ok());
+        let branch = history.and_then(|h| h.branches().last());
+        let other = branch.is_some_and(|b| b.parent != timeline || b.at != link.trailer.end);
+        broken.or(other.then_some(Fault::Branch))
+    }
+}
+
 fn segments(archive: &Archive, found: &mut Found) -> Result<()> {
-    let mut names = Vec::new();
+    let mut names: Vec<(SegmentName, Option<TimelineId>)> = Vec::new();
     let mut last = String::new();
-    let mut link: Option<Link> = None;
+    let mut chain = Chain::default();
     loop {
         // A page of names at a time: reading takes long, and a listing does not wait.
         names.clear();
         let after = std::mem::take(&mut last);
         archive.list(names::LOG, &after, &mut |entry| {
             last.clone_from(&entry.name);
-            if let Some(name) = SegmentName::parse(&entry.name).filter(|n| n.size == entry.size && n.size > 0)
-            {
-                names.push(name);
-            }
+            let own = SegmentName::parse(&entry.name).map(|name| (name, None));
+            let name = own.or_else(|| EndedName::parse(&entry.name).map(|e| (e.of, Some(e.by))));
+            names.extend(name.filter(|(n, _)| n.size == entry.size && n.size > 0));
             Ok(names.len() < 1000)
         })?;
         if names.is_empty() {
             return Ok(());
         }
-        for name in &names {
+        for (name, by) in &names {
             let span = Span { timeline: name.timeline, first: name.segment, last: name.segment, bytes: 0 };
-            let Some(bytes) = archive.get(&name.to_string(), name.size)? else { continue };
+            let object = by.map_or_else(|| name.to_string(), |by| EndedName { of: *name, by }.to_string());
+            let Some(bytes) = archive.get(&object, name.size)? else { continue };
             found.objects += 1;
             found.bytes += name.size;
             let whole = log::whole(&bytes, archive.system(), name.timeline, name.segment);
-            match whole.ok().filter(|_| name.is_of(&bytes)) {
-                None => found.inventory.coverage.report(Fault::Damaged, span),
-                Some((header, trailer)) => {
-                    if link.as_ref().is_some_and(|l| breaks(l, name, &header)) {
-                        found.inventory.coverage.report(Fault::Chain, span);
-                    }
-                    link = Some(Link { name: *name, trailer });
-                }
-            }
+            let fault = match whole.ok().filter(|_| name.is_of(&bytes)) {
+                None => Some(if by.is_some() { Fault::EndDamaged } else { Fault::Damaged }),
+                Some((header, trailer)) => chain.take(Link { name: *name, trailer }, *by, &header, found),
+            };
+            fault.into_iter().for_each(|fault| found.inventory.coverage.report(fault, span));
         }
     }
-}
-
-fn breaks(before: &Link, name: &SegmentName, header: &Header) -> bool {
-    let follows = before.name.timeline == name.timeline && before.name.segment.next() == name.segment;
-    follows && (header.prev_sha != before.trailer.sha || header.marks != before.trailer.marks)
 }
 
 fn backup(archive: &Archive, backup: &Backup, found: &mut Found) -> Result<()> {

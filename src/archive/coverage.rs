@@ -40,6 +40,10 @@ pub enum Fault {
     Damaged,
     /// The first is not what the one before it was followed by.
     Chain,
+    /// Of the last one of a line, the object of a later timeline that ended it there is not what its name says.
+    EndDamaged,
+    /// That object does not end where the later timeline branched off.
+    Branch,
 }
 
 impl Fault {
@@ -53,6 +57,8 @@ impl Fault {
             Self::Duplicate => "two different segments with one number",
             Self::Damaged => "damaged",
             Self::Chain => "not written after the segment before",
+            Self::EndDamaged => "damaged as a later timeline ended it there",
+            Self::Branch => "as a later timeline ended it there it does not end where that branched off",
         }
     }
 }

@@ -7,6 +7,7 @@ use super::making::{self, Making};
 use super::names::EndedName;
 use super::{Archive, SegmentName, names};
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::History;
 use crate::manifest::chain::{self, Found};
 use crate::manifest::{Manifest, Sha, seal};
 use crate::position::TimelineId;
@@ -66,8 +67,8 @@ pub struct Inventory {
     pub backups: Vec<Backup>,
     /// Those that are being made, or whose making was broken off.
     pub making: Vec<Making>,
-    /// The timelines whose histories are there, ascending.
-    pub timelines: Vec<TimelineId>,
+    /// The histories that are there; what is wrong with one.
+    pub histories: BTreeMap<TimelineId, std::result::Result<History, String>>,
     /// Objects that are none of an archive's, the first of them.
     pub strays: Vec<String>,
 }
@@ -92,7 +93,14 @@ impl Inventory {
             Ok(true)
         })?;
         found.coverage = std::mem::take(&mut found.coverage).finish();
-        found.timelines = archive.timelines()?;
+        for timeline in archive.timelines()? {
+            let read = match archive.history(timeline) {
+                Ok(history) => history.map(Ok),
+                Err(e) if e.kind() == ErrorKind::Corrupt => Some(Err(e.to_string())),
+                Err(e) => return Err(e),
+            };
+            found.histories.extend(read.map(|read| (timeline, read)));
+        }
         // Before the backups: one that is complete by then is no surprise.
         found.making = making::all(archive)?;
         found.backups = backups(archive, &pins(archive)?, &mut found.strays)?;
@@ -111,6 +119,11 @@ impl Inventory {
         let mut found = Self::default();
         found.backups = backups(archive, &pins(archive)?, &mut found.strays)?;
         Ok(found)
+    }
+
+    /// What is wrong with histories.
+    pub fn bad_histories(&self) -> impl Iterator<Item = (TimelineId, &str)> {
+        self.histories.iter().filter_map(|(t, read)| Some((*t, read.as_ref().err()?.as_str())))
     }
 
     /// The backup of this label.

@@ -230,7 +230,7 @@ impl Plan {
         }
         // The history of a later one tells of these branches, too.
         let is_needed = |t: &TimelineId| needed.contains(t) || self.except.iter().any(|(e, _)| e == t);
-        let older = inventory.timelines.iter().filter(|t| Some(**t) < oldest);
+        let older = inventory.histories.keys().filter(|t| Some(**t) < oldest);
         self.histories = older.filter(|t| !is_needed(t)).copied().collect();
     }
 

@@ -20,6 +20,9 @@ use crate::moment::Moment;
 use crate::net::wall_clock;
 use crate::status::bytes;
 
+/// What is said of objects that are none of an archive's.
+pub(super) const STRAYS: &str =
+    "strays are never removed, and while they are there `archive prune` removes no log\n";
 /// Exit code when something is wrong with an archive.
 const PROBLEMS: u8 = 1;
 
@@ -114,10 +117,15 @@ fn log_problems(inventory: &Inventory) -> String {
     if inventory.coverage.more > 0 {
         let _ = writeln!(out, "... and {} more", inventory.coverage.more);
     }
-    for stray in &inventory.strays {
-        let _ = writeln!(out, "stray '{stray}': no object of an archive");
+    for (_, why) in inventory.bad_histories() {
+        let _ = writeln!(out, "history {why}");
     }
-    out
+    out + &strays(&inventory.strays)
+}
+
+/// Objects that are none of an archive's.
+pub(super) fn strays(names: &[String]) -> String {
+    names.iter().map(|n| format!("stray '{n}': no object of an archive\n")).collect()
 }
 
 fn document(archive: &Archive, inventory: &Inventory) -> Value {
@@ -146,6 +154,7 @@ fn document(archive: &Archive, inventory: &Inventory) -> Value {
         "archive": archive.address(), "system": archive.system().to_string(), "id": archive.id(),
         "backups": inventory.backups.iter().map(backup).collect::<Vec<_>>(),
         "log": log.spans, "problems": problems, "more_problems": log.more, "strays": inventory.strays,
+        "history_problems": inventory.bad_histories().map(|(t, why)| json!({"timeline": t.0, "problem": why})).collect::<Vec<_>>(),
     })
 }
 
@@ -174,7 +183,7 @@ fn verify(args: &Verify) -> Result<ExitCode> {
         }
         let verdict = if found.is_good() { "good" } else { "NOT GOOD" };
         if !inventory.strays.is_empty() {
-            out += "strays are never removed, and while they are there `archive prune` removes no log\n";
+            out += STRAYS;
         }
         let _ = writeln!(out, "{}: {verdict}, {objects} objects read, {}", archive.address(), bytes(*read));
         print(&out)?;

@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use super::args::Verify;
-use super::{json_line, print};
+use super::{archive, json_line, print};
 use crate::error::{Error, ErrorKind, Result};
 use crate::status::bytes;
 use crate::verify::{self, Order, Outcome};
@@ -58,8 +58,12 @@ fn words(outcome: &Outcome, args: &Verify) -> String {
     if outcome.count > listed {
         let _ = writeln!(text, "and {} more", outcome.count - listed);
     }
+    text += &archive::strays(&outcome.strays);
     if args.quiet {
         return text;
+    }
+    if !outcome.strays.is_empty() {
+        text += archive::STRAYS;
     }
     let what = match (&outcome.label, outcome.form, &outcome.end) {
         (Some(label), Some(form), Some(end)) => {

@@ -45,6 +45,11 @@ pub(super) fn check(address: &Address, order: &Order, findings: Findings) -> Res
     if order.log && log.more > 0 {
         findings.add(Class::Log, names::LOG.as_bytes(), format!("and {} more ranges", log.more));
     }
+    for (timeline, text) in found.inventory.bad_histories().filter(|_| order.log) {
+        findings.add(Class::History, names::history(timeline).as_bytes(), text);
+    }
+    outcome.strays.clone_from(&found.inventory.strays);
+    outcome.strays.retain(|name| !findings.ignored(name.as_bytes()));
     for (label, text) in &found.backups {
         findings.add(Class::Backup, names::backup_dir(label).as_bytes(), text);
     }

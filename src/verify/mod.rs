@@ -73,12 +73,15 @@ pub struct Outcome {
     pub count: u64,
     /// The problems.
     pub problems: Vec<Problem>,
+    /// Of an archive: objects that are none of its own, the first of them. They are no problem.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub strays: Vec<String>,
 }
 
 impl Outcome {
     fn new(kind: &'static str) -> Self {
-        let problems = Vec::new();
-        Self { kind, label: None, form: None, end: None, files: 0, bytes: 0, count: 0, problems }
+        let (problems, strays) = Default::default();
+        Self { kind, label: None, form: None, end: None, files: 0, bytes: 0, count: 0, problems, strays }
     }
 
     fn close(mut self, findings: Findings) -> Self {

@@ -1,13 +1,17 @@
 //! Restores over timelines: along the way of a promotion, and as the leader of a new one.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
+use towline::archive::SegmentName;
+use towline::archive::names::EndedName;
 use towline::history::History;
 use towline::manifest::Manifest;
 use towline::position::SystemId;
+use towline::segment::{HEADER_LEN, Header};
 
 use super::restore::{Restore, names, note, settle};
 use super::restore_chain::run;
@@ -15,7 +19,7 @@ use crate::support::archive::{archived_all, archiving};
 use crate::support::backup::Backup;
 use crate::support::bed::{copy_tree, soak};
 use crate::support::load::{self, Load};
-use crate::support::sets::{edit, flip};
+use crate::support::sets::{edit, flip, sha};
 use crate::support::{Bed, Node, assert_equal, assert_equal_within, until, within};
 
 /// A leader with an archive, a backup in it, and what it writes after that.
@@ -120,6 +124,14 @@ fn a_restore_is_the_leader_of_a_new_timeline_and_the_old_one_is_left_behind() {
     fs::write(leader.data().join("new"), "new").expect("write");
     assert_equal_within(within(20), leader.data(), follower.data());
     assert!(!follower.data().join("bad").exists() && follower.data().join("app").exists());
+    // Both archive to one place.
+    fs::write(old.leader.data().join("left"), "left").expect("write");
+    settle(&old.leader);
+    archive_all(&leader);
+    archived_all(&old.leader);
+    assert!(old.history(2));
+    old.restore("latest", "latest", &[]).good();
+    assert_equal(leader.data(), &old.bed.path("latest"));
     // The old leader lives, but nobody who has seen the new timeline takes anything from it.
     follower.reload("leader", &format!("\"127.0.0.1:{}\"", old.leader.spec.listen)).expect("reload");
     until(within(20), "it is refused by name", || {
@@ -131,14 +143,6 @@ fn a_restore_is_the_leader_of_a_new_timeline_and_the_old_one_is_left_behind() {
             Err(text)
         }
     });
-    // Both archive to one place.
-    fs::write(old.leader.data().join("left"), "left").expect("write");
-    settle(&old.leader);
-    archive_all(&leader);
-    archived_all(&old.leader);
-    assert!(old.history(2));
-    old.restore("latest", "latest", &[]).good();
-    assert_equal(leader.data(), &old.bed.path("latest"));
     // Another one from the same place takes the next number.
     let third = old.bed.path("third");
     let words = [
@@ -221,6 +225,7 @@ fn a_restore_goes_over_a_promotion_to_the_timeline_that_is_asked_for() {
         "{}",
         follower.log()
     );
+    the_end_of_a_line_is_read(&old.bed.path("archive"));
     // Without the end of the old timeline as the new leader archived it: of the old leader's log what counts is taken.
     settle(&a);
     let dir = old.bed.path("archive/log/00000001");
@@ -229,6 +234,73 @@ fn a_restore_goes_over_a_promotion_to_the_timeline_that_is_asked_for() {
     }
     old.restore(&after.lsn, "cut", &["--backup", "old", "--log", &log]).good();
     assert_equal(&after.copy, &old.bed.path("cut"));
+}
+
+/// By both commands that read a whole archive.
+fn the_end_of_a_line_is_read(archive: &Path) {
+    let verify = || {
+        let own = run(
+            &["archive", "verify", "--archive"]
+                .map(OsStr::new)
+                .into_iter()
+                .chain([archive.as_os_str()])
+                .collect::<Vec<_>>(),
+            "",
+        );
+        let other = run(&["verify".as_ref(), archive.as_os_str()], "");
+        assert_eq!(own.0, other.0, "{} {}", own.1, other.1);
+        (own.0, [own.1, other.1])
+    };
+    let says = |code: i32, word: &str| {
+        let (got, said) = verify();
+        assert!(got == Some(code) && said.iter().all(|s| s.contains(word)), "{word}: {said:?}");
+    };
+    let dir = archive.join("log/00000001");
+    let file = archive.join("history/00000002.history");
+    let history = fs::read(&file).expect("read");
+    let known = History::decode(&history).expect("a history");
+    let ended = names(&dir).into_iter().find(|n| n.contains(".00000002-"));
+    let (end, made) = match ended {
+        Some(name) => (dir.join(name), false),
+        // The line has sealed its last segment just there: as if the later timeline had done it.
+        None => {
+            let number = format!("{:016X}-", known.branches()[0].last_segment().0);
+            let own = names(&dir).into_iter().find(|n| n.starts_with(&number)).expect("the last one");
+            let end = dir.join(own.replacen('-', ".00000002-", 1));
+            fs::copy(dir.join(own), &end).expect("copy");
+            (end, true)
+        }
+    };
+    says(0, ": good");
+    fs::write(dir.join("odd"), "odd").expect("write");
+    says(0, "stray 'log/00000001/odd': no object of an archive\nstrays are never removed");
+    fs::remove_file(dir.join("odd")).expect("remove");
+    flip(&end);
+    says(1, "damaged as a later timeline ended it there");
+    flip(&end);
+    fs::write(&file, other_history(&known, known.system().0, 1).encode()).expect("write");
+    says(1, "it does not end where that branched off");
+    flip(&file);
+    says(1, "history/00000002.history");
+    fs::write(&file, history).expect("write");
+    // The next line goes on from another end.
+    let kept = fs::read(&end).expect("read");
+    let mut header = Header::decode(&kept[..HEADER_LEN]).expect("a header");
+    header.created_ns += 1;
+    let mut bytes = [&header.encode()[..], &kept[HEADER_LEN..kept.len() - 32]].concat();
+    bytes.extend(sha(&bytes).0);
+    let of = SegmentName::of(header.timeline, header.segment, &bytes);
+    let other = archive.join(EndedName { of, by: known.timeline() }.to_string());
+    fs::remove_file(&end).expect("remove");
+    fs::write(&other, bytes).expect("write");
+    says(1, &format!("segment {:X} of timeline 2 ", header.segment.0 + 1));
+    says(1, "not written after the segment before");
+    fs::remove_file(&other).expect("remove");
+    fs::write(&end, kept).expect("write");
+    says(0, ": good");
+    if made {
+        fs::remove_file(&end).expect("remove");
+    }
 }
 
 /// What `towline` says of one thing that was done to the part with the history of a copy of a set.
@@ -248,8 +320,7 @@ fn damaged(set: &Path, damage: impl FnOnce(&Path)) -> String {
 const PART: &str = "00000002.history";
 
 /// The history of another system, or of a branch that lies `at` bytes behind.
-fn foreign(set: &Path, system: u64, at: u64) {
-    let known = History::decode(&fs::read(set.join(PART)).expect("read")).expect("a history");
+fn other_history(known: &History, system: u64, at: u64) -> History {
     let b = known.branches()[0].clone();
     let begins = towline::history::Beginning {
         at: towline::position::Lsn(b.at.0 + at),
@@ -260,8 +331,12 @@ fn foreign(set: &Path, system: u64, at: u64) {
         reason: b.reason,
         known: b.known,
     };
-    let other = History::first(SystemId(system)).child(begins, b.parent).expect("a branch");
-    fs::write(set.join(PART), other.encode()).expect("write");
+    History::first(SystemId(system)).child(begins, b.parent).expect("a branch")
+}
+
+fn foreign(set: &Path, system: u64, at: u64) {
+    let known = History::decode(&fs::read(set.join(PART)).expect("read")).expect("a history");
+    fs::write(set.join(PART), other_history(&known, system, at).encode()).expect("write");
     edit(set, |_| ());
 }
 
@@ -317,7 +392,7 @@ fn a_backup_carries_the_history_of_its_timeline_and_is_a_node_by_itself() {
     assert!(stream.status.success(), "{}", String::from_utf8_lossy(&stream.stderr));
     work.finish();
     let combined = bed.path("combined");
-    let words = ["combine", "--out"].map(std::ffi::OsStr::new);
+    let words = ["combine", "--out"].map(OsStr::new);
     let said = run(&[words[0], words[1], combined.as_ref(), full.as_ref(), last.as_ref()], "");
     assert_eq!(said.0, Some(0), "{}", said.1);
     for set in [&tree, &full, &last, &tar, &combined] {
