@@ -49,7 +49,7 @@ impl Succession {
     /// Takes note of a line; the earliest end of the own one counts.
     fn take(&mut self, own: &History, other: &History) {
         let branch = if own.leads_to(other) { other.branch_off(own.timeline()) } else { None };
-        let Some(branch) = branch.filter(|branch| branch.reason == Reason::Promotion) else { return };
+        let Some(branch) = branch.filter(|branch| branch.reason != Reason::Restore) else { return };
         if self.ended.as_ref().is_none_or(|known| branch.at < known.at) {
             self.ended = Some(branch.clone());
         }
@@ -81,6 +81,8 @@ mod tests {
             succession.ended.map(|b| (b.timeline.0, b.at.0))
         };
         assert_eq!(ended(&first, &[]), None);
+        let forced = child(&first, 0x0600_0000, 9, Reason::Force, 5);
+        assert_eq!(ended(&first, &[&forced]), Some((6, 0x0600_0000)));
         assert_eq!(ended(&first, &[&restored]), None, "a restore beside it is no successor");
         assert_eq!(ended(&first, &[&restored, &promoted]), Some((2, 0x0500_0000)));
         assert_eq!(ended(&first, &[&again]), Some((2, 0x0500_0000)), "whatever came after");

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::permit::{self, Asks};
-use super::{Node, blocking, fenced, lines, lock, promote, recover};
+use super::{Node, blocking, fenced, lines, lock, promote, recover, rivals};
 use crate::checkpoint;
 use crate::control::Promote;
 use crate::error::{Error, ErrorKind, Result};
@@ -52,8 +52,10 @@ pub(super) async fn answer(node: Arc<Node>, ask: Promote) -> Result<Value> {
 pub(super) async fn turn(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
     node.phase("promoting");
     node.port.halt(node, "this node begins a new timeline; it is tried again").await;
-    if stop.is_cancelled() {
-        return Ok(());
+    // The new number is to be above all that there are.
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        _ = rivals::round(node, rivals::FIRST_ROUND) => {}
     }
     let worker = Arc::clone(node);
     let done = blocking(move || begin(&worker)).await;

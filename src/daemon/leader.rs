@@ -59,16 +59,27 @@ pub(super) async fn turn(node: &Arc<Node>, stop: &CancellationToken) -> Result<(
         blocking(move || Ok((state.state.history()?, fenced::in_force(&state.state)?))).await?;
     node.rivals.lead(own);
     node.rivals.fenced(None);
-    match fence {
-        Some(_) if leads_all_the_same => return force::turn(node, stop).await,
-        Some(fence) => return fenced::turn(node, fence, stop).await,
-        None => {}
-    }
-    if let Err(e) = permit::ask(node, Asks::Start).await {
+    let fence = match fence {
+        Some(fence) if !leads_all_the_same => return fenced::turn(node, fence, stop).await,
+        fence => fence,
+    };
+    let asked = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        asked = permit::ask(node, Asks::Start) => asked,
+    };
+    if let Err(e) = asked {
+        // A force is no permission, and is not remembered until there is one.
+        if let Some(fence) = fence {
+            tracing::error!("this node is not forced to lead: {e}");
+            return fenced::turn(node, fence, stop).await;
+        }
         permit::begin(node, &e).await;
         return permit::turn(node, stop).await;
     }
     permit::granted(node);
+    if fence.is_some() {
+        return force::turn(node, stop).await;
+    }
     node.port.halt(node, "this node asks the others whether one of them leads").await;
     let told = tokio::select! {
         () = stop.cancelled() => return Ok(()),

@@ -26,7 +26,7 @@ use crate::state::Fence;
 use crate::wire::{Code, Decision, Hello, RoleWanted, Want};
 
 /// Longest wait for the answers of the others before a leader opens for business.
-const FIRST_ROUND: Duration = Duration::from_secs(2);
+pub(super) const FIRST_ROUND: Duration = Duration::from_secs(2);
 /// Most leaders on lines apart that are remembered.
 const APART_MAX: usize = 16;
 /// One that says nothing for so many times `peer_timeout` is gone.

@@ -2,7 +2,8 @@
 //!
 //! The newer line counts: one that goes on from the other's, which a promotion has ended; or one that an operator forced,
 //! with a number above the other's. Two promotions that know nothing of each other are apart: only an operator decides
-//! between them.
+//! between them. So is a line that a restore began from the one that it was restored from: both may go on, as where a backup
+//! is tried out.
 
 use crate::history::{History, Reason, Standing};
 
@@ -39,11 +40,12 @@ pub fn rival(own: &History, theirs: &History) -> Option<Rival> {
 
 /// Whether the line of `other` counts, and that of `own` does no more.
 fn overrules(other: &History, own: &History) -> bool {
-    if own.leads_to(other) {
-        return true;
-    }
     if own.timeline() >= other.timeline() {
         return false;
+    }
+    let branch = other.branch_off(own.timeline()).filter(|_| own.leads_to(other));
+    if branch.is_some_and(|b| b.reason != Reason::Restore) {
+        return true;
     }
     // So many promotions have been since that where the own line ended was forgotten.
     let end = own.branches().last().map_or(crate::position::Lsn::ZERO, |b| b.at);
@@ -106,6 +108,13 @@ mod tests {
             };
             assert_eq!(rival(theirs, own), Some(turned), "{what}, from the other side");
         }
+        // What was restored ends nothing by itself; what is forced, or promoted, does.
+        let begins = Beginning { reason: Reason::Restore, ..Beginning::sample(Lsn(90), 0x20) };
+        let restored = first().child(begins, TimelineId(4)).unwrap();
+        assert_eq!((rival(&first(), &restored), rival(&restored, &first())), (Some(Apart), Some(Apart)));
+        assert_eq!(rival(&first(), &child(&restored, 95, 0x21)), Some(Apart));
+        assert_eq!(rival(&restored, &child(&restored, 95, 0x21)), Some(Newer));
+        assert_eq!(rival(&first(), &forced(&restored, 95, 0x22, 5)), Some(Newer));
         // A split, and one of the two is forced: the other is left behind, and so is what it knew.
         let again = forced(&two, 300, 0x10, 2);
         assert_eq!((rival(&other, &again), rival(&again, &other)), (Some(Newer), Some(Older)));
