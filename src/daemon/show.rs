@@ -62,9 +62,13 @@ fn status(node: &Arc<Node>) -> Result<Status> {
     if control.role == Role::Leader {
         if let Some(fence) = node.rivals.fence() {
             let (part, failure) = fenced::shown(&node.state.history()?, &fence);
-            (status.fence, status.error) = (Some(part), Some(failure));
-            "fenced".clone_into(&mut status.state);
+            status.fence = Some(part);
             "nothing is captured and nobody is served: another node leads".clone_into(&mut status.guarantee);
+            // One that is on its way to follow says so, and what keeps it from that.
+            if word == "fenced" || word != "rewinding" && status.error.is_none() {
+                status.error = Some(failure);
+                "fenced".clone_into(&mut status.state);
+            }
         }
         if let Some(failure) = node.permit.shown().filter(|_| status.fence.is_none()) {
             status.error = Some(failure);
