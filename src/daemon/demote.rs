@@ -66,12 +66,12 @@ pub(crate) fn demote(state: &StateDir, next: &History) -> Result<Way> {
     if let Way::Rewind(at) = way(&own, tail.end, next)? {
         return Ok(Way::Rewind(at));
     }
+    let catalog = checkpoint::load_newest(&state.catalog(), control.system)?;
+    // A follower knows the content of every file; the catalog of the first scan of a leader does not.
+    let Some(catalog) = catalog.filter(|c| c.unhashed() == 0 && c.lsn() <= tail.end) else {
+        return Ok(Way::Rewind(Some(tail.end)));
+    };
     if control.role == Role::Leader {
-        let catalog = checkpoint::load_newest(&state.catalog(), control.system)?;
-        // A follower knows the content of every file; the catalog of the first scan of a leader does not.
-        let Some(catalog) = catalog.filter(|c| c.unhashed() == 0 && c.lsn() <= tail.end) else {
-            return Ok(Way::Rewind(Some(tail.end)));
-        };
         pass(state, "demote::before_control")?;
         state.change(|c| {
             (c.role, c.fill, c.clean) = (Role::Follower, FillState::Done, false);

@@ -107,12 +107,13 @@ fn every_place_is_listed_passed_and_has_a_test_that_dies_there() {
     for point in notes::POINTS.iter().flatten() {
         assert!(listed.contains(*point), "a test waits for {point}, which is no place");
     }
-    let others = places(|p| matches!(p, Place::Frozen | Place::Archive | Place::Promote));
+    let others = places(|p| matches!(p, Place::Frozen | Place::Archive | Place::Promote | Place::Rewind));
     let elsewhere = concat!(
         include_str!("../e2e/order.rs"),
         include_str!("../e2e/clones.rs"),
         include_str!("../e2e/archive.rs"),
-        include_str!("../e2e/promote.rs")
+        include_str!("../e2e/promote.rs"),
+        include_str!("../e2e/rewind.rs")
     );
     for point in others {
         assert!(elsewhere.contains(&format!("{point}=kill")), "no end-to-end test dies at {point}");

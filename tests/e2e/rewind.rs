@@ -338,3 +338,229 @@ fn a_leader_that_shipped_everything_is_demoted_in_place() {
     );
     assert_eq!((&status["role"], &status["timeline"]), (&"follower".into(), &2.into()), "{status}");
 }
+
+/// Every place on the way of a rewind that moves something.
+const PLACES: &[&str] = &[
+    "rewind::note=kill",
+    "rewind::after_note=kill",
+    "capture::after_commit=kill",
+    "rewind::logged=kill",
+    "rewind::before_control=kill",
+    "rewind::after_control=kill",
+    "lost::gather=kill",
+    "lost::tree=kill",
+    "lost::paths=kill",
+    "lost::bundle=kill",
+    "lost::keep=kill",
+    "resync::begin=kill",
+    "resync::log=kill",
+    "resync::done=kill",
+    "resync::end=kill",
+    "rewind::done=kill",
+];
+/// And of one in place.
+const IN_PLACE: &[&str] = &[
+    "demote::before_control=kill",
+    "demote::after_control=kill",
+    "rewind::after_note=kill",
+    "rewind::done=kill",
+];
+
+/// A node as it lies on disk, to begin from again and again.
+struct Kept {
+    spec: Spec,
+    state: PathBuf,
+    data: PathBuf,
+}
+
+impl Kept {
+    fn of(bed: &Bed, spec: &Spec, name: &str) -> Self {
+        let kept = Self {
+            spec: spec.clone(),
+            state: bed.path(format!("{name}-state")),
+            data: bed.path(format!("{name}-data")),
+        };
+        copy_tree(&spec.state, &kept.state);
+        copy_tree(&spec.data, &kept.data);
+        kept
+    }
+
+    /// The state directory is what it was, and so is the data directory; what is the same in it stays as it is.
+    fn restore(&self) {
+        fs::remove_dir_all(&self.spec.state).expect("remove");
+        copy_tree(&self.state, &self.spec.state);
+        let names = |dir: &Path| -> BTreeSet<PathBuf> {
+            fs::read_dir(dir).expect("list").map(|e| e.expect("entry").file_name().into()).collect()
+        };
+        for name in &names(&self.spec.data) | &names(&self.data) {
+            let (from, to) = (self.data.join(&name), self.spec.data.join(&name));
+            let same = from.is_file()
+                && to.is_file()
+                && fs::read(&from).expect("read") == fs::read(&to).expect("read");
+            if same {
+                continue;
+            }
+            if to.is_dir() {
+                fs::remove_dir_all(&to).expect("remove");
+            } else if to.exists() {
+                fs::remove_file(&to).expect("remove");
+            }
+            if from.exists() {
+                copy_tree(&from, &to);
+            }
+        }
+    }
+}
+
+/// A node that is half rewound, and can't reach the one that leads, never leads and never serves.
+fn never_serves(bed: &Bed, spec: &Spec, point: &str) {
+    let nobody = list(&[crate::support::bed::free_port()]);
+    let begun = fs::read(spec.log_path()).expect("log").len();
+    let mut half = spec.clone().set("leader", &nobody).spawn();
+    let probe = bed.follower(&format!("probe-{}", fastrand::u32(..)), spec.listen).start();
+    until(within(20), "it is turned away", || {
+        let status = probe.status()?;
+        if status.0["upstream"]["attempts"].as_u64() > Some(2) { Ok(()) } else { Err(status.0.to_string()) }
+    });
+    assert!(fs::read_dir(probe.data()).expect("list").next().is_none(), "{point}: it served");
+    let log = half.log().split_off(begun.min(half.log().len()));
+    assert!(!log.contains("serves followers"), "{point}: it led: {log}");
+    half.kill();
+}
+
+#[test]
+fn a_rewind_goes_on_wherever_it_dies_and_half_of_one_is_never_served() {
+    let bed = Bed::new("rewind-crash");
+    let spec = two(&bed);
+    let Lost { old, mut new, .. } = lose(&bed, (spec.0.armed(), spec.1));
+    new.restart();
+    take_over(&new);
+    let kept = Kept::of(&bed, &old.spec, "kept");
+    let leader = at(new.spec.listen);
+    let probed = fastrand::usize(1..PLACES.len() - 1);
+    for (n, point) in PLACES.iter().enumerate() {
+        kept.restore();
+        let by_daemon = fastrand::bool();
+        if by_daemon {
+            old.arm(point);
+            let mut daemon = old.spec.clone().set("auto_rewind", "true").spawn();
+            let end = daemon.wait_end(within(30));
+            assert!(Node::was_killed(end), "{point}: {end}\n{}", daemon.log());
+            old.arm("");
+        } else {
+            let out = run(&rewind_words(&old.spec, &leader, &[]), point);
+            assert!(
+                Node::was_killed(out.status),
+                "{point}: {} {}",
+                out.status,
+                String::from_utf8_lossy(&out.stderr)
+            );
+        }
+        if n == probed && *point != "rewind::note=kill" {
+            never_serves(&bed, &old.spec, point);
+        }
+        // By the command, or by a start of the daemon, which may not have been left behind as far as it knows.
+        if fastrand::bool() {
+            json(&run(&rewind_words(&old.spec, &leader, &[]), ""));
+        }
+        let mut again = old.spec.clone().set("auto_rewind", "true").start();
+        let name = format!("after {n}");
+        write(new.data(), &name, b"x");
+        assert_equal_within(within(30), new.data(), again.data());
+        let status = again.status().expect("status").0;
+        assert_eq!(
+            (&status["role"], &status["resync"]["lost_logs"]),
+            (&"follower".into(), &1.into()),
+            "{point}: {status}"
+        );
+        until(within(10), "the note is gone", || {
+            if again.spec.state.join("rewind").exists() { Err("it is there") } else { Ok(()) }
+                .map_err(str::to_owned)
+        });
+        let bundle = again.spec.state.join("lost/1/bundle.json");
+        assert!(bundle.exists() && !again.spec.state.join("lost/making").exists(), "{point}");
+        again.stop();
+        again.assert_no_panic();
+    }
+}
+
+#[test]
+fn a_demotion_in_place_is_one_or_none_wherever_it_dies() {
+    let bed = Bed::new("demote-crash");
+    let (old, new) = two(&bed);
+    let (mut old, new) = (old.start(), new.start());
+    furnish(old.data());
+    assert_equal_within(within(30), old.data(), new.data());
+    old.stop();
+    promote(&new);
+    let (kept, leader) = (bed.path("kept"), at(new.spec.listen));
+    copy_tree(&old.spec.state, &kept);
+    for point in IN_PLACE {
+        // Its directory is not written to, or it would have something that nobody else has.
+        fs::remove_dir_all(&old.spec.state).expect("remove");
+        copy_tree(&kept, &old.spec.state);
+        let out = run(&rewind_words(&old.spec, &leader, &[]), point);
+        let err = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(Node::was_killed(out.status), "{point}: {} {err}", out.status);
+        if fastrand::bool() {
+            json(&run(&rewind_words(&old.spec, &leader, &[]), ""));
+        }
+        let mut again = old.spec.clone().set("auto_rewind", "true").start();
+        until(within(30), "it follows", || {
+            let status = again.status()?;
+            if status.0["timeline"] == 2 && status.upstream_state() == "streaming" {
+                Ok(())
+            } else {
+                Err(status.0.to_string())
+            }
+        });
+        assert_equal_within(within(30), new.data(), again.data());
+        let status = again.status().expect("status").0;
+        assert_eq!(
+            (&status["resync"]["completed"], &status["resync"]["lost_logs"]),
+            (&0.into(), &0.into()),
+            "{point}: {status}"
+        );
+        assert!(!again.spec.state.join("rewind").exists(), "{point}");
+        again.stop();
+    }
+}
+
+#[test]
+fn a_fenced_leader_is_rewound_on_request_or_by_itself_to_whoever_follows_the_new_one() {
+    let bed = Bed::new("rewind-running");
+    let Lost { old, mut new, base, was } = lose(&bed, two(&bed));
+    new.restart();
+    take_over(&new);
+    let third = bed.follower("third", new.spec.listen).start();
+    assert_equal_within(within(30), new.data(), third.data());
+    let kept_as = Kept::of(&bed, &old.spec, "kept");
+    let old = old.spec.start();
+    until(within(20), "it is fenced", || {
+        let status = old.status()?;
+        if status.state() == "fenced" { Ok(()) } else { Err(status.0.to_string()) }
+    });
+    let before = old.status().expect("status").0["timeline"].clone();
+    refused(&old.ask(&["rewind", "--leader", &at(crate::support::bed::free_port())]), "does not answer");
+    let dry = json(&old.ask(&["rewind", "--dry-run", "--json"]));
+    assert_eq!((&dry["way"], &dry["timeline"], &before), (&"rewind".into(), &1.into(), &1.into()), "{dry}");
+    refused(&new.ask(&["rewind", "--leader", &at(old.spec.listen)]), "an older one");
+    // One that follows the new leader will do.
+    let done = json(&old.ask(&["rewind", "--json", "--leader", &at(third.spec.listen)]));
+    assert_eq!(
+        (&done["rewound"], &done["way"], &done["leader"]),
+        (&true.into(), &"rewind".into(), &"third".into()),
+        "{done}"
+    );
+    assert_equal_within(within(30), new.data(), old.data());
+    kept(&bed, &old, &done, (&was, &base));
+    let again = json(&old.ask(&["rewind", "--json"]));
+    assert_eq!((&again["rewound"], &again["way"]), (&false.into(), &"nothing".into()), "{again}");
+    drop(old);
+    // By itself.
+    kept_as.restore();
+    let alone = kept_as.spec.clone().set("auto_rewind", "true").start();
+    assert_equal_within(within(30), new.data(), alone.data());
+    assert_eq!(alone.status().expect("status").0["resync"]["lost_logs"], 1);
+    [&new, &third, &alone].iter().for_each(|n| n.assert_no_panic());
+}

@@ -216,8 +216,7 @@ pub(super) fn step_down(state: &StateDir, data: &Path, config: &Config, note: &R
     if state.set_up()?.role == Role::Leader {
         let end = log_the_rest(state, data, config, note.confirmed)?;
         pass(state, "rewind::logged")?;
-        if demote(state, &note.next)? == Way::InPlace {
-            state.end_rewind()?;
+        if in_place(state, note)? {
             return Ok(true);
         }
         pass(state, "rewind::before_control")?;
@@ -228,7 +227,17 @@ pub(super) fn step_down(state: &StateDir, data: &Path, config: &Config, note: &R
     }
     pass(state, "rewind::after_control")?;
     state.unfence()?;
-    Ok(false)
+    in_place(state, note)
+}
+
+/// Whether the node is a follower that needs no more than that; the rewind is over then.
+pub(super) fn in_place(state: &StateDir, note: &Rewinding) -> Result<bool> {
+    let whole = state.set_up()?.fill == FillState::Done;
+    if !whole || demote(state, &note.next)? != Way::InPlace {
+        return Ok(false);
+    }
+    state.end_rewind()?;
+    Ok(true)
 }
 
 fn pass(state: &StateDir, point: &'static str) -> Result<()> {

@@ -165,19 +165,15 @@ async fn step_down(node: &Arc<Node>, note: Rewinding) -> Result<()> {
     node.port
         .turn_away(node, "this node is being rewound to the line of another leader; it is tried again")
         .await;
-    let (work, of, config) = (Arc::clone(node), note.clone(), node.config());
+    let (work, of_note, config) = (Arc::clone(node), note.clone(), node.config());
     let stepped = tokio::select! {
         // What is under way is looked at anew by the next start.
         () = node.stop.cancelled() => return Ok(()),
-        stepped = blocking(move || steps::step_down(&work.state, &work.data, &config, &of)) => stepped,
+        stepped = blocking(move || steps::step_down(&work.state, &work.data, &config, &note)) => stepped,
     };
     match stepped {
         Ok(true) => {
-            tracing::warn!(
-                "this node follows '{}' from here on; nothing of its directory had to be moved",
-                note.name
-            );
-            ended(node, Ok(json!({"rewound": true, "way": "in-place", "bundle": null})));
+            in_place(node, &of_note);
             Ok(())
         }
         Ok(false) => Ok(()),
@@ -191,13 +187,24 @@ async fn step_down(node: &Arc<Node>, note: Rewinding) -> Result<()> {
     }
 }
 
+/// It follows, and that is all.
+fn in_place(node: &Node, note: &Rewinding) {
+    tracing::warn!(
+        "this node follows '{}' from here on; nothing of its directory had to be moved",
+        note.name
+    );
+    ended(node, Ok(json!({"rewound": true, "way": "in-place", "bundle": null})));
+}
+
 /// What a follower that is being rewound has to do with its directory before anything else.
 pub(in crate::daemon) fn order(node: &Node, fill: FillState) -> Result<Option<Order>> {
-    if node.state.rewinding()?.is_none() {
-        return Ok(None);
-    }
+    let Some(note) = node.state.rewinding()? else { return Ok(None) };
     if let FillState::Filled { .. } = fill {
         finished(node)?;
+        return Ok(None);
+    }
+    if steps::in_place(&node.state, &note)? {
+        in_place(node, &note);
         return Ok(None);
     }
     Ok(Some(steps::order()))
