@@ -11,11 +11,12 @@ use crate::fill;
 use crate::fold::Fold;
 use crate::history::History;
 use crate::log::{self, Log};
+use crate::lost::{self, Story, Survey};
 use crate::moment::Moment;
-use crate::position::{Cut, Lsn};
+use crate::position::{Cut, Lsn, NodeId};
 use crate::record::Record;
 use crate::segment::flags;
-use crate::state::StateDir;
+use crate::state::{Control, StateDir};
 
 /// Makes the log of the state directory that of the node's way, before it is opened. That way.
 ///
@@ -24,12 +25,56 @@ use crate::state::StateDir;
 pub(super) fn settle(state: &StateDir) -> Result<History> {
     state.drop_unfinished_histories()?;
     let history = state.history()?;
+    let left = left_behind(state, &history).unwrap_or_else(|e| {
+        tracing::warn!("what the log past the branch changed can't be listed: {e}");
+        None
+    });
+    let mut aside = None;
     log::end_lines(&state.log(), &history, || {
         let to = fill::aside_next(state)?;
         disk::create_subdir_durable(&to)?;
+        aside = Some(to.clone());
         Ok(to)
     })?;
+    if let (Some(dir), Some((own, end, survey))) = (aside, left) {
+        let control = state.set_up()?;
+        let story = story(&control, (&own, &history), end, state.node()?);
+        // The log itself is kept.
+        if let Err(e) = lost::describe(&dir, &story, &survey) {
+            tracing::warn!("what was put into '{}' is not described: {e}", dir.display());
+        }
+    }
     Ok(history)
+}
+
+/// What is told of log past the newest branch.
+fn story<'a>(
+    control: &'a Control,
+    (own, to): (&'a History, &'a History),
+    end: Lsn,
+    node: NodeId,
+) -> Story<'a> {
+    let branch = to.branches().last();
+    Story {
+        node,
+        name: &control.name,
+        own,
+        to,
+        branch: branch.map_or(end, |b| b.at),
+        end,
+        leader: branch.map_or("", |b| b.name.as_str()),
+        when: crate::net::wall_clock(),
+    }
+}
+
+/// What the log past the newest branch changed that is about to be put aside: its way, its end, and the changes.
+fn left_behind(state: &StateDir, history: &History) -> Result<Option<(History, Lsn, Survey)>> {
+    let Some((timeline, end)) = log::left_behind(&state.log(), history)? else { return Ok(None) };
+    let Some(own) = history.upto(timeline) else { return Ok(None) };
+    let control = state.set_up()?;
+    let survey =
+        lost::survey(&story(&control, (&own, history), end, state.node()?), &state.log(), &state.catalog())?;
+    Ok(Some((own, end, survey)))
 }
 
 /// The node goes on on the line that `next` leads to. Its directory stands at `applied`, and nothing runs.

@@ -216,6 +216,21 @@ fn on_way(dir: &Path, history: &History, segment: SegmentNo, kept: Kept) -> bool
     kept == ended || (kept.form == Form::Sealed && !dir.join(ended.name(segment)).exists())
 }
 
+/// The log in `dir` that is past the newest branch of the way of `history`, and that [`end_lines`] will put aside: its timeline, and where
+/// it ends.
+///
+/// # Errors
+/// Why the directory can't be listed.
+pub fn left_behind(dir: &Path, history: &History) -> Result<Option<(TimelineId, Lsn)>> {
+    let Some(branch) = history.branches().last() else { return Ok(None) };
+    let newest = files(dir)?.range(branch.last_segment()..).rev().find_map(|(segment, kept)| {
+        let own =
+            kept.iter().filter(|k| k.timeline == branch.parent && !matches!(k.form, Form::Ended(_))).max()?;
+        Some(end_of(&dir.join(own.name(*segment)), history.system(), *segment, *own))
+    });
+    Ok(newest.filter(|end| *end > branch.at).map(|end| (branch.parent, end)))
+}
+
 /// Where the log of `timeline` in `dir` ends, as far as it can be read; zero when there is none. Nothing is changed: it is for looks
 /// at a log that nobody has open.
 ///

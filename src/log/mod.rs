@@ -47,7 +47,7 @@ use intake::Intake;
 use queue::{Job, Queue};
 use writer::Writer;
 
-pub use branch::{Cut as LineCut, end_at_rest, end_copied_lines, end_lines};
+pub use branch::{Cut as LineCut, end_at_rest, end_copied_lines, end_lines, left_behind};
 pub use extent::{names, remove_before, start_before, stored};
 pub use gaps::Gaps;
 pub use reader::{Frame, FrameReader};

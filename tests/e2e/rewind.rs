@@ -321,6 +321,18 @@ fn a_leader_that_shipped_everything_is_demoted_in_place() {
     old.stop();
     promote(&new);
     let leader = at(new.spec.listen);
+    // Another directory in the place of its own says nothing of what was written.
+    let aside = bed.path("aside");
+    fs::rename(old.data(), &aside).expect("rename");
+    refused(&run(&rewind_words(&old.spec, &leader, &[]), ""), "can't be put into the log");
+    fs::create_dir(old.data()).expect("mkdir");
+    refused(
+        &run(&rewind_words(&old.spec, &leader, &[]), ""),
+        "is not the directory that this node replicates",
+    );
+    assert!(!old.spec.state.join("rewind").exists(), "it was begun");
+    fs::remove_dir(old.data()).expect("rmdir");
+    fs::rename(&aside, old.data()).expect("rename");
     let done = json(&run(&rewind_words(&old.spec, &leader, &[]), ""));
     assert_eq!(
         (&done["rewound"], &done["way"], &done["bundle"]),
@@ -578,16 +590,23 @@ fn only_bundle(node: &Node) -> (Value, String) {
 fn a_follower_that_ran_ahead_and_one_of_two_that_lead_apart_keep_what_they_had() {
     let bed = Bed::new("rewind-apart");
     let (old, a) = two(&bed);
-    let mut b = bed.follower("b", old.listen).set("leader", &list(&[old.listen, a.listen]));
-    b.leader_in_config = true;
-    let (mut old, mut a, mut b) = (old.start(), a.start(), b.start());
+    let follower = |name: &str| {
+        let mut spec = bed.follower(name, old.listen).set("leader", &list(&[old.listen, a.listen]));
+        spec.leader_in_config = true;
+        spec
+    };
+    let (b, rests) = (follower("b"), follower("rests"));
+    let (mut old, mut a, mut b, rests) = (old.start(), a.start(), b.start(), rests.start());
     furnish(old.data());
-    for node in [&a, &b] {
+    for node in [&a, &b, &rests] {
         assert_equal_within(within(30), old.data(), node.data());
     }
     a.stop();
+    rests.pause();
     write(old.data(), "ahead", b"only b has it");
     assert_equal_within(within(30), old.data(), b.data());
+    let end = old.wait_confirmed(&["--level", "flush", "--for", "rests"]);
+    assert_eq!(end.0, 0, "{}", end.1);
     old.kill();
     a.restart();
     promote(&a);
@@ -600,6 +619,17 @@ fn a_follower_that_ran_ahead_and_one_of_two_that_lead_apart_keep_what_they_had()
         "{told}"
     );
     assert!(paths.contains("created\tfile\t13\t") && paths.contains("\tahead\n"), "{paths}");
+    // Of the one that rested only the log was ahead.
+    rests.resume();
+    assert_equal_within(within(30), a.data(), rests.data());
+    let (alike, alike_paths) = only_bundle(&rests);
+    assert_eq!(
+        (&alike["branch"], &alike["tree"], alike_paths),
+        (&told["branch"], &told["tree"], paths),
+        "{alike}"
+    );
+    assert_eq!(rests.status().expect("status").0["resync"]["completed"], 0);
+    drop(rests);
     fs::remove_dir_all(b.spec.state.join("lost")).expect("remove");
     // Both go on from the same line, and know nothing of each other.
     let mut c = bed.follower("c", a.spec.listen).start();

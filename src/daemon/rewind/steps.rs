@@ -214,7 +214,8 @@ pub(super) fn begin(state: &StateDir, goal: &Goal, confirmed: bool) -> Result<()
 /// Its directory is not what it should be, or a guard holds; it is the leader that it was then. Or it can't be made durable.
 pub(super) fn step_down(state: &StateDir, data: &Path, config: &Config, note: &Rewinding) -> Result<bool> {
     if state.set_up()?.role == Role::Leader {
-        let end = log_the_rest(state, data, config, note.confirmed)?;
+        let end = log_the_rest(state, data, config, note.confirmed)
+            .context(|| "what the directory holds can't be put into the log; nothing else was changed")?;
         pass(state, "rewind::logged")?;
         if in_place(state, note)? {
             return Ok(true);
@@ -271,15 +272,11 @@ fn log_the_rest(state: &StateDir, data: &Path, config: &Config, confirmed: bool)
     options.max_cut_delay = EXACT;
     let capture = Capture::start(root, fold, log.clone(), state.path(), options)?;
     let passed = pass_over(&capture, confirmed);
-    let stopped = match &passed {
-        // What a guard holds stays out of the log.
-        Err(e) if e.kind() == ErrorKind::Held => capture.stop().map(drop),
-        _ => capture.stop().map(drop),
-    };
+    // What a guard holds stays out of the log.
+    let stopped = capture.stop();
     let end = log.tail().end;
     log.close()?;
-    passed.context(|| "what the directory holds can't be put into the log; nothing else was changed")?;
-    stopped?;
+    passed.and(stopped)?;
     state.change(|c| c.applied = c.applied.max(end))?;
     Ok(end)
 }
