@@ -8,8 +8,8 @@
 //! A backup without a manifest is one that is being made, until two days after its newest object, and what it stands on, by the
 //! note that it left in the archive, is kept meanwhile. After that its making was broken off: it goes, and so does the note.
 //!
-//! Of timelines before the oldest that a kept backup is of all log goes, and then their histories, unless a pinned backup needs
-//! them: where they branched off is told by the histories of the later ones, too.
+//! Of timelines before the oldest that a kept backup is of all log goes, and so does that of side lines ([`lines`]); then their
+//! histories, unless a pinned backup needs them: where the others branched off is told by the histories of the later ones, too.
 //!
 //! What is not understood is never removed, and as long as it is there, among the log or the backups, no log is. What lies
 //! beside the directories of an archive is not looked at.
@@ -24,6 +24,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::manifest::{self, Manifest};
 use crate::position::{Lsn, SegmentNo, TimelineId};
 use crate::segment;
+
+mod lines;
+
+use lines::Lines;
+pub use lines::Side;
 
 /// A backup without a manifest is taken for one that is being made for this long after its newest object: seconds. No part of
 /// one takes so long: each has at most 256 MiB.
@@ -63,6 +68,8 @@ pub struct Plan {
     pub log: Vec<(TimelineId, SegmentNo)>,
     /// ... except those that a kept backup lacks.
     pub except: BTreeSet<(TimelineId, SegmentNo)>,
+    /// Timelines beside the way of the newest one that no kept backup leads to: all their log goes, too.
+    pub sides: Vec<Side>,
     /// Timelines whose histories go: all their log does.
     pub histories: Vec<TimelineId>,
     /// Why no log goes, if it is so.
@@ -198,25 +205,23 @@ impl Plan {
             self.log_stays = Some("no backup is kept that log could be replayed on".to_owned());
             return;
         }
-        let mut first: BTreeMap<TimelineId, Lsn> = BTreeMap::new();
-        for m in window {
-            let start = m.log.first().map_or(m.start, |r| r.start.min(m.start));
-            let timeline = m.log.first().map_or(m.timeline, |r| r.timeline);
-            first.entry(timeline).and_modify(|l| *l = start.min(*l)).or_insert(start);
-        }
-        let oldest = first.keys().next().copied();
-        // Log of timelines before the oldest that a kept backup begins on is needed by none.
+        let lines = Lines::of(inventory, window);
+        let oldest = lines.oldest();
         let mut last: BTreeMap<TimelineId, SegmentNo> = BTreeMap::new();
         let spans = inventory.coverage.spans.iter().map(|s| (s.timeline, s.last));
         for (timeline, segment) in spans.chain(inventory.coverage.ended.iter().map(|e| (e.0, e.1))) {
             last.entry(timeline).and_modify(|l| *l = segment.max(*l)).or_insert(segment);
         }
+        self.sides = inventory
+            .histories
+            .keys()
+            .filter(|t| Some(**t) > oldest)
+            .filter_map(|t| lines.side(*t))
+            .collect();
         for (timeline, last) in last {
-            match first.get(&timeline) {
-                Some(lsn) => self.log.push((timeline, crate::retention::first_needed(*lsn))),
-                None if Some(timeline) < oldest => self.log.push((timeline, last.next())),
-                None => {}
-            }
+            let goes = Some(timeline) < oldest || self.sides.iter().any(|s| s.timeline == timeline);
+            let first = lines.first_kept(timeline).filter(|_| !goes).or(goes.then(|| last.next()));
+            self.log.extend(first.map(|first| (timeline, first)));
         }
         let mut needed = BTreeSet::new();
         for m in inventory
@@ -230,8 +235,8 @@ impl Plan {
         }
         // The history of a later one tells of these branches, too.
         let is_needed = |t: &TimelineId| needed.contains(t) || self.except.iter().any(|(e, _)| e == t);
-        let older = inventory.histories.keys().filter(|t| Some(**t) < oldest);
-        self.histories = older.filter(|t| !is_needed(t)).copied().collect();
+        let goes = |t: &TimelineId| Some(*t) < oldest || self.sides.iter().any(|s| s.timeline == *t);
+        self.histories = inventory.histories.keys().filter(|t| goes(t) && !is_needed(t)).copied().collect();
     }
 
     /// Whether this segment goes.

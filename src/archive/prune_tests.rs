@@ -248,6 +248,93 @@ fn the_end_of_a_line_and_its_history_go_when_no_kept_backup_is_before_it() {
     );
 }
 
+/// Timelines that branched off from the first one: 2 behind 'b', with log 21 to 23, and 3 at the end, with log 42 to 46.
+fn beside() -> (Bed, [TimelineId; 2]) {
+    use crate::history::{Beginning, History};
+    let bed = three();
+    let [two, three] = [2, 3].map(TimelineId);
+    for (line, at, log) in [(two, 20, 21..=23), (three, 41, 42..=46)] {
+        let begins = Beginning::sample(Lsn(at * SEGMENT_SIZE + 9), at);
+        let history = History::first(SYSTEM).child(begins, TimelineId(line.0 - 1)).unwrap();
+        bed.archive.put_history(&history).unwrap();
+        bed.archive.put_ended(T, SegmentNo(at), line, b"an end").unwrap();
+        for n in log {
+            bed.archive.put_segment(line, SegmentNo(n), format!("segment {n}").as_bytes()).unwrap();
+        }
+    }
+    (bed, [two, three])
+}
+
+/// What there is of the log and the history of a timeline.
+fn of_line(bed: &Bed, timeline: TimelineId) -> (Vec<u64>, bool) {
+    let mut all = Vec::new();
+    let each = &mut |n: SegmentName, _, _| {
+        all.push(n.segment.0);
+        Ok(true)
+    };
+    bed.archive.line(timeline, SegmentNo(0), each).unwrap();
+    (all, bed.dir.path().join(names::history(timeline)).exists())
+}
+
+#[test]
+fn a_side_line_goes_when_no_kept_backup_leads_to_it_and_the_way_of_the_newest_history_stays() {
+    let (bed, [two, three]) = beside();
+    let sides = |bed: &Bed, rule| {
+        let plan = plan(&Inventory::take(&bed.archive).unwrap(), rule, 40 * DAY);
+        plan.sides.iter().map(|s| s.timeline).collect::<Vec<_>>()
+    };
+    let whole = (vec![21, 22, 23], true);
+    assert_eq!(sides(&bed, fulls(3)), [], "'a' and 'b' ended before the branch");
+    // Without a newer line, or when that is not understood, it may be the one that counts.
+    let name = names::history(three);
+    let kept = bed.archive.get(&name, 9999).unwrap().unwrap();
+    bed.archive.delete(&name).unwrap();
+    assert_eq!(sides(&bed, fulls(1)), []);
+    bed.archive.put(&name, b"no history").unwrap();
+    assert_eq!(sides(&bed, fulls(1)), []);
+    bed.archive.delete(&name).unwrap();
+    bed.archive.put(&name, &kept).unwrap();
+    // A backup on it that is kept keeps its log from there on.
+    bed.backup_of(two, "side", 45, 22);
+    assert_eq!(sides(&bed, fulls(1)), []);
+    bed.archive.put(&names::pin("side"), b"pinned\n").unwrap();
+    bed.backup("d", 46, 30, None);
+    let planned = plan(&Inventory::take(&bed.archive).unwrap(), fulls(1), 46 * DAY);
+    assert_eq!(
+        (sides(&bed, fulls(1)), &planned.histories[..]),
+        (vec![two], &[][..]),
+        "its own log it carries"
+    );
+    assert_eq!(of_line(&bed, two), whole);
+    bed.archive.delete(&names::pin("side")).unwrap();
+    let planned = plan(&Inventory::take(&bed.archive).unwrap(), fulls(1), 46 * DAY);
+    assert_eq!((sides(&bed, fulls(1)), &planned.histories[..]), (vec![two], &[two][..]));
+    let said = &planned.sides[0];
+    assert_eq!((said.parent, said.at, said.newest), (T, Lsn(20 * SEGMENT_SIZE + 9), three));
+    // 29 of the first timeline, the end at its branch, and the three.
+    assert_eq!(log_to_remove(&bed.archive, &planned).unwrap().0, 29 + 1 + 3);
+    assert_eq!(of_line(&bed, two), whole, "a plan removes nothing");
+    carry_out(&bed.archive, &planned).unwrap();
+    assert_eq!((of_line(&bed, two), of_line(&bed, three)), ((vec![], false), ((42..=46).collect(), true)));
+    assert_eq!(bed.segments(), (30..=40).collect::<Vec<_>>());
+    let again = plan(&Inventory::take(&bed.archive).unwrap(), fulls(1), 46 * DAY);
+    assert_eq!((again.sides.len(), log_to_remove(&bed.archive, &again).unwrap().0), (0, 0));
+}
+
+#[test]
+fn log_between_a_branch_and_the_first_backup_behind_it_stays_for_the_backup_before_it() {
+    let (bed, [_, three]) = beside();
+    bed.backup_of(three, "later", 50, 45);
+    // Every moment since 'c', those on the new timeline before its first backup too.
+    let prune = |rule| {
+        carry_out(&bed.archive, &plan(&Inventory::take(&bed.archive).unwrap(), rule, 50 * DAY)).unwrap();
+    };
+    prune(fulls(2));
+    assert_eq!(of_line(&bed, three).0, [42, 43, 44, 45, 46]);
+    prune(fulls(1));
+    assert_eq!(of_line(&bed, three).0, [45, 46]);
+}
+
 #[test]
 fn what_is_not_understood_stays_and_so_does_all_log() {
     let bed = three();

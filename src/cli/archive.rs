@@ -234,12 +234,20 @@ fn plan_text(plan: &Plan, (segments, log_bytes): (u64, u64)) -> String {
     if let Some(why) = &plan.log_stays {
         let _ = writeln!(out, "keep log: {why}");
     }
-    for (timeline, before) in &plan.log {
+    let side = |t| plan.sides.iter().any(|s| s.timeline == t);
+    for (timeline, before) in plan.log.iter().filter(|(t, _)| !side(*t)) {
         let _ = writeln!(
             out,
             "keep log of timeline {timeline} from {} (segment {:X}) on",
             before.start(),
             before.0
+        );
+    }
+    for prune::Side { timeline, parent, at, newest } in &plan.sides {
+        let _ = writeln!(
+            out,
+            "remove log of timeline {timeline}: it branched off from {parent} at {at}, the newest timeline {newest} does not go \
+             over it, and no backup that is kept leads to it"
         );
     }
     for timeline in &plan.histories {
@@ -254,6 +262,7 @@ fn plan_document(plan: &Plan, (segments, log_bytes): (u64, u64)) -> Value {
     let from = |(t, s): &(crate::position::TimelineId, crate::position::SegmentNo)| json!({"timeline": t.0, "from": s.start().to_string(), "segment": format!("{:016X}", s.0)});
     json!({
         "backups": plan.backups.iter().map(fate).collect::<Vec<_>>(), "log": plan.log.iter().map(from).collect::<Vec<_>>(),
+        "side_lines": plan.sides.iter().map(|s| s.timeline.0).collect::<Vec<_>>(),
         "histories": plan.histories.iter().map(|t| t.0).collect::<Vec<_>>(), "log_stays": plan.log_stays, "remove_segments": segments, "remove_log_bytes": log_bytes,
     })
 }
