@@ -74,6 +74,10 @@ fn words(v: &Value) -> String {
         text("/dropped_bytes"),
         text("/leader_known_to"),
         text("/missing_bytes"),
-        if begins { "`towline status` shows when it leads\n" } else { "" }
+        match v.get("would_be_refused").and_then(Value::as_str) {
+            _ if begins => "`towline status` shows when it leads\n".to_owned(),
+            Some(why) => format!("it would be refused: {why}\n"),
+            None => String::new(),
+        }
     )
 }

@@ -34,6 +34,8 @@ use crate::wire::Code;
 
 /// Longest run of the command `on_demote`.
 const HOOK_MAX: Duration = Duration::from_secs(60);
+/// A disk that takes longer for the note does not keep this node from refusing service.
+const NOTE_MAX: Duration = Duration::from_secs(1);
 /// What to do about a fence.
 const REMEDY: &str = "`towline rewind` makes this node a follower of the one that leads, and keeps what only it has; if this one is to lead after all, stop the other's application and \
                       `towline promote --force` here: it begins a new timeline";
@@ -90,9 +92,16 @@ pub(super) async fn begin(node: &Arc<Node>, told: Told) -> Result<()> {
     let said = words(&own, &fence);
     tracing::error!("FENCED: {said}");
     let (keeper, note) = (Arc::clone(node), fence.clone());
-    let noted = blocking(move || keeper.state.fence(&note)).await;
+    let mut noting = pin!(blocking(move || keeper.state.fence(&note)));
+    let noted = tokio::select! {
+        noted = &mut noting => Some(noted),
+        () = tokio::time::sleep(NOTE_MAX) => None,
+    };
     node.port.bar(node, Code::WrongTimeline, &said).await;
-    noted?;
+    match noted {
+        Some(noted) => noted?,
+        None => noting.await?,
+    }
     node.rivals.fenced(Some(fence.clone()));
     node.phase("fenced");
     demote(node, &own, fence).await.map(drop)

@@ -187,6 +187,8 @@ impl Node {
         tokio::select! {
             () = self.stop.cancelled() => {}
             () = self.retry.notified() => {}
+            // The log may be served on meanwhile: not once another line goes on from it.
+            () = self.rivals.changed() => {}
             () = tokio::time::sleep(pause) => {}
         }
     }

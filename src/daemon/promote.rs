@@ -166,7 +166,10 @@ pub(super) async fn answer(node: Arc<Node>, ask: Promote) -> Result<Value> {
     };
     let Some((order, told)) = looked else { return leads(&node, before, &ask, json!({})).await };
     if ask.dry_run {
-        return Ok(with(told, &[("promoted", json!(false)), ("dry_run", json!(true))]));
+        let refused = permit::ask(&node, Asks::Promote).await.err().map(|e| e.to_string());
+        let more =
+            [("promoted", json!(false)), ("dry_run", json!(true)), ("would_be_refused", json!(refused))];
+        return Ok(with(told, &more));
     }
     permit::ask(&node, Asks::Promote).await?;
     lock(&node.promotion.outcome).take();

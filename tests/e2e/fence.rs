@@ -120,8 +120,11 @@ fn an_old_leader_that_is_started_again_never_opens_for_business_until_it_is_forc
     // It takes the lead back: now it is the other that was left behind.
     a.restart();
     fenced(&a);
-    let refused = b.ask(&["promote", "--force"]);
-    assert!(refused.status.success(), "one that leads undisturbed leads already");
+    let refused = a.ask(&["promote", "--wait"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(10) && said.contains("--force"), "{}: {said}", refused.status);
+    let leads = b.ask(&["promote", "--force"]);
+    assert!(leads.status.success(), "one that leads undisturbed leads already");
     let dry = a.ask(&["promote", "--force", "--dry-run", "--json"]);
     let dry: Value = serde_json::from_slice(&dry.stdout).expect("JSON");
     assert_eq!((&dry["above"], &status(&a)["timeline"]), (&2.into(), &1.into()), "{dry}");
@@ -362,6 +365,8 @@ fn a_leader_leads_only_while_it_may() {
         says(&may_b, answer);
         let out = b.ask(&["promote", "--wait"]);
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        let dry = String::from_utf8(b.ask(&["promote", "--dry-run"]).stdout).expect("text");
+        assert!(dry.contains("it would be refused: may_lead"), "{dry}");
         assert!(out.status.code() == Some(10) && said.contains("may_lead"), "{}: {said}", out.status);
     }
     is(&b, "running", "");
