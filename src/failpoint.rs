@@ -137,6 +137,16 @@ pub const ALL: &[&str] = &[
     "archive::before_put",
     "archive::aside",
     "archive::after_put",
+    "switchover::begun",
+    "switchover::stopped",
+    "switchover::rested",
+    "switchover::applied",
+    "switchover::ready",
+    "switchover::passed",
+    "switchover::closed",
+    "switchover::asked",
+    "switchover::led",
+    "switchover::demoted",
 ];
 
 /// Those on the way of a hold of the application; without `freeze` none is passed.

@@ -29,7 +29,7 @@
 //! | 8 | line id, random, not 0 |
 //! | 8 | when, ns since 1970 |
 //! | 8 | id of the node that did it, 0 when it is not known |
-//! | 1 | why: 1 promotion, 2 restore, 4 force |
+//! | 1 | why: 1 promotion, 2 restore, 3 switchover, 4 force |
 //! | 8 | how far that node knew the ended line to go, 0 when it did not know |
 //! | 4+n | name of the node, at most [`NAME_MAX`] bytes |
 
@@ -80,6 +80,8 @@ pub enum Reason {
     Promotion = 1,
     /// A backup was restored to be a leader.
     Restore = 2,
+    /// The leader handed over to a follower.
+    Switchover = 3,
     /// An operator had a leader that was left behind lead all the same. Its number is above every one that it knew of:
     /// the lines with lower numbers that branched off beside it are left behind in their turn.
     Force = 4,
@@ -92,6 +94,7 @@ impl Reason {
         match self {
             Self::Promotion => "promotion",
             Self::Restore => "restore",
+            Self::Switchover => "switchover",
             Self::Force => "force",
         }
     }
@@ -422,6 +425,7 @@ fn take(r: &mut Reader<'_>) -> Result<Branch, DecodeError> {
     let reason = match r.u8("reason of a branch")? {
         1 => Reason::Promotion,
         2 => Reason::Restore,
+        3 => Reason::Switchover,
         4 => Reason::Force,
         v => return Err(DecodeError::Invalid { what: "reason of a branch", value: u64::from(v) }),
     };

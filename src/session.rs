@@ -31,6 +31,7 @@ mod commits;
 
 pub use commits::Commits;
 
+pub mod handover;
 mod lines;
 
 pub use lines::{Course, course};
@@ -94,6 +95,7 @@ pub fn decide(hello: &Hello, here: &Here, proof: Proof) -> Decision {
         }
         Want::ResumeFill(_) => Decision::Fill,
         Want::Judgement => stream(hello, here, proof),
+        Want::Handover => Decision::Handover,
         // A receiver without a system has nothing to continue: whatever it asks for, it gets it all.
         Want::Stream if hello.system == SystemId::NONE => Decision::Fill,
         Want::Stream => stream(hello, here, proof),
@@ -356,6 +358,7 @@ pub(crate) mod tests {
             Decision::StreamFrom { segment, offset } => format!("stream {} {offset}", segment.0),
             Decision::Fill => "fill".to_owned(),
             Decision::ResumeFill => "resume".to_owned(),
+            Decision::Handover => "handover".to_owned(),
             Decision::Resync { .. } => "resync".to_owned(),
             Decision::Refuse { code, .. } => format!("{code:?}"),
         }

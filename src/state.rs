@@ -52,10 +52,12 @@ use crate::position::{Lsn, NodeId, SystemId, TimelineId};
 use crate::record::Time;
 
 mod fence;
+mod handover;
 mod histories;
 mod rewind;
 
 pub use fence::Fence;
+pub use handover::{Handover, Stage};
 pub use histories::history;
 pub use rewind::Rewinding;
 

@@ -48,6 +48,7 @@ complete -c towline -n "__fish_towline_needs_command" -f -a "resync" -d 'Make th
 complete -c towline -n "__fish_towline_needs_command" -f -a "promote" -d 'Make the follower the leader of a new timeline: it replays the log it has, captures its own directory from there on, and serves the other followers. Make sure first that the old leader is down, or can\'t be reached by its application'
 complete -c towline -n "__fish_towline_needs_command" -f -a "rewind" -d 'Make a node that another one has left behind, as the old leader after a promotion, a follower of that one. What only it has is kept in a bundle; only what differs is moved. The daemon does it if it runs, else this command; it can be repeated. Exit code 0 also when there is nothing to do'
 complete -c towline -n "__fish_towline_needs_command" -f -a "lost-writes" -d 'Changes that were left behind by a promotion, and are kept: list them, or lay them out as files'
+complete -c towline -n "__fish_towline_needs_command" -f -a "switchover" -d 'Make a follower the leader and this leader its follower, on purpose and without loss: the application is stopped, the follower takes all there is, and leads; on any failure before that everything goes on as it was. Exit code: 0 done, 10 refused, 9 a node did not answer or time was over, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "basebackup" -d 'Take a base backup from a running node. Exit code: 0 complete, 3 complete but no exact cut, 1 failed, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "combine" -d 'Make one full backup of a full one and the incremental ones that stand on it. Exit code: 0 done, 1 failed, 64 wrong usage'
 complete -c towline -n "__fish_towline_needs_command" -f -a "archive" -d 'What an archive holds: list it, check it, remove what is not to be kept'
@@ -415,6 +416,17 @@ complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_
 complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -s h -l help -d 'Print help'
+complete -c towline -n "__fish_towline_using_subcommand switchover" -l to -d 'The name of the follower that is to lead' -r
+complete -c towline -n "__fish_towline_using_subcommand switchover" -l state -d 'State directory of the daemon' -r -F
+complete -c towline -n "__fish_towline_using_subcommand switchover" -l socket -d 'Control socket of the daemon; default: `control.sock` in the state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand switchover" -l config -d 'Configuration file of the daemon, which names its state directory' -r -F
+complete -c towline -n "__fish_towline_using_subcommand switchover" -l timeout -d 'Put everything back when the other is not about to lead after this time' -r
+complete -c towline -n "__fish_towline_using_subcommand switchover" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
+complete -c towline -n "__fish_towline_using_subcommand switchover" -l dry-run -d 'Only look whether anything stands against it'
+complete -c towline -n "__fish_towline_using_subcommand switchover" -l stopped -d 'The application is stopped already: neither on_demote nor a freeze is needed'
+complete -c towline -n "__fish_towline_using_subcommand switchover" -l json -d 'Print JSON'
+complete -c towline -n "__fish_towline_using_subcommand switchover" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
+complete -c towline -n "__fish_towline_using_subcommand switchover" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l leader -d 'The node to read: a leader, or a follower' -r
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l out -d 'The directory that becomes the backup: new or empty. `-`: the backup is one tar stream on standard output. An address like file:///DIR or s3://BUCKET/PREFIX: it goes into that archive' -r -F
 complete -c towline -n "__fish_towline_using_subcommand basebackup" -l incremental -d 'Take what has changed since this backup only, as packs: its manifest, its directory, or URL#LABEL of one in an archive. It is not changed, and the new one can\'t be restored without it' -r -F

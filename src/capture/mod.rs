@@ -439,9 +439,12 @@ impl CaptureHandle {
     pub fn stop(&self) -> Result<()> {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.hints.wake();
-        let thread = lock(&self.shared.thread).take();
-        if let Some(thread) = thread {
-            let _ = thread.join();
+        {
+            // Whoever comes second waits, too.
+            let mut thread = lock(&self.shared.thread);
+            if let Some(thread) = thread.take() {
+                let _ = thread.join();
+            }
         }
         self.failure().map_or(Ok(()), Err)
     }

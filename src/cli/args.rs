@@ -97,6 +97,10 @@ pub enum Command {
     /// Changes that were left behind by a promotion, and are kept: list them, or lay them out as files.
     #[command(subcommand)]
     LostWrites(LostWrites),
+    /// Make a follower the leader and this leader its follower, on purpose and without loss: the application is stopped, the
+    /// follower takes all there is, and leads; on any failure before that everything goes on as it was. Exit code: 0 done, 10 refused,
+    /// 9 a node did not answer or time was over, 64 wrong usage.
+    Switchover(Switchover),
     /// Take a base backup from a running node. Exit code: 0 complete, 3 complete but no exact cut, 1 failed, 64 wrong
     /// usage.
     #[command(name = "basebackup")]
@@ -415,6 +419,29 @@ pub struct Promote {
     /// Which daemon; the time is how long is waited.
     #[command(flatten)]
     pub ask: Ask,
+}
+
+/// Flags of `switchover`.
+#[derive(Debug, Args)]
+pub struct Switchover {
+    /// The name of the follower that is to lead.
+    #[arg(long, value_name = "NAME")]
+    pub to: String,
+    /// Only look whether anything stands against it.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The application is stopped already: neither on_demote nor a freeze is needed.
+    #[arg(long)]
+    pub stopped: bool,
+    /// Which daemon, the leader's.
+    #[command(flatten)]
+    pub at: At,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Put everything back when the other is not about to lead after this time.
+    #[arg(long, value_name = "SPAN", default_value = "30s")]
+    pub timeout: Span,
 }
 
 /// A name, and whom to ask.

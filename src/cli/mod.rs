@@ -14,6 +14,7 @@ mod promote;
 mod restore;
 mod rewind;
 mod slot;
+mod switchover;
 mod trust;
 mod verify;
 mod wait;
@@ -175,6 +176,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Promote(args) => promote::run(args),
         Command::Rewind(args) => rewind::run(&args),
         Command::LostWrites(command) => lost::run(&command),
+        Command::Switchover(args) => switchover::run(args),
         Command::BaseBackup(args) => basebackup::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::History(args) => history::run(&args),

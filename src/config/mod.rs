@@ -163,12 +163,14 @@ pub struct Config {
     /// Shell command run after it, whatever happened.
     pub after_cut: Option<String>,
     /// Shell command run when this node was promoted and serves; it has a minute. `TOWLINE_NAME`, `TOWLINE_TIMELINE` and
-    /// `TOWLINE_BRANCH` say who leads now, and since where; `TOWLINE_REASON` is `promotion`, `force`, or `allowed` for a leader
-    /// that stood aside, ran `on_demote`, and may lead again.
+    /// `TOWLINE_BRANCH` say who leads now, and since where; `TOWLINE_REASON` is `promotion`, `switchover`, `force`, or `allowed` for a
+    /// leader that stood aside, ran `on_demote`, and may lead again, and `switchover-undone` for one that ran it for a switchover,
+    /// and leads on.
     pub on_promote: Option<String>,
     /// Shell command run when this node, as a leader, has to stop leading, before its log ends: it stops the application. It has
-    /// a minute. `TOWLINE_NAME`, `TOWLINE_REASON` (`fenced`, `vetoed`), `TOWLINE_TIMELINE`, `TOWLINE_BRANCH` and `TOWLINE_NEW_LEADER` say
-    /// who leads now, and since where. One that failed is run again by the next start.
+    /// a minute. `TOWLINE_NAME`, `TOWLINE_REASON` (`fenced`, `vetoed`; `switchover`, before the other leads), `TOWLINE_TIMELINE`,
+    /// `TOWLINE_BRANCH` and `TOWLINE_NEW_LEADER` say who leads, and since where. One that failed is run again by the next start,
+    /// but for a switchover, which is undone then.
     pub on_demote: Option<String>,
     /// Shell command that knows whether this node may lead: exit code 0 is a yes. It is asked before a promotion, before a leader
     /// opens for business, and while it leads; `TOWLINE_NAME`, `TOWLINE_SYSTEM`, `TOWLINE_TIMELINE` and `TOWLINE_ASKS`

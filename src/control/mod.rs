@@ -34,6 +34,8 @@ pub const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const POINT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a promotion is waited for when nothing else is said.
 pub const PROMOTE_WAIT: Duration = Duration::from_secs(60);
+/// How long a switchover may take up to its point of no return when nothing else is said.
+pub const SWITCHOVER_WAIT: Duration = Duration::from_secs(30);
 /// Longest time that can be asked for.
 pub const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -59,6 +61,8 @@ pub enum Request {
     Promote(Promote),
     /// Make this node, which another one has left behind, a follower of that one.
     Rewind(Rewind),
+    /// Hand over to a follower, and follow it.
+    Switchover(Switchover),
     /// Commit everything the directory holds now and say the LSN.
     Barrier,
     /// Name an exact cut that covers everything the directory holds now.
@@ -135,6 +139,23 @@ pub struct Promote {
     pub force: bool,
     /// How long that is waited for; else [`PROMOTE_WAIT`].
     pub timeout: Option<Span>,
+}
+
+/// To whom a leader hands over, and how.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Switchover {
+    /// The name of the follower that is to lead.
+    pub to: String,
+    /// What is not passed after this time is put back; else [`SWITCHOVER_WAIT`].
+    #[serde(default)]
+    pub timeout: Option<Span>,
+    /// Only say whether anything stands against it.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// The operator has stopped the application.
+    #[serde(default)]
+    pub stopped: bool,
 }
 
 /// The cut that a promoted node stands on.

@@ -147,7 +147,7 @@ pub(crate) async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Re
 }
 
 /// Sends log onward from now on, and first copies.
-async fn serve(node: &Node, control: &Control, apply: &ApplyHandle, log: &Log, root: Arc<Root>) {
+async fn serve(node: &Arc<Node>, control: &Control, apply: &ApplyHandle, log: &Log, root: Arc<Root>) {
     let history = match node.state.history() {
         Ok(history) => history,
         Err(e) => return tracing::error!("{}: followers are not served: {e}", control.name),
@@ -422,6 +422,11 @@ impl Follower {
     /// The log and what applies it, once they are there.
     pub(super) fn stand(&self) -> Option<(Log, ApplyHandle)> {
         self.log.clone().zip(self.apply.clone())
+    }
+
+    /// The node that it follows.
+    pub(super) fn upstream(&self) -> &Arc<Upstream> {
+        &self.upstream
     }
 
     /// How far the leader's log was heard to go.

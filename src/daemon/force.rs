@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::permit::{self, Asks};
-use super::{Node, blocking, fenced, lines, lock, promote, recover, rivals};
+use super::{Node, blocking, fenced, lines, lock, promote, recover, rivals, switchover};
 use crate::checkpoint;
 use crate::control::Promote;
 use crate::error::{Error, ErrorKind, Result};
@@ -26,8 +26,12 @@ pub(super) async fn answer(node: Arc<Node>, ask: Promote) -> Result<Value> {
         return Err(Error::new(ErrorKind::Refused, text));
     }
     let (before, looking) = (control.timeline, Arc::clone(&node));
-    let fenced = blocking(move || Ok(fenced::in_force(&looking.state).map_or(true, |f| f.is_some()))).await?;
-    if !fenced && !node.rivals.is_split() {
+    let left = blocking(move || {
+        let fenced = fenced::in_force(&looking.state).map_or(true, |f| f.is_some());
+        // What can't be read stands for one.
+        Ok(fenced || switchover::is_passed(&looking).unwrap_or(true))
+    });
+    if !left.await? && !node.rivals.is_split() {
         return promote::leads(&node, before, &ask, json!({})).await;
     }
     if ask.dry_run {

@@ -17,7 +17,7 @@ use super::source::{LeaderSource, Source};
 use super::sync;
 use super::{
     Engine, Node, archiving, blocking, bounded_stop, cleanup, fenced, force, lines, promote, recover, rivals,
-    until_failure,
+    switchover, until_failure,
 };
 use crate::capture::{Capture, CaptureHandle, CaptureOptions};
 use crate::config::Config;
@@ -80,6 +80,9 @@ pub(super) async fn turn(node: &Arc<Node>, stop: &CancellationToken) -> Result<(
     if fence.is_some() {
         return force::turn(node, stop).await;
     }
+    if node.promotion.took_over() {
+        return generation(node, stop).await;
+    }
     node.port.halt(node, "this node asks the others whether one of them leads").await;
     let told = tokio::select! {
         () = stop.cancelled() => return Ok(()),
@@ -138,12 +141,15 @@ async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
             }
             node.phase("running");
             promote::hook(node);
+            switchover::put_back(node).await;
+            switchover::runs(node);
             if let Some(listen) = &config.listen {
                 tracing::info!("leader of system {} serves followers on {listen}", control.system);
             }
             tokio::select! {
                 failed = until_failure(node, stop, || capture.failure().or_else(|| log.failure())) => failed.map_or(Ok(()), Err),
                 never = note_segments(node, &log) => match never {},
+                conducted = switchover::conduct(node, &capture, &log) => conducted,
                 ended = &mut ends => {
                     down = Some(ended);
                     Ok(())
@@ -151,8 +157,9 @@ async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
             }
         }
     };
-    let stays = result.is_ok() && down.is_none();
+    let stays = result.is_ok() && down.is_none() && node.stop.is_cancelled();
     let result = result.and(down.unwrap_or(Ok(())));
+    switchover::ends(node).await;
     // The last pass is committed while followers are still connected, then they get a moment to take it.
     let ending = capture.clone();
     bounded_stop("stop capture", move || ending.stop()).await;
@@ -292,6 +299,16 @@ pub(crate) fn options(config: &Config, freezer: &Arc<Freezer>) -> CaptureOptions
 }
 
 impl Leader {
+    /// Why capture is held, if it is.
+    pub(super) fn hold(&self) -> Option<String> {
+        self.capture.stats().hold
+    }
+
+    /// Files whose content was not read yet.
+    pub(super) fn unread(&self) -> u64 {
+        self.capture.stats().unhashed_files
+    }
+
     pub(super) fn log(&self) -> Log {
         self.log.clone()
     }

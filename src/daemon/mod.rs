@@ -51,6 +51,7 @@ mod slot;
 mod source;
 mod strict;
 mod supervisor;
+mod switchover;
 mod sync;
 mod tally;
 mod target;
@@ -123,6 +124,7 @@ pub(crate) struct Node {
     pub(crate) rivals: Arc<rivals::Rivals>,
     permit: permit::Permit,
     pub(crate) rewinds: rewind::Rewinds,
+    switchover: switchover::Switchover,
     archiving: archiving::Archiving,
     pub(crate) data: PathBuf,
     pub(crate) paused: std::sync::atomic::AtomicBool,
@@ -301,6 +303,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
         rivals: Arc::default(),
         permit: permit::Permit::default(),
         rewinds: rewind::Rewinds::default(),
+        switchover: switchover::Switchover::default(),
         archiving: archiving::Archiving::default(),
         data,
         paused: std::sync::atomic::AtomicBool::new(start.paused),
@@ -350,6 +353,7 @@ async fn live(node: Arc<Node>) -> Result<()> {
         // Whoever tells it meanwhile may not have come to it.
         node.supervisor.stopping().await;
     }
+    switchover::back(&node).await;
     node.port.close().await;
     let _ = node.pages.set(&node, None).await;
     socket_cancel.cancel();
@@ -403,14 +407,16 @@ async fn generations(node: &Arc<Node>) -> Result<()> {
         if role == Role::Follower {
             node.rivals.follow();
         }
-        let result = match (node.state.settle(), role) {
+        let settled = node.state.settle().and_then(|()| switchover::leads_no_more(node));
+        let result = match (settled, role) {
             (Err(e), _) => Err(e),
-            (Ok(()), Role::Leader) => match rewind::turn(node).await {
+            (Ok(true), _) => switchover::turn(node, &turn).await,
+            (Ok(false), Role::Leader) => match rewind::turn(node).await {
                 Some(done) => done,
                 None => leader::turn(node, &turn).await,
             },
-            (Ok(()), Role::Follower) if node.promotion.is_wanted() => promote::turn(node, &turn).await,
-            (Ok(()), Role::Follower) => follower::generation(node, &turn).await,
+            (Ok(false), Role::Follower) if node.promotion.is_wanted() => promote::turn(node, &turn).await,
+            (Ok(false), Role::Follower) => follower::generation(node, &turn).await,
         };
         node.set_engine(None);
         let start = std::mem::take(&mut first);
@@ -502,6 +508,7 @@ fn answer(node: Arc<Node>, request: Request, cancel: CancellationToken) -> Answe
             Request::Resync => resync::asked(&node),
             Request::Promote(ask) => promote::answer(node, ask).await,
             Request::Rewind(ask) => rewind::answer(node, ask).await,
+            Request::Switchover(ask) => switchover::answer(node, ask).await,
             Request::Confirm if is_follower(&node) => Ok(resync::confirm(&node)),
             Request::Confirm | Request::Barrier | Request::RestorePoint { .. } => {
                 leader_request(&node, request).await

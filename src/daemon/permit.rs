@@ -34,6 +34,8 @@ pub(super) enum Asks {
     Start,
     /// A leader that leads.
     Lead,
+    /// One that is to take over from a leader that hands over.
+    Switchover,
 }
 
 impl Asks {
@@ -42,6 +44,7 @@ impl Asks {
             Self::Promote => "promote",
             Self::Start => "start",
             Self::Lead => "lead",
+            Self::Switchover => "switchover",
         }
     }
 }

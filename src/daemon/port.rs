@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::source::Source;
-use super::{Node, lock};
+use super::{Node, lock, switchover};
 use crate::config::{self, Config};
 use crate::error::{Error, ErrorKind, Result};
 use crate::history::History;
@@ -140,7 +140,7 @@ impl Port {
     /// Sends `log` from now on. First copies wait until the desk is supplied. `None`: there is no port.
     pub(crate) async fn serve(
         &self,
-        node: &Node,
+        node: &Arc<Node>,
         log: &Log,
         history: History,
         source: Source,
@@ -166,6 +166,7 @@ impl Port {
             trust: node.trust.clone(),
             ear: node.rivals.ear(),
             recent: Arc::default(),
+            heir: switchover::desk(node),
         };
         let cancel = CancellationToken::new();
         let task = tokio::spawn(vital::task("the port", send::serve(listener, context, cancel.clone())));

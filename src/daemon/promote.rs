@@ -49,6 +49,8 @@ struct Order {
     to: PromoteTo,
     /// How far the node has heard the old leader's log to go; zero: it has not heard of it since it started.
     known: Lsn,
+    /// The leader hands over: the old line ends here, and nowhere else.
+    handed: Option<Lsn>,
 }
 
 /// The promotion that is wanted, and how the last one went.
@@ -62,6 +64,8 @@ pub(crate) struct Promotion {
     hook: Mutex<Option<Value>>,
     /// A leader is to begin a new line.
     force: AtomicBool,
+    /// The command runs.
+    runs: AtomicBool,
 }
 
 impl Promotion {
@@ -76,9 +80,19 @@ impl Promotion {
         self.force.store(true, Ordering::SeqCst);
     }
 
+    /// A leader handed over to this node, which does not serve yet: it need not ask whether another one leads.
+    pub(super) fn took_over(&self) -> bool {
+        lock(&self.hook).as_ref().is_some_and(|done| done["reason"] == Reason::Switchover.word())
+    }
+
     /// A leader that stood aside leads on: what was stopped is to be started.
     pub(super) fn allowed(&self) {
         *lock(&self.hook) = Some(json!({"reason": "allowed"}));
+    }
+
+    /// Whether the next turn of the leader begins a new line.
+    pub(super) fn wants_force(&self) -> bool {
+        self.force.load(Ordering::SeqCst)
     }
 
     /// Whether this turn of the leader begins a new line; asked once.
@@ -172,10 +186,7 @@ pub(super) async fn answer(node: Arc<Node>, ask: Promote) -> Result<Value> {
         return Ok(with(told, &more));
     }
     permit::ask(&node, Asks::Promote).await?;
-    lock(&node.promotion.outcome).take();
-    *lock(&node.promotion.order) = Some(order);
-    lock(&node.turn).cancel();
-    node.retry.notify_waiters();
+    begin(&node, order)?;
     awaited(&node, before, &ask, told).await
 }
 
@@ -198,6 +209,42 @@ pub(super) async fn awaited(
         Error::new(ErrorKind::Unavailable, text)
     })??;
     leads(node, before, ask, done).await
+}
+
+/// The next turn is the promotion.
+///
+/// # Errors
+/// One is under way.
+fn begin(node: &Node, order: Order) -> Result<()> {
+    {
+        let mut wanted = lock(&node.promotion.order);
+        if wanted.is_some() {
+            return Err(Error::new(ErrorKind::Refused, "a promotion of this node is under way already"));
+        }
+        lock(&node.promotion.outcome).take();
+        *wanted = Some(order);
+    }
+    lock(&node.turn).cancel();
+    node.retry.notify_waiters();
+    Ok(())
+}
+
+/// The leader hands over to this follower, whose log and directory stand `at` the end of the leader's.
+///
+/// # Errors
+/// They do not, or a promotion is under way.
+pub(super) fn succeed(node: &Node, at: Lsn) -> Result<()> {
+    begin(node, Order { to: PromoteTo::Exact, known: at, handed: Some(at) })
+}
+
+/// Whether this follower is about to lead.
+pub(super) fn under_way(node: &Node) -> bool {
+    node.promotion.is_wanted() || lock(&node.phase).word() == "promoting"
+}
+
+/// Whether the command `on_promote` is done with, or there is none.
+pub(super) fn settled(node: &Node) -> bool {
+    lock(&node.promotion.hook).is_none() && !node.promotion.runs.load(Ordering::SeqCst)
 }
 
 /// What a promotion would do; `None`: the node leads already.
@@ -240,7 +287,7 @@ fn look(node: &Arc<Node>, ask: &Promote) -> Result<Option<(Order, Value)>> {
         "leader_known_to": (known != Lsn::ZERO).then(|| known.to_string()),
         "missing_bytes": (known != Lsn::ZERO).then(|| known.since(plan.stand)),
     });
-    Ok(Some((Order { to, known }, told)))
+    Ok(Some((Order { to, known, handed: None }, told)))
 }
 
 fn with(mut value: Value, more: &[(&str, Value)]) -> Value {
@@ -315,7 +362,7 @@ async fn carry_out(node: &Arc<Node>, order: Order, stop: &CancellationToken) -> 
     }
     let node = Arc::clone(node);
     let known = if order.known == Lsn::ZERO { order.known } else { order.known.max(end) };
-    blocking(move || lead(&node, known, &plan, (before, rests))).await
+    blocking(move || lead(&node, (order, known), &plan, (before, rests))).await
 }
 
 /// Waits until the directory stands there.
@@ -348,6 +395,10 @@ fn start(node: &Node, order: Order) -> Result<(Log, ApplyHandle, Plan)> {
     let catalog = crate::checkpoint::load_newest(&node.state.catalog(), control.system)?;
     let at = catalog.map_or((Lsn::ZERO, Cut::Exact), |c| (c.lsn(), c.cut()));
     let plan = plan(order.to, &log.tail(), at)?;
+    if let Some(at) = order.handed.filter(|at| (plan.stand, plan.branch) != (*at, *at)) {
+        let text = format!("the old line is handed over at {at}, and would end at {}", plan.branch);
+        return Err(Error::new(ErrorKind::Refused, text));
+    }
     let options = ApplyOptions {
         cuts: if plan.exact { ApplyCuts::Exact } else { ApplyCuts::File },
         inexact: Inexact::Report,
@@ -363,14 +414,20 @@ fn start(node: &Node, order: Order) -> Result<(Log, ApplyHandle, Plan)> {
 }
 
 /// The history, then the role. From the control file on the node is a leader.
-fn lead(node: &Node, known: Lsn, plan: &Plan, (before, rests): (Applied, Applied)) -> Result<Value> {
+fn lead(
+    node: &Node,
+    (order, known): (Order, Lsn),
+    plan: &Plan,
+    (before, rests): (Applied, Applied),
+) -> Result<Value> {
+    let reason = if order.handed.is_some() { Reason::Switchover } else { Reason::Promotion };
     let begins = Beginning {
         at: plan.branch,
         line: LineId(fastrand::u64(1..)),
         when: wall_clock(),
         node: node.id,
         name: node.name(),
-        reason: Reason::Promotion,
+        reason,
         known,
     };
     let history = node.state.begin_line(begins, TimelineId::FIRST)?;
@@ -384,6 +441,7 @@ fn lead(node: &Node, known: Lsn, plan: &Plan, (before, rests): (Applied, Applied
         "before": stands(before),
         "after": stands(rests),
         "branch": plan.branch.to_string(),
+        "reason": reason.word(),
         "dropped_bytes": plan.dropped,
         "lost_bytes": branch.and_then(crate::history::Branch::lost),
     }))
@@ -391,25 +449,37 @@ fn lead(node: &Node, known: Lsn, plan: &Plan, (before, rests): (Applied, Applied
 
 /// The leader serves: the command of the configuration is run, if this process was promoted. That it fails changes nothing.
 pub(super) fn hook(node: &Arc<Node>) {
-    let (Some(done), Some(command)) = (lock(&node.promotion.hook).take(), node.config().on_promote) else {
-        return;
+    node.promotion.runs.store(true, Ordering::SeqCst);
+    let Some(done) = lock(&node.promotion.hook).take() else {
+        return node.promotion.runs.store(false, Ordering::SeqCst);
     };
     let node = Arc::clone(node);
     tokio::task::spawn_blocking(move || {
-        let text = |k: &str| done.get(k).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let timeline = node.state.control().map_or(0, |c| c.timeline.0);
-        let reason = text("reason");
-        let env = [
-            ("TOWLINE_NAME", node.name()),
-            ("TOWLINE_TIMELINE", timeline.to_string()),
-            ("TOWLINE_BRANCH", text("branch")),
-            ("TOWLINE_REASON", if reason.is_empty() { "promotion".to_owned() } else { reason }),
-        ];
-        match quiesce::run_hook(&command, &env, HOOK_MAX, &AtomicBool::new(false)) {
-            Ok(()) => tracing::info!("on_promote: '{command}' is done"),
+        let text = |k: &str| done.get(k).and_then(Value::as_str).unwrap_or_default();
+        match command(&node, text("branch"), text("reason")) {
+            Ok(Some(command)) => tracing::info!("on_promote: '{command}' is done"),
+            Ok(None) => {}
             Err(e) => tracing::error!("on_promote: {e}; this node leads all the same"),
         }
+        node.promotion.runs.store(false, Ordering::SeqCst);
     });
+}
+
+/// Runs the command `on_promote` to its end; which one that was. Blocks.
+///
+/// # Errors
+/// It failed, or took too long.
+pub(super) fn command(node: &Node, branch: &str, reason: &str) -> Result<Option<String>> {
+    let Some(command) = node.config().on_promote else { return Ok(None) };
+    let timeline = node.state.control().map_or(0, |c| c.timeline.0);
+    let env = [
+        ("TOWLINE_NAME", node.name()),
+        ("TOWLINE_TIMELINE", timeline.to_string()),
+        ("TOWLINE_BRANCH", branch.to_owned()),
+        ("TOWLINE_REASON", reason.to_owned()),
+    ];
+    quiesce::run_hook(&command, &env, HOOK_MAX, &AtomicBool::new(false))?;
+    Ok(Some(command))
 }
 
 #[cfg(test)]

@@ -83,6 +83,7 @@ fn status(node: &Arc<Node>) -> Result<Status> {
         status.guarantee += &sync::guarantee(&part);
         status.sync = Some(part);
     }
+    status.switchover = node.switchover.part();
     status.resync = (control.role == Role::Follower).then(|| node.resyncs.part(node));
     status.health = health(&status);
     Ok(status)

@@ -12,6 +12,7 @@ use super::{Node, blocking, lock, sync};
 use crate::config::{Span, SyncLoss};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Quiet, wall_clock};
+use crate::quiesce::Holder;
 use crate::state::Role;
 use crate::status::SyncPart;
 use crate::sync::InForce;
@@ -101,12 +102,15 @@ fn has_to_rest(loss: SyncLoss, force: &InForce, released: bool) -> bool {
     loss == SyncLoss::Freeze && !force.satisfied && !released
 }
 
+fn leads(node: &Node) -> bool {
+    node.state.control().is_some_and(|c| c.role == Role::Leader)
+}
+
 /// Freezes and thaws until it is told to end, or the node stops; thawed it ends.
 pub(super) async fn watch(node: Arc<Node>, end: CancellationToken) {
-    if node.state.control().is_none_or(|c| c.role != Role::Leader) {
-        return;
-    }
-    if let Err(e) = sync::enforce(node.port.peers(), &node.config()) {
+    if leads(&node)
+        && let Err(e) = sync::enforce(node.port.peers(), &node.config())
+    {
         // The configuration was checked: the start of the engines says the same.
         tracing::error!("{e}");
     }
@@ -114,9 +118,11 @@ pub(super) async fn watch(node: Arc<Node>, end: CancellationToken) {
     let mut said = true;
     while !end.is_cancelled() && !node.stop.is_cancelled() {
         let force = force_of.borrow_and_update().clone();
-        said = say(&force, said);
+        // A role may change while the process runs: a follower freezes nothing.
+        let leads = leads(&node);
+        said = !leads || say(&force, said);
         let released = node.strict.released();
-        let rest = has_to_rest(node.config().sync_loss, &force, released.is_some());
+        let rest = leads && has_to_rest(node.config().sync_loss, &force, released.is_some());
         act(&node, rest).await;
         let over = released.map(|(until, _)| until);
         let failed = lock(&node.strict.inner).error.is_some();
@@ -174,9 +180,9 @@ async fn act(node: &Arc<Node>, rest: bool) {
     let done = blocking(move || {
         if rest {
             freezer.aim(&config.freeze, config.max_freeze.0)?;
-            freezer.seize()
+            freezer.seize(Holder::Quorum)
         } else {
-            freezer.release()
+            freezer.release(Holder::Quorum)
         }
     });
     let done = done.await;

@@ -5,7 +5,7 @@ use crate::log::{Log, LogOptions};
 use crate::net::{Ancestry, Upstream};
 use crate::position::{Cut, SystemId, TimelineId};
 use crate::record::{BLOCK, Record};
-use crate::send::{self, Peers, ServeContext};
+use crate::send::{self, Peers, ServeContext, nobody};
 use crate::state::{Control, FillState, Role, StateDir};
 use crate::sys;
 use crate::wire::Purpose;
@@ -232,6 +232,7 @@ async fn lead(source: Arc<dyn CopySource>) -> Leader {
         trust: crate::tls::Trust::default(),
         ear: Default::default(),
         recent: Arc::default(),
+        heir: nobody(),
     };
     tokio::spawn(send::serve(listener, context, cancel.clone()));
     Leader { address, cancel, peers, _log: dir }

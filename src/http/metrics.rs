@@ -363,6 +363,15 @@ fn synchronous() -> Vec<Family> {
                 .flat_map(|result| labelled(v, &format!("/sync/{result}"), "result", result))
                 .collect()
         }),
+        counter("switchovers", NO, "Switchovers from this node since the start, by how they ended.", |v| {
+            ["completed", "undone"]
+                .into_iter()
+                .flat_map(|result| labelled(v, &format!("/switchover/{result}"), "result", result))
+                .collect()
+        }),
+        gauge("switchover_writes_stopped", SECONDS, "How long the last switchover kept writes away.", |v| {
+            number(v, "/switchover/last/writes_stopped_seconds")
+        }),
         gauge("sync_frozen", NO, "1 while the application is frozen for want of a quorum.", |v| {
             asked(v, |v| one(f64::from(u8::from(v.has("/sync/frozen_since")))))
         }),

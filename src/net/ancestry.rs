@@ -59,6 +59,12 @@ impl Ancestry {
         self.inner.follows
     }
 
+    /// Whether the node that the log comes from is this one.
+    #[must_use]
+    pub fn is_from(&self, node: NodeId) -> bool {
+        self.above().place(node) == Some(0)
+    }
+
     /// The leader's clock shows `now`.
     pub fn learn(&self, now: i64) {
         self.inner.offset.store(now.saturating_sub(wall_clock()), Ordering::Relaxed);

@@ -14,6 +14,15 @@ const LOOK: Duration = Duration::from_micros(200);
 /// How long a freeze for the quorum may take to take hold before that is an error; it is tried again.
 const SEIZE_MAX: Duration = Duration::from_secs(1);
 
+/// Who keeps the application still for longer than a pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Holder {
+    /// Until the quorum is there.
+    Quorum,
+    /// Until another node leads, or this one leads on.
+    Switchover,
+}
+
 /// What is frozen, and who wants it to be.
 #[derive(Debug)]
 pub struct Freezer {
@@ -29,8 +38,8 @@ struct Inner {
     guard: Option<Guard>,
     /// A pass wants it still.
     pass: bool,
-    /// It has to be still until the quorum is there.
-    strict: bool,
+    /// It has to be still until each of them lets it go.
+    held: [bool; 2],
 }
 
 impl Freezer {
@@ -57,7 +66,7 @@ impl Freezer {
             max: Duration::ZERO,
             guard: None,
             pass: false,
-            strict: false,
+            held: [false; 2],
         };
         Self { marker, inner: Mutex::new(inner) }
     }
@@ -77,9 +86,9 @@ impl Freezer {
             return Ok(());
         }
         let target = Target::parse(freeze)?;
-        if inner.pass || inner.strict {
+        if inner.pass || inner.is_held() {
             inner.thaw(&self.marker, b'R')?;
-            (inner.pass, inner.strict) = (false, false);
+            (inner.pass, inner.held) = (false, [false; 2]);
         }
         (inner.spec, inner.target, inner.guard) = (freeze.to_owned(), target, None);
         Ok(())
@@ -124,7 +133,7 @@ impl Freezer {
     pub(super) fn let_go(&self) -> Result<()> {
         let mut inner = self.lock();
         let held = std::mem::take(&mut inner.pass);
-        if !held || inner.strict {
+        if !held || inner.is_held() {
             return inner.tell(b'T');
         }
         inner.thaw(&self.marker, b'T')
@@ -134,13 +143,13 @@ impl Freezer {
     ///
     /// # Errors
     /// When it can't be held, or not at once. It is not let go by that.
-    pub fn seize(&self) -> Result<()> {
+    pub fn seize(&self, holder: Holder) -> Result<()> {
         let (target, spec) = {
             let mut inner = self.lock();
             if inner.target == Target::Nothing {
                 return Err(Error::new(ErrorKind::Config, "nothing says what is to be frozen; set freeze"));
             }
-            inner.strict = true;
+            inner.held[holder as usize] = true;
             inner.freeze(&self.marker, b'S')?;
             (inner.target.clone(), inner.spec.clone())
         };
@@ -152,29 +161,34 @@ impl Freezer {
         Err(Error::new(ErrorKind::Unavailable, text))
     }
 
-    /// The quorum is there, or an operator wants the application to run.
+    /// This one wants it still no longer. It runs on when nobody does.
     ///
     /// # Errors
     /// When it can't be thawed; call again.
-    pub fn release(&self) -> Result<()> {
+    pub fn release(&self, holder: Holder) -> Result<()> {
         let mut inner = self.lock();
-        if !inner.strict {
+        let mut rest = inner.held;
+        if !std::mem::take(&mut rest[holder as usize]) {
             return Ok(());
         }
-        if !inner.pass {
-            inner.thaw(&self.marker, b'R')?;
-        } else {
-            inner.tell(b'R')?;
+        if rest == [false; 2] {
+            if inner.pass {
+                inner.tell(b'R')?;
+            } else {
+                inner.thaw(&self.marker, b'R')?;
+            }
         }
-        inner.strict = false;
+        inner.held = rest;
         Ok(())
     }
 }
 
 impl Drop for Freezer {
     fn drop(&mut self) {
-        if let Err(e) = self.release() {
-            tracing::error!("the application is not thawed by this process ({e}); the guard does it");
+        for holder in [Holder::Quorum, Holder::Switchover] {
+            if let Err(e) = self.release(holder) {
+                tracing::error!("the application is not thawed by this process ({e}); the guard does it");
+            }
         }
     }
 }
@@ -192,6 +206,11 @@ fn takes_hold(target: &Target, most: Duration) -> Result<bool> {
 }
 
 impl Inner {
+    /// Whether somebody keeps it still for longer than a pass.
+    fn is_held(&self) -> bool {
+        self.held != [false; 2]
+    }
+
     /// The marker and the guard come before the freeze.
     fn freeze(&mut self, marker: &Path, word: u8) -> Result<()> {
         fs::write(marker, &self.spec).map_err(|e| Error::io("write", marker, e))?;
@@ -215,13 +234,13 @@ impl Inner {
 
     /// The guard process, started at the first freeze and again if somebody killed it.
     fn guard(&mut self, marker: &Path) -> Result<&mut Guard> {
-        let (max, strict) = (self.max, self.strict);
+        let (max, strict) = (self.max, self.is_held());
         if self.guard.as_mut().is_some_and(|g| g.is_gone() || (g.max != max && !strict)) {
             self.guard = None;
         }
         if self.guard.is_none() {
             let mut guard = Guard::start(&self.spec, max, marker)?;
-            if self.strict {
+            if strict {
                 guard.tell(b'S')?;
             }
             self.guard = Some(guard);
@@ -241,7 +260,7 @@ mod tests {
     /// Without the guard process, which the test's own program can't be.
     fn seizes(freezer: &Freezer, on: bool) {
         let mut inner = freezer.lock();
-        inner.strict = on;
+        inner.held[0] = on;
         if on { inner.target.freeze().unwrap() } else { inner.target.thaw().unwrap() }
     }
 
@@ -267,9 +286,17 @@ mod tests {
         still(true);
         // And the other way round: what a pass holds is not thawed by the quorum.
         freezer.lock().pass = true;
-        freezer.release().unwrap();
+        freezer.release(Holder::Quorum).unwrap();
         still(true);
         freezer.let_go().unwrap();
+        still(false);
+        // Nor does one of two that hold it let it go for the other.
+        seizes(&freezer, true);
+        freezer.lock().held[Holder::Switchover as usize] = true;
+        freezer.release(Holder::Quorum).unwrap();
+        freezer.release(Holder::Quorum).unwrap();
+        still(true);
+        freezer.release(Holder::Switchover).unwrap();
         still(false);
         for pid in family(&pid).unwrap() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);

@@ -7,7 +7,7 @@
 //! | `unit:NAME` | the cgroup of that systemd unit |
 //! | `pid:FILE` | SIGSTOP to the process named in the file and all its descendants; the last resort |
 //!
-//! Two may want it frozen, a pass and the quorum: one [`Freezer`] knows both, and thaws when neither does. A frozen
+//! Several may want it frozen, a pass, the quorum and a switchover: one [`Freezer`] knows them all, and thaws when none does. A frozen
 //! application is thawed on every way out: by [`Held`] when it goes out of scope; by a guard
 //! process when this one dies (its pipe closes, even after SIGKILL) or, of a pass, when `max_freeze` is over; and by
 //! the next start, when a marker in the state directory says that a freeze was under way.
@@ -28,7 +28,7 @@ mod freezer;
 mod guard;
 mod target;
 
-pub use freezer::Freezer;
+pub use freezer::{Freezer, Holder};
 pub use guard::thaw_guard_main;
 
 /// Longest run of a `before_cut` or `after_cut` command.

@@ -207,6 +207,10 @@ async fn open<P: Progress>(context: &ReceiveContext<P>, target: Target<'_>) -> E
         }
         Decision::Refuse { code, reason } => return Err(End::Refused(code, reason)),
         Decision::Resync { reason } => return Err(End::Refused(Code::Resync, reason)),
+        Decision::Handover => {
+            let text = "the upstream speaks of a handover that nobody asked it about";
+            return Err(End::Lost(Error::new(ErrorKind::Corrupt, text)));
+        }
         Decision::Fill | Decision::ResumeFill => {
             let reason = "the upstream would send a first copy, but this node holds data".to_owned();
             return Err(End::Refused(Code::Resync, reason));

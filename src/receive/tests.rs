@@ -6,7 +6,7 @@ use crate::log::LogOptions;
 use crate::position::{Cut, FileId, NodeId, SystemId, TimelineId};
 use crate::record::{Attrs, Commit, Kind, Record};
 use crate::segment::{self, flags};
-use crate::send::{self, PeerState, Peers, ServeContext};
+use crate::send::{self, PeerState, Peers, ServeContext, nobody};
 use crate::sys::Root;
 use crate::wire::{Keepalive, Purpose, RoleWanted, Welcome};
 use std::path::Path;
@@ -110,6 +110,7 @@ async fn serve(log: &Log, peers: &Arc<Peers>, cancel: &CancellationToken) -> Str
         trust: crate::tls::Trust::default(),
         ear: Default::default(),
         recent: Arc::default(),
+        heir: nobody(),
     };
     tokio::spawn(send::serve(listener, context, cancel.clone()));
     address

@@ -139,7 +139,7 @@ pub(super) fn refused(hello: &Hello, address: &str, decision: &Decision) {
     let (code, reason) = match decision {
         Decision::Refuse { code, reason } => (*code, reason),
         Decision::Resync { reason } => (Code::Resync, reason),
-        Decision::StreamFrom { .. } | Decision::Fill | Decision::ResumeFill => return,
+        Decision::StreamFrom { .. } | Decision::Fill | Decision::ResumeFill | Decision::Handover => return,
     };
     let Some((n, warns)) = REFUSED.line(code) else { return };
     let line = format!(
@@ -172,6 +172,7 @@ pub(super) fn ask(hello: &Hello) -> Ask {
     match hello.want {
         Want::Stream | Want::Judgement => Ask::Stream,
         Want::Fill | Want::ResumeFill(_) => Ask::Fill,
+        Want::Handover => Ask::Lead,
     }
 }
 

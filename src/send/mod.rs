@@ -37,6 +37,7 @@ mod backups;
 mod caller;
 mod claim;
 mod door;
+mod heir;
 mod judgement;
 mod peers;
 #[cfg(test)]
@@ -50,6 +51,9 @@ use caller::Caller;
 use claim::Held;
 use door::Seat;
 pub use door::{Card, Ear, Halt, decline};
+#[cfg(test)]
+pub(crate) use heir::nobody;
+pub use heir::{HeirAnswer, HeirDesk};
 pub use peers::{FollowerStatus, PeerState, Peers, Ticket};
 use pieces::Pieces;
 pub use pieces::Recent;
@@ -88,6 +92,8 @@ pub struct ServeContext {
     pub ear: Ear,
     /// What was read of `log` last, for all followers.
     pub recent: Arc<Recent>,
+    /// What answers a leader that would hand over to this node.
+    pub heir: HeirDesk,
 }
 
 impl ServeContext {
@@ -229,20 +235,20 @@ async fn greet(
     let ((mut reader, mut writer), bond) =
         net::answer(stream, &context.trust, context.peer_timeout, &traffic).await?;
     let hello = door::hello(&mut reader, &mut writer).await?;
-    let (mut caller, mut place) = (None, None);
+    let (mut caller, mut place, mut seat) = (None, None, Some(seat));
     let judged = bond.judge(Some(&hello.name), door::ask(&hello));
     if judged.is_ok() {
         context.ear.hear(&hello);
     }
     let decision = match judged {
         Err(Refusal { code, reason }) => Decision::Refuse { code, reason },
-        Ok(_) if hello.want == Want::Judgement => decision(context, &hello).await?,
+        Ok(_) if matches!(hello.want, Want::Judgement | Want::Handover) => decision(context, &hello).await?,
         Ok(roles) => {
             let backup = hello.purpose == Purpose::Backup;
             place = if backup { None } else { Arc::clone(places).try_acquire_owned().ok() };
             if backup || place.is_some() {
                 // From here on it counts as a follower, or a backup.
-                drop(seat);
+                drop(seat.take());
                 let decided;
                 (caller, decided) = admit(context, &hello, (address, &traffic), bond.shown(roles)).await?;
                 decided
@@ -256,6 +262,13 @@ async fn greet(
     writer.send(&Message::Welcome(welcome)).await?;
     if hello.want != Want::Judgement {
         door::refused(&hello, address, &decision);
+    }
+    if let (Decision::Handover, Some(seat)) = (&decision, seat) {
+        let (desk, address) = (Arc::clone(&context.heir), address.to_owned());
+        // It outlasts the log that is served now: the node may become a leader meanwhile.
+        // A panic: this connection ends.
+        tokio::spawn(heir::attend((reader, writer), hello, address, desk, seat));
+        return Ok(None);
     }
     let guest = caller.map(|caller| Guest { hello, decision, caller, bond, place });
     Ok(guest.map(|guest| (Link { reader, writer }, guest)))
@@ -389,8 +402,11 @@ async fn judge(context: &Arc<ServeContext>, hello: &Hello) -> Result<Decision> {
                 (Decision::Fill | Decision::ResumeFill, Some(reason)) => {
                     Decision::Refuse { code: Code::NotReady, reason: waits(&reason) }
                 }
-                // It may have taken log from here that this node can't vouch for while it stands still.
-                (Decision::Refuse { code: Code::Diverged, .. }, Some(reason)) if hello.flush > here.end => {
+                // It may have taken log from here that this node can't vouch for while it stands still; and a log that is made
+                // that of the next line has its last segment under another name already.
+                (Decision::Refuse { code: Code::Diverged, .. }, Some(reason))
+                    if hello.flush > here.end || proof == Proof::Short =>
+                {
                     let reason = format!("the follower is ahead of what is certain here: {reason}");
                     Decision::Refuse { code: Code::NotReady, reason }
                 }

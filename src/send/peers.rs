@@ -284,6 +284,12 @@ impl Peers {
         list
     }
 
+    /// The id of the follower of this name, if one is known.
+    #[must_use]
+    pub fn node_of(&self, name: &str) -> Option<NodeId> {
+        self.lock().peers.get(name).map(|p| p.node)
+    }
+
     /// The log that is served from now on.
     pub(super) fn serve(&self, tail: watch::Receiver<Tail>, gaps: Gaps) {
         let mut inner = self.lock();

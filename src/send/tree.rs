@@ -58,6 +58,14 @@ pub struct NodeBelow {
     pub followers: Vec<Self>,
 }
 
+impl NodeBelow {
+    /// Whether it, or one that follows it, has this name.
+    #[must_use]
+    pub fn names(&self, name: &str) -> bool {
+        self.name == name || self.followers.iter().any(|b| b.names(name))
+    }
+}
+
 /// The tree of a list that a follower told at `told` (ns since 1970).
 pub(super) fn nested(list: &[Below], told: i64) -> Vec<NodeBelow> {
     let mut rest = list;

@@ -7,6 +7,10 @@ use crate::wire::{Code, Hello, VERSION_LINES, Want};
 
 /// Whether the follower's log is on the way of this node's.
 pub(super) fn judge(hello: &Hello, here: &Here) -> Result<(), (Code, String)> {
+    if hello.want == Want::Handover {
+        // Nothing is sent; how the two lines stand to each other is what it wants to know.
+        return Ok(());
+    }
     let (theirs, own) = (hello.timeline, here.history.timeline());
     let standing = here.history.judge(theirs, hello.line, hello.flush);
     let anew = hello.want == Want::Fill;

@@ -14,7 +14,7 @@
 //! | `node` | its id, made once |
 //! | `started` | when the process began |
 //! | `now` | the node's clock |
-//! | `state` | `starting`, `filling`, `resyncing`, `recovering`, `running`, `stopping`; `healing`: damaged log is fetched again; `stalled`: failed, tried again by itself; `corrupt`, `missing`, `diverged`, `refused`, `config`: failed, and needs help; `held`: a guard waits for `towline confirm`; `fenced`: a leader that does not lead any more, because another line goes on from its own, see `fence`; `vetoed`: one that stands aside, because `may_lead` does not let it lead |
+//! | `state` | `starting`, `filling`, `resyncing`, `recovering`, `running`, `stopping`; `healing`: damaged log is fetched again; `handing-over`: this node has handed over, and leads no more, until the other leads; `stalled`: failed, tried again by itself; `corrupt`, `missing`, `diverged`, `refused`, `config`: failed, and needs help; `held`: a guard waits for `towline confirm`; `fenced`: a leader that does not lead any more, because another line goes on from its own, see `fence`; `vetoed`: one that stands aside, because `may_lead` does not let it lead |
 //! | `health` | `ok`; `starting`; `behind`; `delayed`: shows what `apply_delay` allows; `paused`: stands still until `towline resume`; `degraded`: a leader with fewer followers than have to confirm, or that can't freeze the application as it should; `frozen`: the application stands still until they are back, see `sync`; `cut-off`: a follower without its upstream, or whose upstream has had no news of the leader for too long; `retrying`: failed, may go away by itself; `help`: never goes on, or never catches up, without an operator; `fenced`, `vetoed`: as the state; `split`: a leader, and another node leads apart from it, see `rivals` |
 //! | `error` | what keeps the node from `running` |
 //! | `error.kind` | its class, as in the exit codes |
@@ -196,6 +196,16 @@
 //! | `sync.frozen_since` | the application is frozen until the quorum is there |
 //! | `sync.freeze_error` | why it should be but can't be |
 //! | `sync.override_until` | until when an operator lets it run |
+//! | `switchover` | switchovers from this node since the process began; `null`: there was none |
+//! | `switchover.under_way` | the one that is under way |
+//! | `switchover.under_way.to`, `switchover.under_way.address` | who is to lead, and where |
+//! | `switchover.under_way.step` | `checks`, `stopping`, `last-pass`, `resting`, `applying`, `asking`, `noting`: all is put back if it fails; `leading`: the other leads, or is asked until it does |
+//! | `switchover.under_way.since` | when it began |
+//! | `switchover.completed`, `switchover.undone` | how many there were, and how many were put back |
+//! | `switchover.last` | the last one that was completed |
+//! | `switchover.last.to`, `switchover.last.address`, `switchover.last.timeline`, `switchover.last.at` | who leads since, where, on which timeline and from where on |
+//! | `switchover.last.when`, `switchover.last.writes_stopped_seconds` | when the application was stopped, and for how long nothing could be written |
+//! | `switchover.last.switched` | `true` |
 //! | `lag` | follower only |
 //! | `lag.bytes` | bytes of the leader's log that the directory does not show |
 //! | `lag.seconds` | age of the oldest commit not yet applied; `null` when all that is known are applied and there has been no news of the leader for longer than `peer_timeout`, directly or through the upstream |

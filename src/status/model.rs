@@ -36,6 +36,7 @@ pub struct Status {
     pub archive: Option<Value>,
     pub lag: Option<Lag>,
     pub sync: Option<SyncPart>,
+    pub switchover: Option<Value>,
     pub disk: DiskPart,
     pub tls: Option<Value>,
     pub guarantee: String,

@@ -116,6 +116,30 @@ fn who(v: View<'_>, page: &mut Page) {
     page.row("system", format!("{} timeline {}", v.text("/system"), v.count("/timeline")));
     page.row("state", v.text("/state"));
     page.row("health", v.text("/health"));
+    switchover(v, page);
+}
+
+fn switchover(v: View<'_>, page: &mut Page) {
+    if v.has("/switchover/under_way") {
+        let of = |key: &str| v.text(&format!("/switchover/under_way/{key}"));
+        let since = since(v, "/switchover/under_way/since").map(|s| format!(", for {s}")).unwrap_or_default();
+        page.row(
+            "switchover",
+            format!("to '{}' at {}: {}{since}", of("to"), or_dash(of("address")), of("step")),
+        );
+    } else if v.has("/switchover/last") {
+        let of = |key: &str| v.text(&format!("/switchover/last/{key}"));
+        let stopped = v.number("/switchover/last/writes_stopped_seconds").unwrap_or_default();
+        page.row(
+            "switchover",
+            format!(
+                "handed over to '{}' at {}; writes were stopped for {}",
+                of("to"),
+                of("at"),
+                span(stopped)
+            ),
+        );
+    }
 }
 
 fn trouble(v: View<'_>, page: &mut Page) {

@@ -19,6 +19,8 @@ pub enum Want {
     ResumeFill(Lsn),
     /// Nothing but the decision about [`Self::Stream`]: the receiver asks for another that follows it and is ahead of it.
     Judgement,
+    /// A word with the node that is to lead after the one that asks: [`super::Handover`].
+    Handover,
 }
 
 /// What a receiver asks its upstream to be.
@@ -135,6 +137,8 @@ pub enum Decision {
         /// In words.
         reason: String,
     },
+    /// It may ask about a handover.
+    Handover,
     /// The sender will not serve it.
     Refuse {
         /// Which rule.
@@ -287,6 +291,7 @@ pub(super) fn put_hello(h: &Hello, out: &mut Vec<u8>) {
         Want::Fill => (1, Lsn::ZERO),
         Want::ResumeFill(lsn) => (2, lsn),
         Want::Judgement => (3, Lsn::ZERO),
+        Want::Handover => (4, Lsn::ZERO),
     };
     out.put_u8(want);
     out.put_u64(snapshot.0);
@@ -308,6 +313,7 @@ pub(super) fn put_welcome(w: &Welcome, out: &mut Vec<u8>) {
         Decision::ResumeFill => (2, 0, 0, 0, ""),
         Decision::Resync { reason } => (3, 0, 0, 0, reason.as_str()),
         Decision::Refuse { code, reason } => (4, 0, 0, *code as u8, reason.as_str()),
+        Decision::Handover => (5, 0, 0, 0, ""),
     };
     out.put_u8(tag);
     out.put_u64(segment);
@@ -349,6 +355,7 @@ pub(super) fn take_hello(body: &[u8]) -> Result<Hello, DecodeError> {
         1 => Want::Fill,
         2 => Want::ResumeFill(snapshot),
         3 => Want::Judgement,
+        4 => Want::Handover,
         v => return Err(DecodeError::Invalid { what: "want", value: u64::from(v) }),
     };
     // Fields of later versions may follow; they are not ours to judge.
@@ -418,6 +425,7 @@ pub(super) fn take_welcome(r: &mut Reader<'_>) -> Result<Welcome, DecodeError> {
         2 => Decision::ResumeFill,
         3 => Decision::Resync { reason },
         4 => Decision::Refuse { code: Code::from_u8(code)?, reason },
+        5 => Decision::Handover,
         v => return Err(DecodeError::Invalid { what: "decision", value: u64::from(v) }),
     };
     let lineage = if r.rest().is_empty() { None } else { Some(Lineage::take(r)?) };

@@ -27,6 +27,8 @@
 //! | 12 | fill end | sender | end LSN u64 |
 //! | 13 | goodbye | both | code u8, reason blob |
 //! | 14 | slots | sender, from version 3 on | count u16, count x (name blob, position u64, active u8): all slots that the sender knows and that are not lost |
+//! | 16 | handover | receiver | from version 7 on, after a hello that wants it: a leader asks the node that is to lead; see the tables of `wire::handover` |
+//! | 17 | heir | sender | from version 7 on: what that node answers |
 //! | 20 | below | receiver | from version 3 on: the nodes that follow the receiver; see the table of `wire::below` |
 //! | 15 | range request | receiver, from version 3 on | batch u32, starved u8, count u32, count x range |
 //!
@@ -48,7 +50,7 @@
 //! | 36 | 8 | segment the log is continued in |
 //! | 44 | 8 | stored bytes of that segment that are durable |
 //! | 52 | 32 | SHA-256 of those bytes |
-//! | 84 | 1 | want: 0 stream, 1 fill, 2 resume a fill, from version 4 on 3: only what is decided about a stream |
+//! | 84 | 1 | want: 0 stream, 1 fill, 2 resume a fill, from version 4 on 3: only what is decided about a stream, from version 7 on 4: a handover |
 //! | 85 | 8 | LSN of the snapshot to resume, or 0 |
 //! | 93 | 4+n | name, at most [`NAME_MAX`] bytes |
 //! | 97+n | 8 | node id; not there in hellos of programs that speak version 1 only |
@@ -76,13 +78,16 @@ use crate::history::HISTORY_BYTES;
 use crate::position::{FileId, Lsn, SegmentNo};
 
 mod below;
+mod handover;
 mod hello;
 mod items;
 mod lineage;
 mod ranges;
 mod slots;
+mod stand;
 
 pub use below::{BELOW_MAX, Below};
+pub use handover::{Handover, Heir, Stand, Step};
 pub use hello::{Code, Decision, Hello, Purpose, RoleWanted, Want, Welcome};
 use hello::{clip, put_hello, put_welcome, take_hello, take_welcome, text};
 pub use items::{ITEM_HEAD, Item, Items, Outcome, put_item_end, put_item_head, put_item_hole};
@@ -92,6 +97,7 @@ pub use ranges::{RANGE_BLOCKS, RANGES_BYTES, RANGES_MAX, Range};
 use ranges::{put_ranges, take_ranges};
 use slots::{SLOTS_BYTES, put_slots, take_slots};
 pub use slots::{SLOTS_MAX, SlotAt};
+pub use stand::{Ack, Keepalive, Origin};
 
 /// The lowest protocol version this program speaks.
 pub const VERSION_MIN: u16 = 1;
@@ -113,6 +119,8 @@ pub const VERSION_LINES: u16 = 6;
 /// From this version on, a hello tells the way of the receiver's log: a leader that was left behind learns it from whoever
 /// comes to it.
 pub const VERSION_RIVALS: u16 = 7;
+/// From this version on, a leader can hand over to a node that follows it.
+pub const VERSION_HANDOVER: u16 = 7;
 /// Bit of an ack's flags: what is applied counts. Not set by a receiver whose directory rests: paused, stopped at a
 /// target, refused, or one that only receives.
 pub const ACK_APPLIES: u8 = 1;
@@ -179,11 +187,13 @@ pub enum Kind {
     Slots = 14,
     Below = 20,
     RangeRequest = 15,
+    Handover = 16,
+    Heir = 17,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Hello,
         Self::Welcome,
         Self::Log,
@@ -200,6 +210,8 @@ impl Kind {
         Self::Slots,
         Self::Below,
         Self::RangeRequest,
+        Self::Handover,
+        Self::Heir,
     ];
 
     fn from_u8(v: u8) -> Result<Self, DecodeError> {
@@ -229,6 +241,8 @@ impl Kind {
             Self::Slots => SLOTS_BYTES,
             Self::Below => below::BELOW_BYTES,
             Self::RangeRequest => 9 + RANGES_BYTES,
+            Self::Handover => handover::HANDOVER_BYTES,
+            Self::Heir => handover::HEIR_BYTES,
         }
     }
 }
@@ -256,75 +270,6 @@ impl From<Vec<u8>> for Body {
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.len())
-    }
-}
-
-/// Where a sender's log stands.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Keepalive {
-    /// End of its durable log.
-    pub end: Lsn,
-    /// End of its last complete change set.
-    pub commit: Lsn,
-    /// End of its last change set with an exact cut.
-    pub exact: Lsn,
-    /// Time of `commit`, nanoseconds since 1970 by the leader's clock.
-    pub commit_time: i64,
-    /// Time of `exact`.
-    pub exact_time: i64,
-    /// The leader's clock now.
-    pub now: i64,
-    /// Where the log comes from; `None` for, and from, a node that does not know it.
-    pub origin: Option<Origin>,
-    /// What the sender asks for and tells, bits; `None` for, and from, a node that does not know it. Not without an
-    /// origin.
-    pub asks: Option<u8>,
-}
-
-/// What a sender knows of where its log comes from.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Origin {
-    /// Nanoseconds without news of the leader, directly or through others; 0 while there are news.
-    pub silent: u64,
-    /// The nodes that the sender's log comes through, itself first.
-    pub lineage: Lineage,
-}
-
-/// Where a receiver stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Ack {
-    /// In its operating system.
-    pub write: Lsn,
-    /// Durable in its log.
-    pub flush: Lsn,
-    /// Visible in its directory.
-    pub apply: Lsn,
-    /// Time of the commit at `apply`.
-    pub apply_time: i64,
-    /// What counts, bits; `None` for, and from, a node that does not know them.
-    pub flags: Option<u8>,
-    /// How old a commit has to be before the receiver shows it, ns; `None` for, and from, a node that does not say it.
-    /// Not without flags.
-    pub delay: Option<u64>,
-}
-
-impl Ack {
-    /// Whether the receiver's directory moves. One that can't say so says it by its positions.
-    #[must_use]
-    pub fn applies(&self) -> bool {
-        self.flags.is_none_or(|f| f & ACK_APPLIES != 0)
-    }
-
-    /// Whether the receiver was set up never to count.
-    #[must_use]
-    pub fn never(&self) -> bool {
-        self.flags.is_some_and(|f| f & ACK_NEVER != 0)
-    }
-
-    /// Whether the receiver's directory rests until somebody helps.
-    #[must_use]
-    pub fn halted(&self) -> bool {
-        self.flags.is_some_and(|f| f & ACK_HALTED != 0)
     }
 }
 
@@ -358,6 +303,8 @@ pub enum Message {
     Slots(Vec<SlotAt>),
     Below(Vec<Below>),
     RangeRequest { batch: u32, starved: u8, ranges: Vec<Range> },
+    Handover(Handover),
+    Heir(Heir),
 }
 
 /// Starts a message of `kind` in an empty buffer: the header is filled in by [`finish`].
@@ -479,6 +426,8 @@ impl Message {
             Self::Slots(_) => Kind::Slots,
             Self::Below(_) => Kind::Below,
             Self::RangeRequest { .. } => Kind::RangeRequest,
+            Self::Handover(_) => Kind::Handover,
+            Self::Heir(_) => Kind::Heir,
         }
     }
 
@@ -566,6 +515,8 @@ impl Message {
             Self::Slots(slots) => put_slots(slots, out),
             Self::Below(nodes) => below::put(nodes, out),
             Self::RangeRequest { batch, starved, ranges } => put_ranges(out, *batch, *starved, ranges),
+            Self::Handover(question) => handover::put_question(*question, out),
+            Self::Heir(answer) => handover::put_answer(answer, out),
         }
     }
 
@@ -652,6 +603,8 @@ fn decode_payload(kind: Kind, body: Vec<u8>) -> Result<Message, DecodeError> {
         Kind::Slots => Message::Slots(take_slots(&mut r)?),
         Kind::Below => Message::Below(below::take(&mut r)?),
         Kind::RangeRequest => take_ranges(&mut r)?,
+        Kind::Handover => Message::Handover(handover::take_question(&mut r)?),
+        Kind::Heir => Message::Heir(handover::take_answer(&mut r)?),
     };
     r.finish()?;
     Ok(message)

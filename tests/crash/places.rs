@@ -30,6 +30,8 @@ pub(crate) enum Place {
     Archive,
     /// A leader that becomes a follower; the end-to-end suite kills it there.
     Rewind,
+    /// A leader that hands over; the end-to-end suite kills it there.
+    Switchover,
     /// Who is promoted, or follows over a promotion; the end-to-end suite kills it there.
     Promote,
 }
@@ -48,6 +50,7 @@ pub(crate) fn place(point: &str) -> Option<Place> {
         "demote" | "rewind" | "lost" => Some(Place::Rewind),
         "fence" => fence::POINTS.contains(&point).then_some(Place::Note),
         "promote" | "lines" | "branch" => Some(Place::Promote),
+        "switchover" => Some(Place::Switchover),
         "restore" | "combine" => Some(Place::Restore),
         "backup" => backup::kills(point).then_some(Place::Backup),
         "fill" => Some(Place::Fill),

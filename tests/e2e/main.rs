@@ -47,6 +47,8 @@ mod service;
 mod slots;
 mod streaming;
 mod strict;
+mod switchover;
+mod switchover_crash;
 mod sync;
 mod systemd;
 mod trouble;

@@ -181,6 +181,13 @@ impl Spec {
         Node { spec: self.clone(), child, done: None }
     }
 
+    /// A command that talks to the node of this state directory.
+    pub(crate) fn ask(&self, words: &[&str]) -> Output {
+        let mut command = Command::new("timeout");
+        command.args(["-k", "1", "120", &towline(), words[0], "--state"]).arg(&self.state);
+        command.args(&words[1..]).output().expect("run towline")
+    }
+
     /// Runs the start to its end: for starts that must be refused.
     pub(crate) fn refused(&self, limit: Duration) -> (ExitStatus, String) {
         let mut node = self.spawn();
@@ -281,9 +288,7 @@ impl Node {
 
     /// A command that talks to this node.
     pub(crate) fn ask(&self, words: &[&str]) -> Output {
-        let mut command = Command::new("timeout");
-        command.args(["-k", "1", "120", &towline(), words[0], "--state"]).arg(&self.spec.state);
-        command.args(&words[1..]).output().expect("run towline")
+        self.spec.ask(words)
     }
 
     fn asked(&self, words: &[&str]) -> Result<String, String> {
