@@ -30,6 +30,7 @@ mod packs;
 mod place;
 mod progress;
 mod replay;
+mod scratch;
 mod shelf;
 mod source;
 mod stream;

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::base::{Base, Origin};
 use super::place::{Begun, Place};
+use super::scratch::Scratch;
 use super::shelf::{Folder, Prefix, Shelf, copy_part, write_part};
 use super::source::{blocking, stopped};
 use super::stream::{Copied, copy, history, manifest_of, pass, segments};
@@ -86,7 +87,7 @@ enum Ground {
     Prefix(Prefix),
 }
 
-type Work = (Option<tempfile::TempDir>, PathBuf);
+type Work = (Option<Scratch>, PathBuf);
 
 impl Ground {
     fn begin(target: Target, label: &str, scratch: Option<PathBuf>) -> Result<(Self, Work)> {
@@ -99,9 +100,8 @@ impl Ground {
             }
             Target::Archive(address) => {
                 let scratch = scratch.unwrap_or_else(std::env::temp_dir);
-                let made = tempfile::Builder::new().prefix("towline-backup-").tempdir_in(&scratch);
-                let made = made.map_err(|e| Error::io("make a directory in", &scratch, e))?;
-                let path = made.path().to_owned();
+                let made = Scratch::begin(&scratch)?;
+                let path = made.work();
                 Ok((Self::Prefix(Prefix::new(address, label)), (Some(made), path)))
             }
         }

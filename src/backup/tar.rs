@@ -14,6 +14,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
+use super::scratch::Scratch;
 use super::source::{blocking, stopped};
 use super::stream::{Compression, Copied, Output, copy, history, manifest_of, pass, segments, unwritable};
 use super::summed::Summed;
@@ -48,17 +49,13 @@ pub async fn take<W: Write + Send + 'static>(
     cancel: CancellationToken,
 ) -> Result<Made> {
     let scratch = order.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let work = blocking(move || {
-        let made = tempfile::Builder::new().prefix("towline-backup-").tempdir_in(&scratch);
-        made.map_err(|e| Error::io("make a directory in", &scratch, e))
-    })
-    .await?;
+    let work = blocking(move || Scratch::begin(&scratch)).await?;
     let shown = progress.clone();
     let begin = move |state: &StateDir| {
         let out = Output::new(BufWriter::with_capacity(BUFFER, out), compression).map_err(unwritable)?;
         Stream::new(out, Blocks::open(&state.blocks())?, shown)
     };
-    let copied = copy(&order, work.path(), begin, &progress, &cancel).await?;
+    let copied = copy(&order, &work.work(), begin, &progress, &cancel).await?;
     if cancel.is_cancelled() {
         return Err(stopped());
     }

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use towline::manifest::Form;
 
 use super::full::noise;
+use super::restore::names;
 use crate::support::backup::{Backup, checked, forgotten};
 use crate::support::bed::is_root;
 use crate::support::tree::python;
@@ -212,5 +213,27 @@ fn a_stream_that_ends_early_has_no_manifest_and_leaves_nothing_behind() {
     forgotten(&leader);
     let listed = Command::new("tar").arg("-tf").arg(&file).output().expect("tar");
     assert!(!String::from_utf8_lossy(&listed.stdout).contains("manifest.json"));
-    assert_eq!(fs::read_dir(&scratch).expect("list").count(), 0, "nothing is left of its work");
+    let left = || fs::read_dir(&scratch).expect("list").count();
+    assert_eq!(left(), 0, "nothing is left of its work");
+    // Killed it leaves that; the next one removes it, but not that of one under way.
+    let into = |name: &str| Stdio::from(File::create(bed.path(name)).expect("create"));
+    let mut command = slow();
+    let mut killed = command.start_into(into("killed.tar"));
+    copying();
+    killed.signal(Signal::SIGKILL);
+    killed.wait();
+    forgotten(&leader);
+    let dead = names(&scratch);
+    assert_eq!(dead.len(), 1);
+    let mut command = slow();
+    let mut running = command.start_into(into("slow.tar"));
+    copying();
+    let live = names(&scratch);
+    assert!(live.len() == 1 && live != dead, "{live:?} after {dead:?}");
+    let mut quick = Backup::new(leader.spec.listen, Path::new("-")).args([Path::new("--scratch"), &scratch]);
+    let out = quick.run_into(into("quick.tar"));
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(names(&scratch), live);
+    running.signal(Signal::SIGTERM);
+    assert_eq!((running.wait().code(), left()), (Some(1), 0));
 }
