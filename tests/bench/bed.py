@@ -125,8 +125,8 @@ def lsn(text):
 class Node:
     """A towline process with a state directory, and a data directory that may be another's."""
 
-    def __init__(self, home, upstream=None, data=None, **config):
-        self.home, self.upstream, self.port = home, upstream, free_port()
+    def __init__(self, home, upstream=None, data=None, port=None, **config):
+        self.home, self.upstream, self.port = home, upstream, port or free_port()
         self.data, self.state = data or os.path.join(home, "data"), os.path.join(home, "state")
         os.makedirs(home, exist_ok=True)
         os.makedirs(self.data, exist_ok=True)
@@ -134,7 +134,8 @@ class Node:
         with open(self.file, "w") as f:
             for key, value in config.items():
                 f.write("%s = %s\n" % (key, json.dumps(value)))
-        self.process = None
+        # Whom it may follow is in its file.
+        self.listed, self.process = "leader" in config, None
         self.start()
 
     @property
@@ -145,7 +146,9 @@ class Node:
         words = [TOWLINE, "follower" if self.upstream else "leader", "--data", self.data, "--state", self.state]
         words += ["--listen", "127.0.0.1:%d" % self.port, "--config", self.file]
         if self.upstream:
-            words += ["--leader", "127.0.0.1:%d" % self.upstream.port, "--name", os.path.basename(self.home)]
+            words += ["--name", os.path.basename(self.home)]
+            if not self.listed:
+                words += ["--leader", "127.0.0.1:%d" % self.upstream.port]
         with open(os.path.join(self.home, "log.txt"), "ab") as log:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         if self not in nodes:

@@ -8,6 +8,7 @@ mod support;
 
 mod acks;
 mod backup;
+mod failover;
 mod faults;
 mod fence;
 mod kills;

@@ -125,7 +125,7 @@ fn a_backup_is_seen_counts_for_nobody_and_holds_log_while_it_lives() {
     assert_eq!(first["bytes_total"], 6 << 20);
     let status = leader.status().expect("status");
     assert_eq!((status.followers().len(), status.0["slots"].as_array().map(Vec::len)), (0, Some(0)));
-    let (code, answer) = leader.wait_confirmed(&["--timeout", "100ms", "--for", "ANY 1 (nightly)"]);
+    let (code, answer) = leader.wait_confirmed(&["--timeout", "2s", "--for", "ANY 1 (nightly)"]);
     assert_eq!(code, 1, "a backup confirms nothing: {answer}");
     let hint = answer["hint"].as_str().unwrap_or_default();
     assert!(hint.contains("no follower named 'nightly' was ever here"), "{answer}");
