@@ -338,6 +338,31 @@ fn nothing_that_runs_by_itself_is_lost_unseen() {
     report("threads and tasks", &bad);
 }
 
+/// What a channel shows is copied: whoever holds it while he waits for a lock keeps its writer out, and that one those who look
+/// at it with the lock in hand.
+#[test]
+fn nobody_holds_a_channel_while_he_waits() {
+    let mut bad = String::new();
+    for s in sources("src") {
+        for (i, line) in s.code.lines().enumerate() {
+            for look in [".borrow()", ".borrow_and_update()"] {
+                let Some((before, after)) = line.split_once(look) else { continue };
+                let held = before.trim_start().starts_with("let ")
+                    && !before.contains('*')
+                    && after.starts_with(';');
+                let lent = !before.ends_with("Arc::clone(&self.0")
+                    && before
+                        .rsplit_once('&')
+                        .is_some_and(|(_, p)| p.chars().all(|c| c.is_alphanumeric() || "._".contains(c)));
+                if held || lent {
+                    let _ = writeln!(bad, "{}:{}: copy what the channel shows", s.path.display(), i + 1);
+                }
+            }
+        }
+    }
+    report("channels", &bad);
+}
+
 #[test]
 fn the_parser_sees_what_it_should() {
     let code = blank(

@@ -381,7 +381,7 @@ fn repair(node: &Node, config: &Config, apply: &ApplyHandle, e: Error) -> Result
 async fn note_commits(node: &Node, log: &Log) -> Infallible {
     let mut tail = log.subscribe();
     loop {
-        node.port.peers().committed(&tail.borrow_and_update());
+        node.port.peers().hear(&mut tail);
         if tail.changed().await.is_err() {
             return std::future::pending().await;
         }
@@ -512,7 +512,8 @@ impl Follower {
         let (_, seconds) = self.upstream.lag(self.peer_timeout);
         // What is in the own log and not shown is behind, whoever is silent.
         let end = self.upstream.status().end.max(log.tail().end);
-        Some(Lag { bytes: log.gaps().between(apply.applied().borrow().lsn, end), seconds })
+        let applied = *apply.applied().borrow();
+        Some(Lag { bytes: log.gaps().between(applied.lsn, end), seconds })
     }
 
     pub(crate) fn fill_status(&self, port: &Port, status: &mut Status) {

@@ -205,11 +205,7 @@ async fn note_segments(node: &Arc<Node>, log: &Log) -> Infallible {
     let mut tail = log.subscribe();
     let mut noted = Lsn::ZERO;
     loop {
-        let end = {
-            let now = tail.borrow_and_update();
-            node.port.peers().committed(&now);
-            now.end
-        };
+        let end = node.port.peers().hear(&mut tail).end;
         if end.segment() > noted.segment() || noted <= Lsn::FIRST && end > noted {
             // The note is a guard against accidents: what keeps it from being written is shown by what fails next.
             match note_reached(node, end).await {

@@ -371,7 +371,7 @@ async fn reaches(apply: &ApplyHandle, stand: Lsn) -> Result<()> {
     let mut ended = apply.ended();
     loop {
         {
-            let at = applied.borrow_and_update();
+            let at = *applied.borrow_and_update();
             if at.consistent && at.lsn >= stand {
                 return Ok(());
             }

@@ -40,7 +40,7 @@ use crate::wire::{
 const PIECES: usize = 4;
 
 /// How far a directory is: what the acknowledgements need to know of apply.
-pub trait Progress: Send + Sync + 'static {
+pub trait Progress: Copy + Send + Sync + 'static {
     /// Everything before this is visible.
     fn lsn(&self) -> Lsn;
     /// Time of the commit there, nanoseconds since 1970.
@@ -385,7 +385,7 @@ where
         }
         let write_too = *asked.borrow_and_update() & ASKS_WRITE != 0;
         let (apply, apply_time, bits, delay) = {
-            let applied = applied_of.borrow_and_update();
+            let applied = *applied_of.borrow_and_update();
             let bits = if applied.moves() { ACK_APPLIES } else { 0 }
                 | if applied.halted() { ACK_HALTED } else { 0 }
                 | if context.never_counts { ACK_NEVER } else { 0 };

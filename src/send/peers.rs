@@ -380,11 +380,15 @@ impl Peers {
         self.lock().board.hasty()
     }
 
-    /// The log was published up to here.
-    pub fn committed(&self, tail: &Tail) {
+    /// Takes note of how far the log was published: that far.
+    pub fn hear(&self, tail: &mut watch::Receiver<Tail>) -> Tail {
+        // A copy: whoever holds the channel while it waits for the registry keeps the log's writer out, and that one those who
+        // look at the channel with the registry in hand.
+        let now = *tail.borrow_and_update();
         let mut inner = self.lock();
-        inner.end = tail.end;
-        inner.commits.saw(tail.commit, tail.commit_time);
+        inner.end = now.end;
+        inner.commits.saw(now.commit, now.commit_time);
+        now
     }
 
     /// Time of the oldest commit behind `lsn`, ns since 1970 by the leader's clock; `None` when there is none.
@@ -656,7 +660,7 @@ mod tests {
         let lag = |now: i64| peers.survey(now * second)[0].lag.map(|l| (l.bytes, l.seconds));
         let commit = |lsn: u64, time: i64| {
             let (lsn, commit_time) = (Lsn(lsn), time * second);
-            peers.committed(&Tail { end: lsn, commit: lsn, commit_time, ..Tail::default() });
+            peers.hear(&mut watch::channel(Tail { end: lsn, commit: lsn, commit_time, ..Tail::default() }).1);
         };
         commit(100, 10);
         assert_eq!(lag(11), None, "it has not said where it stands");
@@ -680,7 +684,9 @@ mod tests {
         far.state(PeerState::Streaming);
         let deep = Below { name: "deep".to_owned(), state: "away".to_owned(), ..Below::default() };
         far.told(vec![deep]);
-        middle.committed(&Tail { end: Lsn(50), commit: Lsn(50), commit_time: 7, ..Tail::default() });
+        middle.hear(
+            &mut watch::channel(Tail { end: Lsn(50), commit: Lsn(50), commit_time: 7, ..Tail::default() }).1,
+        );
         far.ack(&Ack { flush: Lsn(50), apply: Lsn(40), ..Ack::default() });
         near.told(middle.below(10));
         let list = leader.survey(0);

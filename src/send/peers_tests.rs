@@ -1,6 +1,7 @@
 //! Which followers count, by how far behind they are.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
@@ -176,4 +177,32 @@ fn a_drain_waits_for_those_that_take_log() {
     assert!(!peers.all_flushed(Lsn(5)));
     s.ack(&Ack { flush: Lsn(5), ..Ack::default() });
     assert!(peers.all_flushed(Lsn(5)));
+}
+
+#[test]
+fn log_that_is_published_while_callers_wait_holds_up_nobody() {
+    let bed = Bed::new("ANY 1 (a)", Level::Flush, 0, 0);
+    let (peers, mut tail) = (Arc::clone(&bed.peers), bed.tail.subscribe());
+    let stop = Arc::new(AtomicBool::new(false));
+    let until = |stop: &Arc<AtomicBool>, mut work: Box<dyn FnMut() + Send>| {
+        let stop = Arc::clone(stop);
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                work();
+            }
+        })
+    };
+    let waiting = Arc::clone(&bed.peers);
+    let threads = [
+        until(&stop, Box::new(move || bed.end(7))),
+        until(&stop, Box::new(move || _ = peers.hear(&mut tail))),
+        until(&stop, Box::new(move || drop(waiting.wait_for(Wait { lsn: Lsn(7), ..Wait::default() })))),
+    ];
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    stop.store(true, Ordering::Relaxed);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !threads.iter().all(std::thread::JoinHandle::is_finished) {
+        assert!(std::time::Instant::now() < end, "they hold each other up");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
 }
