@@ -382,8 +382,7 @@ impl Peers {
 
     /// Takes note of how far the log was published: that far.
     pub fn hear(&self, tail: &mut watch::Receiver<Tail>) -> Tail {
-        // A copy: whoever holds the channel while it waits for the registry keeps the log's writer out, and that one those who
-        // look at the channel with the registry in hand.
+        // A copy: who holds the channel while he waits for the registry stops the log's writer, and with it who has the registry.
         let now = *tail.borrow_and_update();
         let mut inner = self.lock();
         inner.end = now.end;

@@ -91,7 +91,8 @@ impl App {
         for e in walkdir::WalkDir::new(dir).min_depth(1).sort_by_file_name().into_iter().flatten() {
             if e.file_type().is_dir() {
                 dirs.push(e.into_path());
-            } else if e.file_type().is_file() {
+            } else if e.file_type().is_file() && e.path().extension().is_none_or(|x| x != "new") {
+                // What was being put in the place of another goes there when that one is replaced again.
                 files.push(e.into_path());
             }
         }
