@@ -10,7 +10,7 @@ use crate::support::Bed;
 use crate::support::backup::checked;
 use crate::support::node::towline;
 
-fn night(program: &Path, dir: &Path) -> Command {
+pub(super) fn night(program: &Path, dir: &Path) -> Command {
     let mut command = Command::new("sh");
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/basebackup.sh")).arg(dir);
     command.env("TOWLINE", program).env("KEEP", "2").env_remove("TOWLINE_LOG");

@@ -12,6 +12,7 @@ use towline::archive::{Address, Archive, Kept, Put, SegmentName};
 use towline::error::ErrorKind;
 use towline::position::{SegmentNo, SystemId, TimelineId};
 
+use super::nightly::night;
 use super::restore::{Restore, names, note, settle};
 use crate::support::archive::{archive_until, archived_all};
 use crate::support::backup::Backup;
@@ -268,4 +269,89 @@ fn a_bucket_gives_the_directory_back() {
     assert!(said.contains(&later.lsn), "{said}");
     assert_equal(&later.copy, &out);
     assert!(names(&bed.path("")).iter().all(|n| !n.contains("restoring")));
+}
+
+#[test]
+fn a_chain_in_a_bucket_gives_a_state_between_its_members() {
+    let bed = Bed::new("s3-chain");
+    let Some(server) = Server::start(&bed) else { return };
+    let url = Path::new("s3://towline/chain");
+    let mut spec = brisk(bed.leader("leader")).set("archive", "\"s3://towline/chain\"");
+    for (key, value) in environment(server.port) {
+        spec = spec.env(key, &value);
+    }
+    let leader = spec.start();
+    let mut between = Vec::new();
+    for (n, label) in ["full", "mon", "tue"].into_iter().enumerate() {
+        load::burst(&leader.data().join("app"), n as u64, 60);
+        fs::write(leader.data().join(label), vec![7; 90_000]).expect("write");
+        settle(&leader);
+        let base = n.checked_sub(1).map(|n| format!("s3://towline/chain#{}", ["full", "mon"][n]));
+        let words = base.iter().flat_map(|b| ["--incremental", b]).chain(["--label", label]);
+        let mut backup = Backup::new(leader.spec.listen, url).args(words);
+        for (key, value) in environment(server.port) {
+            backup = backup.env(key, &value);
+        }
+        let out = backup.run();
+        assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+        load::burst(&leader.data().join("app"), 10 + n as u64, 60);
+        between.push(note(&bed, &leader, &format!("after-{label}")));
+    }
+    (0..2).for_each(|_| next_segment(&leader));
+    archived_all(&leader);
+    let (entry, out) = (&between[1], bed.path("out"));
+    let mut restore = Restore::new(url, &entry.name, &out).args(&["--json"]);
+    for (key, value) in environment(server.port) {
+        restore = restore.env(key, &value);
+    }
+    let plan: serde_json::Value = serde_json::from_str(&restore.good()).expect("JSON");
+    assert_eq!((&plan["label"], &plan["chain"]), (&"mon".into(), &serde_json::json!(["full"])), "{plan}");
+    assert_equal(&entry.copy, &out);
+    assert!(names(&bed.path("")).iter().all(|n| !n.contains("restoring")));
+}
+
+#[test]
+fn nights_into_a_bucket_are_verified_there_and_the_oldest_goes() {
+    let bed = Bed::new("s3-nights");
+    let Some(server) = Server::start(&bed) else { return };
+    let url = "s3://towline/nights";
+    let mut spec = brisk(bed.leader("leader")).set("archive", &format!("\"{url}\""));
+    for (key, value) in environment(server.port) {
+        spec = spec.env(key, &value);
+    }
+    let leader = spec.start();
+    let program = PathBuf::from(crate::support::node::towline());
+    let towline = |words: &[&str]| {
+        let out = Command::new(&program).args(words).envs(environment(server.port)).output();
+        let out = out.expect("run towline");
+        (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    let labels = || {
+        let (_, text) = towline(&["archive", "list", "--json", "--archive", url]);
+        let list: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let of = list["backups"].as_array().expect("a list").iter();
+        (of.map(|b| b["label"].to_string()).collect::<Vec<_>>(), list["log"][0]["first"].to_string())
+    };
+    let run = || {
+        let mut script = night(&program, Path::new(url));
+        script.arg(format!("127.0.0.1:{}", leader.spec.listen)).env("KEEP", "1").env("TMPDIR", bed.path(""));
+        let out = script.envs(environment(server.port)).output().expect("run");
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    fs::write(leader.data().join("first"), vec![7; 90_000]).expect("write");
+    assert_eq!(run(), (Some(0), String::new()), "silent when all is well");
+    let first = labels();
+    (0..3).for_each(|_| next_segment(&leader));
+    archived_all(&leader);
+    // Labels are times to the second.
+    let second = until(within(20), "another second", || match run() {
+        (Some(0), said) => Ok(said),
+        other => Err(format!("{other:?}")),
+    });
+    let last = labels();
+    assert_eq!((second.as_str(), first.0.len(), last.0.len()), ("", 1, 1));
+    assert!(first.0 != last.0 && first.1 < last.1, "one went, and log with it: {first:?} {last:?}");
+    assert_eq!(towline(&["archive", "verify", "--archive", url]).0, Some(0));
+    let found = towline(&["verify", url]);
+    assert!(found.0 == Some(0) && found.1.contains(": good"), "{found:?}");
 }
