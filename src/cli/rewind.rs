@@ -1,8 +1,11 @@
 //! `towline rewind`: asks the daemon, or does it where none runs.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +20,10 @@ use crate::state;
 
 /// The daemon says when the time is over; a moment longer its answer is waited for.
 const GRACE: Duration = Duration::from_secs(5);
+/// Between two lines of progress.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+/// Between looks whether it is done.
+const LOOK: Duration = Duration::from_millis(50);
 
 pub(super) fn run(args: &Rewind) -> Result<ExitCode> {
     let config = load(args.config.as_deref())?;
@@ -35,7 +42,15 @@ pub(super) fn run(args: &Rewind) -> Result<ExitCode> {
         }
         let (leader, dry_run, confirm) = (args.leader.clone(), args.dry_run, args.confirm);
         let ask = control::Rewind { leader, dry_run, confirm, timeout: Some(args.timeout) };
-        control::call(&socket, &Request::Rewind(ask), args.timeout.0 + GRACE)?
+        let request = Request::Rewind(ask);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // A panic: the scope passes it on when the answer is there.
+            scope.spawn(|| show_progress(&socket, &done));
+            let answer = control::call(&socket, &request, args.timeout.0 + GRACE);
+            done.store(true, Ordering::SeqCst);
+            answer
+        })?
     } else {
         let order = Oneshot {
             data: args.data.clone().or_else(|| config.data.clone()),
@@ -51,6 +66,29 @@ pub(super) fn run(args: &Rewind) -> Result<ExitCode> {
         daemon::rewind(&order, &move |p| tell(p), &cancel)?
     };
     print(&if args.json { json_line(&answer)? } else { words(&answer) })
+}
+
+/// Says on a terminal how far a daemon is.
+fn show_progress(socket: &Path, done: &AtomicBool) {
+    let shown = std::io::stderr().is_terminal();
+    let (mut last, mut said) = (Instant::now(), String::new());
+    while !done.load(Ordering::SeqCst) {
+        std::thread::sleep(LOOK);
+        if !shown || last.elapsed() < TELL_EVERY {
+            continue;
+        }
+        last = Instant::now();
+        let Ok(status) = control::call(socket, &Request::Status, TELL_EVERY * 5) else { continue };
+        let fill = &status["upstream"]["fill"];
+        let mut text = status["state"].as_str().unwrap_or_default().to_owned();
+        if fill.is_object() {
+            let _ = write!(text, ": {} of {} bytes", fill["bytes"], fill["bytes_total"]);
+        }
+        if text != said {
+            let _ = std::io::Write::write_all(&mut std::io::stderr().lock(), format!("{text}\n").as_bytes());
+            said = text;
+        }
+    }
 }
 
 fn words(v: &Value) -> String {

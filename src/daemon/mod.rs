@@ -510,6 +510,7 @@ fn answer(node: Arc<Node>, request: Request, cancel: CancellationToken) -> Answe
             Request::Rewind(ask) => rewind::answer(node, ask).await,
             Request::Switchover(ask) => switchover::answer(node, ask).await,
             Request::Confirm if is_follower(&node) => Ok(resync::confirm(&node)),
+            Request::Confirm if matches!(node.state.rewinding(), Ok(Some(_))) => rewind::confirm(&node).await,
             Request::Confirm | Request::Barrier | Request::RestorePoint { .. } => {
                 leader_request(&node, request).await
             }

@@ -306,3 +306,74 @@ pub fn find(lost: &Path, other: &Bundle) -> Result<Option<PathBuf>> {
     };
     Ok(list(lost)?.into_iter().find(|l| l.bundle.as_ref().is_some_and(same)).map(|l| l.path))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::Beginning;
+
+    const JSON: &str = r#"{
+  "format": 1,
+  "system": "0000000000000007",
+  "node": "0000000000000005",
+  "name": "old",
+  "timeline": 1,
+  "line": "0000000000000000",
+  "to_timeline": 2,
+  "to_line": "0000000000000003",
+  "branch": "0/00000063",
+  "base": "0/00000060",
+  "end": "0/000000C8",
+  "time": "1970-01-01T00:00:01Z",
+  "leader": "b:7070",
+  "tree": "none",
+  "changes": {
+    "created": 0,
+    "changed": 0,
+    "renamed": 0,
+    "attributes": 0,
+    "deleted": 0
+  }
+}
+"#;
+
+    #[test]
+    fn a_bundle_is_what_its_description_says_and_half_of_one_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = History::first(SystemId(7));
+        let to = own.child(Beginning::sample(Lsn(99), 3), TimelineId::FIRST).unwrap();
+        let story = Story {
+            node: NodeId(5),
+            name: "old",
+            own: &own,
+            to: &to,
+            branch: Lsn(99),
+            end: Lsn(200),
+            leader: "b:7070",
+            when: 1_000_000_000,
+        };
+        let (one, two) = (dir.path().join("1"), dir.path().join("2"));
+        for path in [&one, &two, &dir.path().join("making")] {
+            fs::create_dir(path).unwrap();
+        }
+        fs::write(two.join("000000010000000000000001"), [0; 70]).unwrap();
+        let survey = Survey { base: Lsn(96), tree: None, changes: Vec::new() };
+        let bundle = describe(&one, &story, &survey).unwrap();
+        assert_eq!(fs::read_to_string(one.join(BUNDLE)).unwrap(), JSON);
+        assert_eq!(read(&one).unwrap(), Some(bundle.clone()));
+        assert_eq!(bundle.span(), Some((SystemId(7), TimelineId(1), Lsn(96), Lsn(200))));
+        let all = list(dir.path()).unwrap();
+        let told = |l: &Listed| (l.number, l.bundle.is_some(), l.log_bytes, l.problem.is_some());
+        assert_eq!(all.iter().map(told).collect::<Vec<_>>(), [(1, true, 0, false), (2, false, 70, false)]);
+        assert_eq!(find(dir.path(), &bundle).unwrap(), Some(one.clone()));
+        let other = Bundle { end: "0/000000C9".to_owned(), ..bundle };
+        assert_eq!(find(dir.path(), &other).unwrap(), None);
+        let refused = |dir: &Path| export(dir, &dir.join("out"), None).unwrap_err().to_string();
+        assert!(refused(&two).contains("no bundle.json") && refused(&one).contains("is not known"));
+        fs::write(two.join(BUNDLE), JSON.replace("\"format\": 1", "\"format\": 9")).unwrap();
+        assert_eq!(read(&two).unwrap_err().kind(), ErrorKind::Refused);
+        fs::write(two.join(BUNDLE), &JSON[..70]).unwrap();
+        assert_eq!(read(&two).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert!(list(dir.path()).unwrap()[1].problem.is_some());
+    }
+}

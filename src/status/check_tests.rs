@@ -64,8 +64,16 @@ fn every_health_of_both_roles_has_its_exit_code() {
     let mut table = Vec::new();
     for base in [leader(), follower()] {
         table.push((health(base.clone(), "running", "ok", none.clone()), Ok, ""));
-        for state in ["starting", "filling", "recovering", "healing", "promoting", "handing-over", "stopping"]
-        {
+        for state in [
+            "starting",
+            "filling",
+            "recovering",
+            "healing",
+            "promoting",
+            "handing-over",
+            "rewinding",
+            "stopping",
+        ] {
             table.push((health(base.clone(), state, "starting", none.clone()), Warning, "starting"));
         }
         for kind in ["corrupt", "missing", "diverged", "refused", "config", "held"] {

@@ -539,6 +539,13 @@ fn a_demotion_in_place_is_one_or_none_wherever_it_dies() {
     }
 }
 
+fn fenced(node: &Node) {
+    until(within(20), "it is fenced", || {
+        let status = node.status()?;
+        if status.state() == "fenced" { Ok(()) } else { Err(status.0.to_string()) }
+    });
+}
+
 #[test]
 fn a_fenced_leader_is_rewound_on_request_or_by_itself_to_whoever_follows_the_new_one() {
     let bed = Bed::new("rewind-running");
@@ -549,10 +556,7 @@ fn a_fenced_leader_is_rewound_on_request_or_by_itself_to_whoever_follows_the_new
     assert_equal_within(within(30), new.data(), third.data());
     let kept_as = Kept::of(&bed, &old.spec, "kept");
     let old = old.spec.start();
-    until(within(20), "it is fenced", || {
-        let status = old.status()?;
-        if status.state() == "fenced" { Ok(()) } else { Err(status.0.to_string()) }
-    });
+    fenced(&old);
     let before = old.status().expect("status").0["timeline"].clone();
     refused(&old.ask(&["rewind", "--leader", &at(crate::support::bed::free_port())]), "does not answer");
     let dry = json(&old.ask(&["rewind", "--dry-run", "--json"]));
@@ -575,6 +579,20 @@ fn a_fenced_leader_is_rewound_on_request_or_by_itself_to_whoever_follows_the_new
     let alone = kept_as.spec.clone().set("auto_rewind", "true").start();
     assert_equal_within(within(30), new.data(), alone.data());
     assert_eq!(alone.status().expect("status").0["resync"]["lost_logs"], 1);
+    drop(alone);
+    // Most of its directory is gone: somebody has to say that this is as it should be.
+    kept_as.restore();
+    for name in ["app", "d", "both", "grown", "cut", "mode", "same", "large", "dir logged", "dir unlogged"] {
+        let path = kept_as.spec.data.join(name);
+        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.expect("remove");
+    }
+    let alone = kept_as.spec.clone().set("max_delete_floor", "5").start();
+    fenced(&alone);
+    refused(&alone.ask(&["rewind"]), "towline rewind --confirm");
+    fenced(&alone);
+    assert!(!alone.spec.state.join("lost").exists(), "nothing was changed");
+    assert!(alone.ask(&["rewind", "--confirm"]).status.success(), "{}", alone.log());
+    assert_equal_within(within(30), new.data(), alone.data());
     [&new, &third, &alone].iter().for_each(|n| n.assert_no_panic());
 }
 

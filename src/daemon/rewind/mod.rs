@@ -24,4 +24,4 @@ mod turn;
 
 pub use oneshot::{Oneshot, rewind};
 pub use turn::addresses;
-pub(super) use turn::{Rewinds, answer, auto, finished, order, turn};
+pub(super) use turn::{Rewinds, answer, auto, confirm, finished, order, turn};

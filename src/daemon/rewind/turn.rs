@@ -125,6 +125,17 @@ fn ended(node: &Node, outcome: Result<Value>) {
     *lock(&node.rewinds.outcome) = Some(outcome);
 }
 
+/// `towline confirm` while a guard keeps what the directory lost out of the log that is left behind.
+pub(in crate::daemon) async fn confirm(node: &Arc<Node>) -> Result<Value> {
+    let held = lock(&node.phase).error().is_some_and(|e| e.kind() == ErrorKind::Held);
+    if let Some(note) = node.state.rewinding()?.filter(|_| held) {
+        let state = Arc::clone(&node.state);
+        blocking(move || state.begin_rewind(&Rewinding { confirmed: true, ..note })).await?;
+        node.retry.notify_waiters();
+    }
+    Ok(json!({ "confirmed": held }))
+}
+
 /// A fenced leader rewinds by itself, if that is configured and one that leads a newer line answers. True: it begins.
 pub(in crate::daemon) async fn auto(node: &Arc<Node>) -> bool {
     if !node.config().auto_rewind || !matches!(node.state.fenced(), Ok(Some(_))) {
