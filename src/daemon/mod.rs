@@ -17,7 +17,8 @@
 //!
 //! A follower that is promoted ends its turn, and takes one to come to rest as the leader (`promoting`); the next turn is a
 //! leader's: see `promote`. A leader that hears of a line that goes on from its own ends its turn, and all that follow are
-//! `fenced`; one that may not lead stands aside, `vetoed`: see the modules `fenced` and `permit`.
+//! `fenced`; one that may not lead stands aside, `vetoed`: see the modules `fenced` and `permit`. One that hands over takes a turn
+//! (`handing-over`) until the other leads: see `switchover`.
 //!
 //! The port is served over all of them: between two, and while nothing runs, followers still get the log that is
 //! durable.

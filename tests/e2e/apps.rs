@@ -10,7 +10,7 @@ use crate::support::backup::Backup;
 use crate::support::bed::{Bed, copy_tree, free_port, nap, py, soak_or};
 use crate::support::node::{STAGE, towline};
 use crate::support::tree::python;
-use crate::support::{Pair, until, within};
+use crate::support::{Pair, Spec, until, within};
 
 /// Copies checked per application.
 fn copies() -> usize {
@@ -381,6 +381,11 @@ fn check_postgres(bin: &Path, copy: &Path) -> u64 {
     let seen = [ledger(copy, "aa-begun"), last("one"), last("two"), ledger(copy, "zz-acked")];
     assert!(seen.is_sorted_by(|a, b| a >= b), "not an instant: begun, one, two, acknowledged are {seen:?}");
     assert!(seen[0] - seen[3] <= 1, "not an instant: begun, one, two, acknowledged are {seen:?}");
+    healthy(&server)
+}
+
+/// Asks every checker of a running server, stops it, and has its pages summed; the transactions that it holds.
+fn healthy(server: &Postgres) -> u64 {
     let out = server.tool("pg_amcheck").args(["--all", "--install-missing", "--heapallindexed"]).output();
     good(out.expect("pg_amcheck"), "pg_amcheck");
     let sums = server.sql(
@@ -462,4 +467,80 @@ fn postgresql_under_pgbench_with_the_freeze() {
     server.control(&["stop"]);
     drop(server);
     pair.finish();
+}
+
+/// The transactions that a run of pgbench was told are committed, however it ended.
+fn processed(out: &Output) -> u64 {
+    let text = String::from_utf8_lossy(&out.stdout);
+    let line = text.lines().find_map(|l| l.strip_prefix("number of transactions actually processed: "));
+    let line = line.unwrap_or_else(|| panic!("{text}{}", String::from_utf8_lossy(&out.stderr)));
+    line.split(['/', ' ']).next().and_then(|n| n.parse().ok()).expect("number")
+}
+
+#[test]
+fn postgresql_under_pgbench_is_moved_by_a_switchover() {
+    let bin = postgres_bin();
+    let bed = Bed::new("postgres-moved");
+    let (a, port) = (bed.leader("a"), free_port());
+    let b = bed.follower("b", a.listen);
+    let list = format!("[\"127.0.0.1:{}\", \"127.0.0.1:{}\"]", a.listen, b.listen);
+    let hooked = |mut spec: Spec| {
+        let dir = spec.data.join("pg");
+        let control = format!("runuser -u postgres -- {}/pg_ctl -w -D {}", bin.display(), dir.display());
+        let start =
+            format!("cd / && {control} -o '-p {port}' -l {} start", dir.with_extension("pglog").display());
+        let stop = format!("cd / && {control} -m fast stop");
+        spec.leader_in_config = true;
+        spec.name_in_config = true;
+        let name = format!("{:?}", spec.name);
+        let spec = spec.set("name", &name).set("leader", &list);
+        spec.set("on_promote", &format!("{start:?}")).set("on_demote", &format!("{stop:?}"))
+    };
+    let (a, b) = (hooked(a), hooked(b));
+    let server = |spec: &Spec| Postgres { bin: bin.clone(), dir: spec.data.join("pg"), port, cgroup: None };
+    let (old, new) = (server(&a), server(&b));
+    fs::create_dir(&old.dir).expect("mkdir");
+    for p in [&old.dir, &a.data] {
+        assert!(Command::new("chown").arg("postgres:").arg(p).status().expect("chown").success());
+    }
+    old.init();
+    old.control(&["start"]);
+    good(old.tool("pgbench").args(["-i", "-s", "1", "-q"]).output().expect("pgbench"), "pgbench -i");
+    let (leader, follower) = (a.start(), b.start());
+    let bench = |seconds: &str| {
+        let mut c = old.tool("pgbench");
+        c.args(["-n", "-c", "3", "-R", "100", "-T", seconds]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        c.stdin(Stdio::null()).spawn().expect("pgbench")
+    };
+    let running = bench("300");
+    until(within(60), "it is near, and moved", || {
+        let out = leader.ask(&["switchover", "--to", "b", "--json"]);
+        let text = String::from_utf8_lossy(if out.status.success() { &out.stdout } else { &out.stderr });
+        println!("{text}");
+        if out.status.success() { Ok(()) } else { Err(text.into_owned()) }
+    });
+    // Its server went away, as the clients of one that is moved see it.
+    let before = processed(&running.wait_with_output().expect("pgbench"));
+    until(within(30), "the server runs there", || {
+        let up = new.tool("pg_isready").output().map_err(|e| e.to_string())?;
+        if up.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&up.stdout).into_owned()) }
+    });
+    let after = processed(&bench("1").wait_with_output().expect("pgbench"));
+    let count = healthy(&new);
+    println!("{before} transactions before, {after} after, {count} in all");
+    assert!(before > 0 && after > 0 && count >= before + after, "{before} + {after}, {count} are there");
+    until(within(30), "the old leader has all of it", || {
+        let differing = crate::support::differences(leader.data(), follower.data());
+        differing.map_or(Ok(()), Err)
+    });
+    let status = leader.status().expect("status").0;
+    assert_eq!(
+        (&status["role"], &status["resync"]["completed"]),
+        (&"follower".into(), &0.into()),
+        "{status}"
+    );
+    drop((leader, follower));
+    // The old directory is a good one, too.
+    old.control(&["start"]);
+    assert_eq!(healthy(&old), count);
 }

@@ -10,6 +10,7 @@ use crate::support::bed::{Bed, copy_tree, py};
 use crate::support::node::STAGE;
 use crate::support::tree::python;
 use crate::support::{Node, Proxy, Spec, assert_equal_within, until, within};
+use crate::trust::key_of;
 
 /// Nodes that have one list of all of them, and an application that moves with the leader.
 pub(crate) struct Trio {
@@ -21,13 +22,27 @@ pub(crate) struct Trio {
 impl Trio {
     /// `a` leads; `edit` changes what each is started with.
     pub(crate) fn new(name: &str, edit: impl Fn(&Self, Spec) -> Spec) -> Self {
+        Self::with(name, false, edit)
+    }
+
+    /// The same; `tls`: they know each other by their keys.
+    fn with(name: &str, tls: bool, edit: impl Fn(&Self, Spec) -> Spec) -> Self {
         let mut trio = Self { bed: Bed::new(name), nodes: Vec::new() };
         fs::write(trio.bed.path("witness"), "").expect("write");
         let a = trio.bed.leader("a");
         let others = ["b", "c"].map(|n| trio.bed.follower(n, a.listen));
         let all: Vec<String> =
             [&a, &others[0], &others[1]].iter().map(|s| format!("\"127.0.0.1:{}\"", s.listen)).collect();
-        for spec in [a].into_iter().chain(others) {
+        let specs: Vec<Spec> = [a].into_iter().chain(others).collect();
+        for spec in specs.iter().filter(|_| tls) {
+            let key = key_of(spec);
+            for other in specs.iter().filter(|o| o.name != spec.name) {
+                let known = other.ask(&["trust", &spec.name, &key]);
+                assert!(known.status.success(), "{}", String::from_utf8_lossy(&known.stderr));
+            }
+        }
+        for spec in specs {
+            let spec = if tls { spec.set("tls", "\"on\"") } else { spec };
             let name = format!("{:?}", spec.name);
             let mut spec = spec.set("leader", &format!("[{}]", all.join(", "))).set("name", &name);
             spec.name_in_config = true;
@@ -271,6 +286,12 @@ fn whatever_stands_against_a_switchover_is_said_by_name_and_changes_nothing() {
         if text.contains("is delayed") { Ok(()) } else { Err(text) }
     });
     trio.nodes[1].reload("apply_delay", "\"0s\"").expect("reload");
+    let veto = trio.path("veto");
+    fs::write(&veto, "").expect("write");
+    trio.nodes[1].reload("may_lead", &format!("\"! [ -e {veto} ]\"")).expect("reload");
+    refused(&trio, &to("b"), "may_lead does not let this node lead (switchover)");
+    fs::remove_file(&veto).expect("remove");
+    assert_eq!(trio.switchover(0, &["--to", "b", "--stopped", "--dry-run"])["dry_run"], true);
     // Nobody could be followed afterwards.
     let known = format!("[\"127.0.0.1:{}\"]", trio.nodes[2].spec.listen);
     trio.nodes[0].reload("leader", &known).expect("reload");
@@ -404,7 +425,7 @@ fn step(node: &Node, want: &str) -> Result<(), String> {
 
 #[test]
 fn an_application_that_is_only_frozen_is_handed_over_at_an_instant_or_thawed() {
-    let mut trio = Trio::new("switchover-frozen", |t, spec| {
+    let mut trio = Trio::with("switchover-frozen", true, |t, spec| {
         let moves = format!("kill -9 $(cat {}); {}", t.path("pid"), t.starter(&spec));
         spec.set("on_promote", &format!("{moves:?}")).set("upstream_role", "\"leader\"").armed()
     });
@@ -428,5 +449,54 @@ fn an_application_that_is_only_frozen_is_handed_over_at_an_instant_or_thawed() {
     trio.stop_application();
     trio.equal(1);
     let status = trio.nodes[0].status().expect("status").0;
-    assert_eq!(status["resync"]["completed"], 0, "{status}");
+    assert_eq!(
+        (&status["resync"]["completed"], &status["upstream"]["tls"]),
+        (&0.into(), &true.into()),
+        "{status}"
+    );
+}
+
+#[test]
+fn what_was_handed_over_to_a_node_that_is_lost_is_taken_back_by_force_on_a_new_line() {
+    let mut trio = Trio::new("switchover-forced", |t, spec| {
+        let hook = format!("\"echo start $TOWLINE_REASON >> {}\"", t.path("calls"));
+        spec.set("on_promote", &hook).set("upstream_role", "\"leader\"").armed()
+    });
+    trio.streams(0);
+    trio.direct(0, 1);
+    fs::write(trio.nodes[0].data().join("one"), "one").expect("write");
+    trio.nodes[1].arm("promote::before_control=kill");
+    let spec = trio.nodes[0].spec.clone();
+    std::thread::scope(|s| {
+        let asked = s.spawn(|| spec.ask(&["switchover", "--to", "b", "--stopped"]));
+        assert!(Node::was_killed(trio.nodes[1].wait_end(within(20))));
+        until(within(20), "it says what to do", || {
+            let status = trio.nodes[0].status()?;
+            let (text, _) = status.error_text();
+            let fine = status.state() == "handing-over" && text.contains("promote --force");
+            if fine { Ok(()) } else { Err(status.0.to_string()) }
+        });
+        // Started again it still does not lead.
+        trio.nodes[0].stop();
+        assert!(!asked.join().expect("asked").status.success());
+    });
+    trio.nodes[0].restart();
+    until(within(20), "it hands over still", || {
+        let status = trio.nodes[0].status()?;
+        if status.state() == "handing-over" { Ok(()) } else { Err(status.0.to_string()) }
+    });
+    fs::write(trio.nodes[0].data().join("two"), "two").expect("write");
+    let out = trio.nodes[0].ask(&["promote", "--force", "--wait"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    on(&trio.nodes[0], "leader", 2);
+    assert!(!trio.note().exists());
+    assert_eq!(trio.calls(), "start force\n");
+    trio.nodes[1].arm("");
+    trio.nodes[1].restart();
+    for n in [1, 2] {
+        assert_equal_within(within(20), trio.nodes[0].data(), trio.nodes[n].data());
+        on(&trio.nodes[n], "follower", 2);
+    }
+    let shown = trio.nodes[0].status().expect("status").0["switchover"].clone();
+    assert!(shown["under_way"].is_null(), "{shown}");
 }

@@ -34,7 +34,7 @@ fn text(path: &Path) -> &str {
 }
 
 /// The fingerprint of a node, before its first start or later.
-fn key_of(spec: &Spec) -> String {
+pub(crate) fn key_of(spec: &Spec) -> String {
     let id: Value =
         serde_json::from_str(&done(&["id", "--json", "--state", text(&spec.state)])).expect("JSON");
     id["fingerprint"].as_str().expect("a fingerprint").to_owned()
