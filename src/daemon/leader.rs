@@ -133,8 +133,8 @@ async fn generation(node: &Arc<Node>, stop: &CancellationToken) -> Result<()> {
     let result = match down {
         Some(_) => Ok(()),
         None => {
-            let points = Arc::new(Points::new(node.state.path()));
-            let engine = Leader { capture: capture.clone(), log: log.clone(), points };
+            let points = Points::new(node.state.path()).on_way(&log, node.state.history()?);
+            let engine = Leader { capture: capture.clone(), log: log.clone(), points: Arc::new(points) };
             node.set_engine(Some(Engine::Leader(engine)));
             if let Some(desk) = desk {
                 desk.supply(LeaderSource(capture.clone()));

@@ -2,6 +2,9 @@
 //!
 //! The name is written down before the point goes into the log. After a crash between the two it stays taken.
 //!
+//! Names that another leader of this way gave stand in the log before the branch that made this node the leader: before it
+//! makes its first one, they are taken from there, as far as that log is kept. One at or behind the branch says that this was done.
+//!
 //! `restore-points`, little-endian: magic `TWLNPNTS`, version u32 (1), count u32, then for each point: name blob, LSN u64
 //! (0: it may be in the log or not), time i64 ns since 1970; CRC32C u32 of everything before.
 
@@ -16,9 +19,12 @@ use crate::codec::{DecodeError, Put, Reader, Seal};
 use crate::control::{POINT_TIMEOUT, WAIT_MAX};
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::History;
+use crate::log::{FrameReader, Log};
 use crate::net::wall_clock;
 use crate::position::Lsn;
-use crate::record::{POINT_NAME_MAX, PointName};
+use crate::record::{POINT_NAME_MAX, PointName, Record, Records};
+use crate::segment::flags;
 
 const FILE: &str = "restore-points";
 /// The oldest names are forgotten beyond this many.
@@ -45,11 +51,71 @@ struct Point {
 pub(super) struct Points {
     state: PathBuf,
     turn: Mutex<()>,
+    /// Log of which the names are not known yet.
+    before: Mutex<Option<Before>>,
+}
+
+/// The log up to the branch at which this node became the leader.
+#[derive(Debug)]
+struct Before {
+    log: Log,
+    history: History,
+    at: Lsn,
+}
+
+impl Before {
+    /// The points in it, the oldest first.
+    fn points(&self) -> Result<Vec<Point>> {
+        let (system, timeline) = (self.history.system(), self.history.timeline());
+        let mut reader = FrameReader::open(self.log.dir(), system, timeline, self.log.oldest()?)?;
+        let mut found = Vec::new();
+        while let Some(frame) = reader.next(self.at)? {
+            if frame.flags & flags::ENDS == 0 || frame.flags & flags::ABORT != 0 {
+                continue;
+            }
+            for record in Records::new(&frame.raw) {
+                let Record::RestorePoint { time, name } = record?.1 else { continue };
+                let name = std::str::from_utf8(name).ok().and_then(|n| n.parse::<PointName>().ok());
+                found.extend(name.map(|n| Point { name: n.to_string(), lsn: frame.end, time }));
+            }
+        }
+        Ok(found)
+    }
 }
 
 impl Points {
     pub(super) fn new(state: &Path) -> Self {
-        Self { state: state.to_owned(), turn: Mutex::new(()) }
+        Self { state: state.to_owned(), turn: Mutex::new(()), before: Mutex::new(None) }
+    }
+
+    /// The same, of a leader whose way this is: what was made before its line began counts, too.
+    #[must_use]
+    pub(super) fn on_way(self, log: &Log, history: History) -> Self {
+        let at = history.branches().last().map(|b| b.at);
+        let before = at.map(|at| Before { log: log.clone(), history, at });
+        Self { before: Mutex::new(before), ..self }
+    }
+
+    /// Takes the names of the log before this line, once.
+    fn learn(&self) -> Result<()> {
+        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = before.as_ref() else { return Ok(()) };
+        self.change(|points| {
+            if points.iter().any(|p| p.lsn > known.at) {
+                return Ok(());
+            }
+            match known.points() {
+                Ok(mut found) => {
+                    found.retain(|f| points.iter().all(|p| p.name != f.name));
+                    points.splice(..0, found);
+                }
+                // A damaged segment of the past is no reason to refuse a new name.
+                Err(e) => tracing::warn!("restore points of former leaders may not be known: {e}"),
+            }
+            Ok(())
+        })?;
+        *before = None;
+        Ok(())
     }
 
     /// Makes one.
@@ -65,6 +131,7 @@ impl Points {
             let text = format!("{} s are too long to wait; ask for 24h at most", timeout.as_secs());
             return Err(Error::new(ErrorKind::Usage, text));
         }
+        self.learn()?;
         let time = wall_clock();
         self.change(|points| {
             if let Some(used) = points.iter().find(|p| p.name.as_bytes() == name.as_bytes()) {

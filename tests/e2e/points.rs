@@ -4,6 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
+use super::restore::runs;
 use crate::support::{Bed, Node, assert_equal_within, until, within};
 
 fn point(node: &Node, name: &str) -> String {
@@ -86,7 +87,7 @@ fn a_name_is_used_once_and_only_a_leader_gives_it() {
     assert!(code == Some(10) && text.contains("follower"), "{text}");
     leader.kill();
     leader.restart();
-    until(within(20), "the leader runs", || leader.status().map(drop));
+    runs(&leader);
     let (code, text) = refusal(&leader, "v1");
     assert!(code == Some(10) && text.contains(&at), "{text}");
     point(&leader, "v2");
@@ -104,4 +105,32 @@ fn a_name_is_used_once_and_only_a_leader_gives_it() {
         .collect();
     assert_eq!(lines.matches("restore-point \"v1\"").count(), 1, "{lines}");
     assert_eq!(lines.matches("restore-point \"v2\"").count(), 1, "{lines}");
+}
+
+#[test]
+fn a_promoted_leader_does_not_give_a_name_that_is_on_its_way() {
+    let bed = Bed::new("point-promoted");
+    let mut first = bed.leader("first").start();
+    let mut leader = bed.follower("leader", first.spec.listen).start();
+    let at = point(&first, "v1");
+    fs::write(first.data().join("a"), "one").expect("write");
+    assert_equal_within(within(20), first.data(), leader.data());
+    // What only the old leader has is not on the way.
+    leader.stop();
+    point(&first, "left");
+    first.kill();
+    leader.restart();
+    let out = leader.ask(&["promote", "--wait"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    for again in [false, true] {
+        if again {
+            leader.spec.upstream = None;
+            leader.kill();
+            leader.restart();
+            runs(&leader);
+        }
+        let (code, text) = refusal(&leader, "v1");
+        assert!(code == Some(10) && text.contains("'v1'") && text.contains(&at), "{text}");
+        point(&leader, if again { "v2" } else { "left" });
+    }
 }

@@ -36,7 +36,7 @@ struct History {
 }
 
 /// Before the leader runs no point can be named.
-fn runs(leader: &Node) {
+pub(super) fn runs(leader: &Node) {
     until(within(20), "the leader runs", || match leader.status()?.state() {
         state if state == "running" => Ok(()),
         state => Err(state),
