@@ -366,7 +366,10 @@ fn synchronous() -> Vec<Family> {
         counter("switchovers", NO, "Switchovers from this node since the start, by how they ended.", |v| {
             ["completed", "undone"]
                 .into_iter()
-                .flat_map(|result| labelled(v, &format!("/switchover/{result}"), "result", result))
+                .map(|result| {
+                    let n = v.number(&format!("/switchover/{result}")).unwrap_or(0.0);
+                    (vec![("result", result.to_owned())], n)
+                })
                 .collect()
         }),
         gauge("switchover_writes_stopped", SECONDS, "How long the last switchover kept writes away.", |v| {
