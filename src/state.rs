@@ -12,6 +12,7 @@
 //! | `NNNNNNNN.history` | where timeline N and those before it branched off: see [`crate::history`] |
 //! | `rewind` | a rewind that is under way: see [`Rewinding`] |
 //! | `lost/` | logs that were put aside, because they hold what the upstream has not: see [`crate::lost`] |
+//! | `promoted` | the command of a promotion is yet to be run: the number of the timeline |
 //! | `hold` | a mass delete is held: how many names there were, in decimal digits |
 //! | `refused-edit`, `doubtful-files` | what a follower remembers of edits of its directory |
 //! | `slots` | what followers still need: see [`crate::slots`] |

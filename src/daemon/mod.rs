@@ -291,6 +291,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
     port.peers().remember(slots.absent());
     let passed = target::Passed::new(state.path());
     let freezer = Arc::new(crate::quiesce::Freezer::new(state.path()));
+    let promotion = promote::Promotion::of(&state);
     Ok(Node {
         config: Mutex::new(config),
         state,
@@ -300,7 +301,7 @@ fn open(start: Start, supervisor: Supervisor) -> Result<Node> {
         trust,
         pages: pages::Pages::default(),
         resyncs: resync::Resyncs::default(),
-        promotion: promote::Promotion::default(),
+        promotion,
         rivals: Arc::default(),
         permit: permit::Permit::default(),
         rewinds: rewind::Rewinds::default(),

@@ -35,7 +35,7 @@ use crate::log::{Log, Tail};
 use crate::net::{Ancestry, wall_clock};
 use crate::position::{Cut, Lsn, TimelineId};
 use crate::quiesce;
-use crate::state::{FillState, Role};
+use crate::state::{FillState, Role, StateDir};
 use crate::sys::Root;
 
 /// Longest run of the command `on_promote`.
@@ -69,6 +69,16 @@ pub(crate) struct Promotion {
 }
 
 impl Promotion {
+    /// What an earlier process has left to do: the command of a promotion that it did not run to its end.
+    pub(super) fn of(state: &StateDir) -> Self {
+        let due = state.promoted().unwrap_or_else(|e| {
+            tracing::warn!("whether on_promote is yet to be run is not known: {e}");
+            None
+        });
+        let due = due.map(|b| json!({"branch": b.at.to_string(), "reason": b.reason.word(), "late": true}));
+        Self { hook: Mutex::new(due), ..Self::default() }
+    }
+
     /// Whether the next turn of the follower is a promotion.
     pub(super) fn is_wanted(&self) -> bool {
         lock(&self.order).is_some()
@@ -82,7 +92,9 @@ impl Promotion {
 
     /// A leader handed over to this node, which does not serve yet: it need not ask whether another one leads.
     pub(super) fn took_over(&self) -> bool {
-        lock(&self.hook).as_ref().is_some_and(|done| done["reason"] == Reason::Switchover.word())
+        lock(&self.hook)
+            .as_ref()
+            .is_some_and(|done| done["reason"] == Reason::Switchover.word() && done.get("late").is_none())
     }
 
     /// A leader that stood aside leads on: what was stopped is to be started.
@@ -460,6 +472,9 @@ pub(super) fn hook(node: &Arc<Node>) {
             Ok(Some(command)) => tracing::info!("on_promote: '{command}' is done"),
             Ok(None) => {}
             Err(e) => tracing::error!("on_promote: {e}; this node leads all the same"),
+        }
+        if let Err(e) = node.state.forget_promotion() {
+            tracing::warn!("that on_promote was run can't be noted: the next start runs it again: {e}");
         }
         node.promotion.runs.store(false, Ordering::SeqCst);
     });

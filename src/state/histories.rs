@@ -10,7 +10,7 @@ use super::{Control, FillState, Role, StateDir};
 use crate::disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
-use crate::history::{self, Beginning, History, SEAL};
+use crate::history::{self, Beginning, Branch, History, Reason, SEAL};
 use crate::position::TimelineId;
 
 /// The history of the timeline that `control` is on, from the state directory `path`, whoever holds it.
@@ -77,6 +77,9 @@ impl StateDir {
         let pass = |point| failpoint::pass(point).map_err(|e| Error::io("change", self.path(), e));
         pass("promote::before_history")?;
         self.keep_history(&history)?;
+        if history.branches().last().is_some_and(|b| b.reason != Reason::Restore) {
+            self.promotions().write(history.timeline().to_string().as_bytes())?;
+        }
         pass("promote::before_control")?;
         self.change(|c| {
             (c.role, c.fill) = (Role::Leader, FillState::Done);
@@ -84,6 +87,35 @@ impl StateDir {
         })?;
         pass("promote::after_control")?;
         Ok(history)
+    }
+
+    /// The note that the command of a promotion is yet to be run: the file `promoted`, which holds the number of the timeline.
+    fn promotions(&self) -> disk::Note {
+        disk::Note::new(self.path(), "promoted", ["promote::note", "promote::after_note", "promote::forget"])
+    }
+
+    /// The branch of the promotion that made this node a leader and whose command was not run to its end, if there is one.
+    ///
+    /// # Errors
+    /// What is there can't be read.
+    pub fn promoted(&self) -> Result<Option<Branch>> {
+        let note = self.promotions().path();
+        let timeline = match std::fs::read_to_string(&note) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("read", &note, e)),
+        };
+        let leads = self.control().is_some_and(|c| c.role == Role::Leader);
+        let branch = if leads { self.history()?.branches().last().cloned() } else { None };
+        Ok(branch.filter(|b| b.timeline.to_string() == timeline))
+    }
+
+    /// The command of the promotion was run, or there is none.
+    ///
+    /// # Errors
+    /// Why that can't be made durable: it is run again by the next start.
+    pub fn forget_promotion(&self) -> Result<()> {
+        self.promotions().remove()
     }
 
     /// Removes what promotions left that did not come to their end.

@@ -180,6 +180,8 @@ fn a_log_past_the_branch_is_put_aside_where_the_directory_is_not() {
 /// Where the one that is promoted dies, and whether it leads then.
 const PROMOTED: &[(&str, bool)] = &[
     ("promote::before_history=kill", false),
+    ("promote::note=kill", false),
+    ("promote::after_note=kill", false),
     ("promote::before_control=kill", false),
     ("promote::after_control=kill", true),
     ("branch::seal=kill", true),
@@ -196,6 +198,9 @@ fn a_promotion_is_one_or_none_wherever_it_dies() {
     let mut leader = bed.leader("leader").start();
     write(leader.data(), "one");
     let spec = of_several(&bed, "a", &[leader.spec.listen]).armed();
+    let hook = bed.path("hook");
+    let spec =
+        spec.set("on_promote", &format!("\"echo $TOWLINE_TIMELINE $TOWLINE_REASON >> {}\"", hook.display()));
     let other = of_several(&bed, "b", &[leader.spec.listen, spec.listen]).armed();
     let (mut a, mut b) = (spec.start(), other.start());
     for node in [&a, &b] {
@@ -227,6 +232,15 @@ fn a_promotion_is_one_or_none_wherever_it_dies() {
         let stale = histories(&a.spec.state).iter().any(|(name, _)| name.ends_with("history"));
         assert_eq!(stale, *leads, "{point}: nothing is left of one that did not happen");
         promote(&a, &["--wait"]);
+        until(within(10), "the command is run by whoever leads at last", || {
+            fs::read_to_string(&hook).map_err(|e| e.to_string())
+        });
+        let ran = fs::read_to_string(&hook).expect("read");
+        assert!(ran.lines().all(|l| l == "2 promotion") && ran.lines().count() <= 2, "{point}: {ran}");
+        until(within(10), "and that it ran is noted", || {
+            if a.spec.state.join("promoted").exists() { Err("not yet".into()) } else { Ok(()) }
+        });
+        fs::remove_file(&hook).expect("remove");
         let name = format!("after {n}");
         write(a.data(), &name);
         let follows =
