@@ -3,8 +3,9 @@
 #
 #   tests/bench/bench.sh [--quick] [--rounds N] [NAME...]
 #
-# NAMEs choose figures (lag wait fill-pg fill-small catchup page pages scan idle bulk tls fanout resync); --quick makes all sizes a
-# twentieth; --rounds says how often each is measured (up to 3). BENCH_DIR is where the data goes: 12 GB (resync: 45 GB) on a
+# NAMEs choose figures (lag wait fill-pg fill-small catchup page pages scan idle bulk tls fanout resync backup-pg
+# backup-small incremental restore verify promote switchover rewind); --quick makes all sizes a
+# twentieth; --rounds says how often each is measured (up to 3). BENCH_DIR is where the data goes: 12 GB (resync, rewind: 45 GB) on a
 # real disk (/var/tmp); TOWLINE is a program to measure instead of a new build. Needs root (PostgreSQL runs as its
 # own user, perf sees all), what scripts/test.sh installs, and for "where the time goes" perf (linux-perf).
 set -eu

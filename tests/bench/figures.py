@@ -7,6 +7,7 @@ import time
 
 import backup
 import bed
+import failover
 import fanout
 import peers
 import resync
@@ -351,7 +352,7 @@ def resyncs():
 
 
 def backed_up(measure):
-    """A figure of backups or restores."""
+    """A figure of backups, restores or failover."""
     return lambda: measure(scaled, rounds(), Row)
 
 
@@ -374,4 +375,7 @@ ALL = {
     "incremental": backed_up(backup.incremental),
     "restore": backed_up(backup.restored),
     "verify": backed_up(backup.verified),
+    "promote": backed_up(failover.promotions),
+    "switchover": backed_up(failover.switchovers),
+    "rewind": backed_up(failover.rewinds),
 }

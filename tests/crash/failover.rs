@@ -133,6 +133,7 @@ impl Ring {
                 .set("upstream_role", "\"leader\"")
                 .set("synchronous_followers", "\"ANY 1 (a, b, c)\"")
                 .set("apply_cuts", "\"file\"")
+                .set("max_delete", "100")
                 .set("peer_timeout", "\"2s\"")
                 .set("segment_timeout", "\"1s\"")
                 .set("checkpoint_interval", "\"1s\"");
