@@ -6,25 +6,12 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::bed::Bed;
+use crate::support::bed::{Bed, list};
 use crate::support::node::towline;
 use crate::support::{Node, Proxy, Spec, assert_equal_within, until, within};
 
-fn promote(node: &Node, words: &[&str]) -> Value {
-    let mut all = vec!["promote", "--json", "--wait"];
-    all.extend(words);
-    let out = node.ask(&all);
-    assert!(out.status.success(), "{all:?}: {}\n{}", String::from_utf8_lossy(&out.stderr), node.log());
-    serde_json::from_slice(&out.stdout).expect("JSON")
-}
-
 fn write(dir: &Path, name: &str) {
     fs::write(dir.join(name), name.repeat(500)).expect("write");
-}
-
-fn list(ports: &[u16]) -> String {
-    let all: Vec<String> = ports.iter().map(|p| format!("127.0.0.1:{p}")).collect();
-    format!("\"{}\"", all.join(","))
 }
 
 /// The same node, which knows these.
@@ -83,7 +70,7 @@ fn an_old_leader_that_is_started_again_never_opens_for_business_until_it_is_forc
     write(a.data(), "one");
     assert_equal_within(within(20), a.data(), b.data());
     a.kill();
-    assert_eq!(promote(&b, &[])["timeline"], 2);
+    assert_eq!(b.promote(&["--wait"])["timeline"], 2);
     let before = log_of(&a);
     write(a.data(), "left behind");
     // Whoever follows it alone gets nothing of it.
@@ -128,7 +115,7 @@ fn an_old_leader_that_is_started_again_never_opens_for_business_until_it_is_forc
     let dry = a.ask(&["promote", "--force", "--dry-run", "--json"]);
     let dry: Value = serde_json::from_slice(&dry.stdout).expect("JSON");
     assert_eq!((&dry["above"], &status(&a)["timeline"]), (&2.into(), &1.into()), "{dry}");
-    let done = promote(&a, &["--force"]);
+    let done = a.promote(&["--wait", "--force"]);
     assert_eq!((&done["timeline"], &done["forced"]), (&3.into(), &true.into()), "{done}");
     is(&a, "running", "");
     assert_eq!(fenced(&b)["fence"]["timeline"], 3);
@@ -162,7 +149,7 @@ fn an_old_leader_without_any_list_is_told_by_whoever_comes() {
         if follower_tells {
             b.reload("leader", &list(&[1])).expect("reload");
         }
-        promote(&b, &[]);
+        b.promote(&["--wait"]);
         write(b.data(), "two");
         assert_equal_within(within(20), b.data(), c.data());
         a.freeze(false);
@@ -206,7 +193,7 @@ fn a_leader_that_is_cut_off_leads_on_and_is_fenced_when_it_hears_of_the_new_one(
     assert_equal_within(within(20), a.data(), b.data());
     both(true);
     [&to_a, &to_b].iter().for_each(|p| p.cut());
-    promote(&b, &[]);
+    b.promote(&["--wait"]);
     write(a.data(), "of the old");
     write(b.data(), "of the new");
     assert_eq!(
@@ -235,11 +222,11 @@ fn two_that_were_promoted_apart_say_so_and_lead_on_until_somebody_decides() {
     }
     a.kill();
     c.stop();
-    promote(&b, &[]);
+    b.promote(&["--wait"]);
     write(b.data(), "of b");
     b.stop();
     c.restart();
-    promote(&c, &[]);
+    c.promote(&["--wait"]);
     write(c.data(), "of c");
     b.restart();
     for node in [&b, &c] {
@@ -260,7 +247,7 @@ fn two_that_were_promoted_apart_say_so_and_lead_on_until_somebody_decides() {
     let has = |node: &Node, name: &str| node.data().join(name).exists();
     assert!(has(&b, "more of b") && has(&c, "of c") && !has(&b, "of c") && !has(&c, "of b"));
     // An operator decides.
-    assert_eq!(promote(&c, &["--force"])["timeline"], 3);
+    assert_eq!(c.promote(&["--wait", "--force"])["timeline"], 3);
     assert_eq!(fenced(&b)["fence"]["timeline"], 3);
     is(&c, "running", "ok");
     // And by the command line, against what the others say.
@@ -307,7 +294,7 @@ fn a_newer_line_that_a_stranger_tells_of_is_no_reason_to_stop() {
     }
     // One that is trusted no more promotes itself, and comes again and again.
     command(&["trust", "x", "--remove", "--state", a.spec.state.to_str().expect("path")]);
-    promote(&x, &[]);
+    x.promote(&["--wait"]);
     let before = to_a.accepted();
     until(within(20), "it came again", || {
         let times = to_a.accepted() - before;
@@ -316,7 +303,7 @@ fn a_newer_line_that_a_stranger_tells_of_is_no_reason_to_stop() {
     is(&a, "running", "");
     assert!(!a.log().contains("FENCED"));
     // One that is trusted is believed.
-    promote(&b, &[]);
+    b.promote(&["--wait"]);
     fenced(&a);
     b.stop();
 }
@@ -392,7 +379,7 @@ fn a_leader_leads_only_while_it_may() {
     says(&may_a, "exit 1");
     is(&a, "vetoed", "");
     says(&may_b, "exit 0");
-    promote(&b, &[]);
+    b.promote(&["--wait"]);
     assert_eq!(fenced(&a)["fence"]["timeline"], 2);
     [&a, &b].iter().for_each(|n| n.assert_no_panic());
 }

@@ -5,16 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::bed::{Bed, copy_tree, soak};
+use crate::support::bed::{Bed, copy_tree, list, soak};
 use crate::support::{Node, Spec, assert_equal_within, until, within};
-
-fn promote(node: &Node, words: &[&str]) -> Value {
-    let mut all = vec!["promote", "--json"];
-    all.extend(words);
-    let out = node.ask(&all);
-    assert!(out.status.success(), "{all:?}: {}\n{}", String::from_utf8_lossy(&out.stderr), node.log());
-    serde_json::from_slice(&out.stdout).expect("JSON")
-}
 
 fn write(dir: &Path, name: &str) {
     fs::write(dir.join(name), name.repeat(500)).expect("write");
@@ -25,11 +17,6 @@ fn of_several(bed: &Bed, name: &str, ports: &[u16]) -> Spec {
     let mut spec = bed.follower(name, ports[0]).set("leader", &list(ports));
     spec.leader_in_config = true;
     spec
-}
-
-fn list(ports: &[u16]) -> String {
-    let all: Vec<String> = ports.iter().map(|p| format!("127.0.0.1:{p}")).collect();
-    format!("\"{}\"", all.join(","))
 }
 
 fn timeline(node: &Node) -> Result<u64, String> {
@@ -77,17 +64,17 @@ fn a_follower_leads_when_the_leader_is_lost_and_the_others_follow_it_without_a_c
         assert_equal_within(within(20), leader.data(), node.data());
     }
     leader.kill();
-    let dry = promote(&a, &["--dry-run"]);
+    let dry = a.promote(&["--dry-run"]);
     assert_eq!((&dry["promoted"], &dry["timeline"]), (&Value::Bool(false), &Value::from(1)), "{dry}");
     assert!(histories(&a.spec.state).is_empty() && timeline(&a) == Ok(1));
-    let done = promote(&a, &["--wait"]);
+    let done = a.promote(&["--wait"]);
     assert_eq!(
         (&done["promoted"], &done["timeline"], &done["role"]),
         (&true.into(), &2.into(), &"leader".into()),
         "{done}"
     );
     assert_eq!(done["before"]["lsn"], done["after"]["lsn"], "it had nothing left to replay: {done}");
-    let again = promote(&a, &["--wait"]);
+    let again = a.promote(&["--wait"]);
     assert_eq!((&again["promoted"], &again["timeline"]), (&false.into(), &2.into()), "{again}");
     // One that is new needs no log of the old timeline, though nothing was written since.
     let new = bed.follower("new", a.spec.listen).start();
@@ -130,7 +117,7 @@ fn a_follower_leads_when_the_leader_is_lost_and_the_others_follow_it_without_a_c
     }
     // And once more, while the one that leads is alive: the newest timeline wins.
     c.reload("leader", &list(&[a.spec.listen, b.spec.listen])).expect("reload");
-    assert_eq!(promote(&b, &["--wait"])["timeline"], 3);
+    assert_eq!(b.promote(&["--wait"])["timeline"], 3);
     b.stop();
     b.restart();
     write(b.data(), "newest");
@@ -160,7 +147,7 @@ fn a_log_past_the_branch_is_put_aside_where_the_directory_is_not() {
     assert_eq!(end.0, 0, "{}", end.1);
     leader.kill();
     a.restart();
-    promote(&a, &["--wait"]);
+    a.promote(&["--wait"]);
     b.arm("branch::aside=kill");
     assert!(Node::was_killed(b.wait_end(within(20))));
     b.arm("");
@@ -231,7 +218,7 @@ fn a_promotion_is_one_or_none_wherever_it_dies() {
         assert_eq!(role == "leader", *leads, "{point}");
         let stale = histories(&a.spec.state).iter().any(|(name, _)| name.ends_with("history"));
         assert_eq!(stale, *leads, "{point}: nothing is left of one that did not happen");
-        promote(&a, &["--wait"]);
+        a.promote(&["--wait"]);
         until(within(10), "the command is run by whoever leads at last", || {
             fs::read_to_string(&hook).map_err(|e| e.to_string())
         });

@@ -9,14 +9,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::bed::{Bed, copy_tree, soak_or};
+use crate::support::bed::{Bed, copy_tree, list, soak_or};
 use crate::support::node::towline;
 use crate::support::{Load, Node, Spec, assert_equal_within, until, within};
-
-fn list(ports: &[u16]) -> String {
-    let all: Vec<String> = ports.iter().map(|p| format!("127.0.0.1:{p}")).collect();
-    format!("\"{}\"", all.join(","))
-}
 
 /// A leader and a follower, each of which knows both.
 fn two(bed: &Bed) -> (Spec, Spec) {

@@ -180,3 +180,9 @@ impl Drop for Sysctl {
 pub(crate) fn nap(min: u64, max: u64) {
     std::thread::sleep(Duration::from_millis(fastrand::u64(min..=max)));
 }
+
+/// These ports of this machine as the value of the key `leader`.
+pub(crate) fn list(ports: &[u16]) -> String {
+    let all: Vec<String> = ports.iter().map(|p| format!("127.0.0.1:{p}")).collect();
+    format!("\"{}\"", all.join(","))
+}

@@ -291,6 +291,15 @@ impl Node {
         self.spec.ask(words)
     }
 
+    /// `towline promote`, which has to go well: its answer.
+    pub(crate) fn promote(&self, words: &[&str]) -> Value {
+        let mut all = vec!["promote", "--json"];
+        all.extend(words);
+        let out = self.ask(&all);
+        assert!(out.status.success(), "{all:?}: {}\n{}", String::from_utf8_lossy(&out.stderr), self.log());
+        serde_json::from_slice(&out.stdout).expect("JSON")
+    }
+
     fn asked(&self, words: &[&str]) -> Result<String, String> {
         let out = self.ask(words);
         let err = String::from_utf8_lossy(&out.stderr).trim().to_owned();
