@@ -349,7 +349,10 @@ async fn hear<R: AsyncRead + Unpin, P>(
                 asks.send_if_modified(|a| std::mem::replace(a, k.asks.unwrap_or(0)) != *a);
                 context.status.keepalive(&k)?;
             }
-            Some(Message::Slots(slots)) => context.slots.mirror(&context.name, &slots),
+            Some(Message::Slots(slots)) => {
+                let upstream = context.status.status().name.unwrap_or_default();
+                context.slots.mirror(&context.name, (&upstream, context.log.tail().end), &slots);
+            }
             Some(Message::Goodbye { code, reason }) => return Err(End::Refused(code, reason)),
             Some(other) => return Err(End::Lost(net::unexpected(&other))),
             None => {

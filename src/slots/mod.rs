@@ -74,7 +74,7 @@ struct Slot {
     inactive_since: i64,
     /// The connection that holds it.
     connection: Option<u64>,
-    /// Its follower is connected to the upstream.
+    /// Its follower is connected to the upstream, or is the upstream.
     active_above: bool,
     warned: Option<SegmentNo>,
     /// Made for a copy that its follower has not begun: it goes with the connection.
@@ -338,15 +338,26 @@ impl Slots {
         Ok(())
     }
 
-    /// The upstream has these slots; `own` is this node's name, whose slot is for what it holds already.
-    pub fn mirror(&self, own: &str, told: &[SlotAt]) {
+    /// The upstream has these slots; `own` is this node's name, whose slot is for what it holds already. `upstream` is the
+    /// upstream's name, and the end of the log here: should it have followed this node once, it has all of that.
+    pub fn mirror(&self, own: &str, upstream: (&str, Lsn), told: &[SlotAt]) {
         let now = wall_clock();
         let mut inner = lock(&self.inner);
         let known = |name: &str| told.iter().any(|t| t.name == name && name != own);
         let before = inner.slots.len();
         inner.slots.retain(|name, s| s.origin == Origin::Own || known(name));
         let mut touched = inner.slots.len() != before;
-        for at in told.iter().filter(|t| t.name != own && valid_name(&t.name)) {
+        for (_, slot) in
+            inner.slots.iter_mut().filter(|(n, s)| s.active_above && !known(n) && *n != upstream.0)
+        {
+            (slot.active_above, slot.inactive_since, touched) = (false, now, true);
+        }
+        if let Some(slot) = inner.slots.get_mut(upstream.0).filter(|s| s.origin == Origin::Own) {
+            let (name, position, active) = (upstream.0.to_owned(), upstream.1, true);
+            touched |= slot.follow(&SlotAt { name, position, active }, now);
+        }
+        let others = told.iter().filter(|t| t.name != own && t.name != upstream.0);
+        for at in others.filter(|t| valid_name(&t.name)) {
             if !inner.slots.contains_key(&at.name) {
                 if inner.slots.len() >= SLOTS_MAX {
                     tracing::debug!("slot '{}' of the upstream is one too many here", at.name);
@@ -386,7 +397,7 @@ impl Slots {
     pub fn lead(&self) {
         let mut inner = lock(&self.inner);
         let now = wall_clock();
-        for slot in inner.slots.values_mut().filter(|s| s.origin == Origin::Mirrored) {
+        for slot in inner.slots.values_mut().filter(|s| s.origin == Origin::Mirrored || s.active_above) {
             (slot.origin, slot.active_above, slot.inactive_since) = (Origin::Own, false, now);
         }
         inner.touch();
@@ -577,6 +588,10 @@ impl Slot {
             }
             self.active_above = at.active;
         } else if self.connection.is_none() {
+            if self.active_above {
+                self.inactive_since = now;
+            }
+            self.active_above = at.active;
             self.lives_elsewhere(at.position, at.active, now);
         }
         before != (self.position, self.given_up, self.is_active())

@@ -219,7 +219,7 @@ fn slots_are_bounded() {
     ] {
         assert!(e.kind() == ErrorKind::Refused && e.to_string().contains("slot drop"), "{e}");
     }
-    bed.slots.mirror("me", &[told("more", 1, true)]);
+    bed.slots.mirror("me", ("up", at(9)), &[told("more", 1, true)]);
     assert_eq!(bed.slots.told().1.len(), SLOTS_MAX);
     drop(holds);
     bed.slots.attach("f9", at(1), Kind::Follower).unwrap();
@@ -231,10 +231,10 @@ fn what_the_upstream_has_is_held_here_too_and_goes_with_it() {
     bed.write(1..=9);
     bed.slots.create("mine", Some(at(8))).unwrap();
     let version = bed.slots.told().0;
-    bed.slots.mirror("me", &[told("a", 3, false), told("b", 9, true), told("me", 1, true)]);
+    bed.slots.mirror("me", ("up", at(9)), &[told("a", 3, false), told("b", 9, true), told("me", 1, true)]);
     assert_ne!(bed.slots.told().0, version);
     let again = bed.slots.told().0;
-    bed.slots.mirror("me", &[told("a", 3, false), told("b", 9, true), told("me", 1, true)]);
+    bed.slots.mirror("me", ("up", at(9)), &[told("a", 3, false), told("b", 9, true), told("me", 1, true)]);
     assert_eq!(bed.slots.told().0, again, "the same again is no news");
     let names = |bed: &Bed| -> Vec<String> { bed.slots.told().1.into_iter().map(|s| s.name).collect() };
     assert_eq!(names(&bed), ["a", "b", "mine"]);
@@ -245,7 +245,7 @@ fn what_the_upstream_has_is_held_here_too_and_goes_with_it() {
         .clean_up(&Ground { limits: Limits { max_slot_keep: 9, ..bed.ground().limits }, ..bed.ground() })
         .unwrap();
     assert_eq!(bed.oldest(), 3);
-    bed.slots.mirror("me", &[told("a", 7, true)]);
+    bed.slots.mirror("me", ("up", at(9)), &[told("a", 7, true)]);
     assert_eq!(names(&bed), ["a", "mine"], "dropped there, dropped here; one made here stays");
     bed.slots.clean_up(&bed.ground()).unwrap();
     assert_eq!(bed.oldest(), 7);
@@ -253,14 +253,48 @@ fn what_the_upstream_has_is_held_here_too_and_goes_with_it() {
     assert_eq!((bed.show("a").position, bed.show("a").active), (Some(at(7)), false));
     // Its follower comes here: it is this node's, and what the upstream says of it no longer counts.
     let hold = bed.slots.attach("a", at(8), Kind::Follower).unwrap();
-    bed.slots.mirror("me", &[told("a", 5, false)]);
+    bed.slots.mirror("me", ("up", at(9)), &[told("a", 5, false)]);
     assert_eq!((bed.show("a").position, bed.show("a").origin), (Some(at(8)), Origin::Own));
     drop(hold);
-    bed.slots.mirror("me", &[told("a", 9, true), told("c", 8, true)]);
+    bed.slots.mirror("me", ("up", at(9)), &[told("a", 9, true), told("c", 8, true)]);
     assert_eq!(bed.show("a").position, Some(at(9)), "it went elsewhere, and got on there");
     bed.slots.lead();
-    bed.slots.mirror("me", &[]);
+    bed.slots.mirror("me", ("up", at(9)), &[]);
     assert_eq!((names(&bed).len(), bed.show("c").origin, bed.show("c").active), (3, Origin::Own, false));
+}
+
+#[test]
+fn a_leader_that_follows_one_of_its_followers_misses_none_of_them() {
+    let mut bed = Bed::new();
+    bed.write(1..=2);
+    for name in ["leads", "follows", "away"] {
+        drop(bed.slots.attach(name, at(1), Kind::Follower).unwrap());
+    }
+    bed.slots.flush().unwrap();
+    // It was rewound: the log that they were sent is gone.
+    for old in 1..=2 {
+        fs::remove_file(bed.dir.path().join("log").join(file_name(T, SegmentNo(old), false))).unwrap();
+    }
+    bed.crash();
+    bed.write(8..=9);
+    bed.slots.mirror("me", ("leads", at(9)), &[told("me", 8, true), told("follows", 9, true)]);
+    bed.slots.clean_up(&bed.ground()).unwrap();
+    for name in ["leads", "follows"] {
+        let slot = bed.show(name);
+        assert_eq!(
+            (slot.state, slot.active, slot.inactive_since),
+            (Some(State::Reserved), true, None),
+            "{name}"
+        );
+    }
+    let away = bed.show("away");
+    assert_eq!((away.state, away.active), (Some(State::Lost), false), "nobody knows of it");
+    // The upstream that it goes to after that one does not know of them.
+    bed.slots.mirror("me", ("another", at(9)), &[]);
+    assert!(!bed.show("leads").active && !bed.show("follows").active);
+    bed.slots.mirror("me", ("leads", at(9)), &[]);
+    bed.slots.lead();
+    assert!(!bed.show("leads").active, "a node that leads has its followers itself");
 }
 
 #[test]
@@ -329,7 +363,7 @@ fn a_copy_that_is_not_begun_leaves_nothing() {
 fn who_is_absent_is_known_after_a_restart() {
     let mut bed = Bed::new();
     bed.slots.create("by-hand", Some(at(1))).unwrap();
-    bed.slots.mirror("own", &[told("of-the-upstream", 1, false)]);
+    bed.slots.mirror("own", ("up", at(9)), &[told("of-the-upstream", 1, false)]);
     let hold = bed.slots.attach("f", at(2), Kind::Follower).unwrap();
     assert_eq!(bed.slots.absent(), [], "it is here");
     bed.slots.flush().unwrap();
