@@ -35,7 +35,8 @@ pub(super) fn run(args: &Rewind) -> Result<ExitCode> {
     };
     let state = args.state.clone().or_else(|| config.state.clone()).ok_or_else(none)?;
     let socket = state.join(state::SOCKET);
-    let answer = if control::answers(&socket) {
+    let runs = control::answers(&socket);
+    let answer = if runs {
         if args.data.is_some() {
             let text = "the daemon runs, and knows its data directory; --data is for a node that is stopped";
             return Err(Error::new(ErrorKind::Usage, text));
@@ -65,7 +66,7 @@ pub(super) fn run(args: &Rewind) -> Result<ExitCode> {
         let tell = progress();
         daemon::rewind(&order, &move |p| tell(p), &cancel)?
     };
-    print(&if args.json { json_line(&answer)? } else { words(&answer) })
+    print(&if args.json { json_line(&answer)? } else { words(&answer, runs) })
 }
 
 /// Says on a terminal how far a daemon is.
@@ -91,7 +92,8 @@ fn show_progress(socket: &Path, done: &AtomicBool) {
     }
 }
 
-fn words(v: &Value) -> String {
+/// `runs`: its daemon does.
+fn words(v: &Value, runs: bool) -> String {
     let text = |key: &str| match &v[key] {
         Value::String(s) => s.clone(),
         Value::Null => "unknown".to_owned(),
@@ -102,10 +104,16 @@ fn words(v: &Value) -> String {
     let mut out = String::new();
     // Writing to a text can't fail.
     let _ = match (v["way"].as_str().unwrap_or_default(), is("dry_run")) {
+        ("nothing", _) if v["role"] == "leader" => writeln!(
+            out,
+            "nothing to do: this node leads timeline {} itself, and {to} is on the same; rewind those that were left behind",
+            text("to_timeline")
+        ),
         ("nothing", _) => writeln!(
             out,
-            "nothing to do: this node is on the way of {to}, timeline {}; a start of it as a follower goes on",
-            text("to_timeline")
+            "nothing to do: this node is on the way of {to}, timeline {}; {}",
+            text("to_timeline"),
+            if runs { "it goes on as a follower by itself" } else { "a start of it as a follower goes on" }
         ),
         (way, true) => writeln!(
             out,
@@ -125,8 +133,9 @@ fn words(v: &Value) -> String {
         }
         _ => writeln!(
             out,
-            "rewound to {to}; {} bytes of content were received; start the node, it follows",
-            text("received_bytes")
+            "rewound to {to}; {} bytes of content were received; {}",
+            text("received_bytes"),
+            if runs { "the node follows it from here on" } else { "start the node, it follows" }
         ),
     };
     if let Some(changes) = v["changes"].as_object() {
@@ -143,4 +152,22 @@ fn words(v: &Value) -> String {
             writeln!(out, "kept in {bundle}: `towline lost-writes export {bundle} --out DIR` lays it out");
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_done_next_is_said_as_it_is() {
+        let nothing = |role: &str| json!({"way": "nothing", "role": role, "leader": "b", "address": "b:1", "to_timeline": 2});
+        assert!(words(&nothing("leader"), true).contains("leads timeline 2 itself"));
+        assert!(words(&nothing("follower"), false).contains("a start of it as a follower goes on"));
+        assert!(!words(&nothing("follower"), true).contains("start"));
+        let done = json!({"way": "rewind", "leader": "b", "address": "b:1", "received_bytes": 7});
+        assert!(words(&done, false).contains("start the node"));
+        assert!(!words(&done, true).contains("start the node"));
+    }
 }

@@ -32,8 +32,8 @@ const SEAL: Seal = Seal {
     magic: b"TWLNFENC",
     version: Some(1),
     most: (64 + NAME_MAX + ADDRESS_MAX + HISTORY_BYTES) as u64,
-    remedy: "this node was the leader and another one was promoted: `towline promote --force` has it lead again on a new timeline, \
-             and an empty state directory has it begin anew as a follower",
+    remedy: "this node was the leader and another one was promoted: `towline rewind` makes it a follower of that one, and keeps what \
+             only it has; `towline promote --force` has it lead again on a new timeline, when the other's application is stopped",
 };
 
 /// Why a leader does not lead any more.
