@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::args::Rewind;
 use super::restore::{interrupts, progress};
 use super::{json_line, load, print};
+use crate::config;
 use crate::control::{self, Request};
 use crate::daemon::{self, Oneshot};
 use crate::error::{Error, ErrorKind, Result};
@@ -26,14 +27,19 @@ const TELL_EVERY: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 
 pub(super) fn run(args: &Rewind) -> Result<ExitCode> {
-    let config = load(args.config.as_deref())?;
+    let of_node = load(args.config.as_deref())?;
     let none = || {
         Error::new(
             ErrorKind::Usage,
             "the configuration names no state directory; add the key 'state', or use --state DIR",
         )
     };
-    let state = args.state.clone().or_else(|| config.state.clone()).ok_or_else(none)?;
+    let state = args.state.clone().or_else(|| of_node.state.clone()).ok_or_else(none)?;
+    let leaders = args.leader.as_deref().map(daemon::addresses).unwrap_or_default();
+    for address in &leaders {
+        config::check_address("--leader", address, 1)
+            .map_err(|e| Error::new(ErrorKind::Usage, e.to_string()))?;
+    }
     let socket = state.join(state::SOCKET);
     let runs = control::answers(&socket);
     let answer = if runs {
@@ -54,11 +60,11 @@ pub(super) fn run(args: &Rewind) -> Result<ExitCode> {
         })?
     } else {
         let order = Oneshot {
-            data: args.data.clone().or_else(|| config.data.clone()),
-            leaders: args.leader.as_deref().map(daemon::addresses).unwrap_or_default(),
+            data: args.data.clone().or_else(|| of_node.data.clone()),
+            leaders,
             dry_run: args.dry_run,
             confirm: args.confirm,
-            config,
+            config: of_node,
             state,
         };
         let cancel = CancellationToken::new();

@@ -21,7 +21,7 @@ mod mistakes;
 mod rules;
 mod units;
 
-pub use rules::{address, check_address, check_apart, check_name, log_filter};
+pub use rules::{address, check_address, check_apart, check_name, is_within, log_filter};
 use rules::{check_exclude, check_upstreams, one_or_more, upstreams};
 pub use units::{Room, Size, Span};
 

@@ -66,6 +66,12 @@ pub fn check_apart(data: &Path, state: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether the path `inner`, which need not be there yet, is `outer` or below it.
+#[must_use]
+pub fn is_within(inner: &Path, outer: &Path) -> bool {
+    settled(inner).starts_with(settled(outer))
+}
+
 /// Checks the form `HOST:PORT` without asking anybody who HOST is.
 pub fn check_address(key: &str, text: &str, lowest: u16) -> Result<()> {
     let port =

@@ -40,6 +40,10 @@ const NOTE_MAX: Duration = Duration::from_secs(1);
 const REMEDY: &str = "`towline rewind` makes this node a follower of the one that leads, and keeps what only it has; if this one is to lead after all, stop the other's application and \
                       `towline promote --force` here: it begins a new timeline";
 
+/// The same while nothing has stopped the application here.
+const REMEDY_RUNNING: &str = "see first that its application is stopped: on_demote is not configured, runs still, or failed; then `towline rewind` makes this node a follower of the \
+                      one that leads, and keeps what only it has; if this one is to lead after all, stop the other's application and `towline promote --force` here: it begins a new timeline";
+
 /// By what the node is fenced, if it is. A note of a line that is newer no more is removed.
 ///
 /// # Errors
@@ -222,11 +226,29 @@ pub(super) fn shown(own: &History, fence: &Fence) -> (Value, Failure) {
     let failure = Failure {
         kind: ErrorKind::Refused.word(),
         message: words(own, fence),
-        remedy: REMEDY,
+        remedy: if fence.demoted { REMEDY } else { REMEDY_RUNNING },
         needs_help: true,
         since: fence.since,
         attempts: 1,
         next_retry: None,
     };
     (part, failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::Beginning;
+    use crate::position::{SystemId, TimelineId};
+
+    #[test]
+    fn an_application_that_was_not_stopped_is_spoken_of_first() {
+        let own = History::first(SystemId(7));
+        let history = own.child(Beginning::sample(Lsn(2000), 9), TimelineId::FIRST).unwrap();
+        let mut fence = Fence { since: 1, demoted: false, name: "b".to_owned(), address: None, history };
+        assert!(shown(&own, &fence).1.remedy.starts_with("see first that its application is stopped"));
+        fence.demoted = true;
+        let remedy = shown(&own, &fence).1.remedy;
+        assert!(remedy.starts_with("`towline rewind`") && !remedy.contains("on_demote"), "{remedy}");
+    }
 }

@@ -351,7 +351,9 @@ async fn hear<R: AsyncRead + Unpin, P>(
             }
             Some(Message::Slots(slots)) => {
                 let upstream = context.status.status().name.unwrap_or_default();
-                context.slots.mirror(&context.name, (&upstream, context.log.tail().end), &slots);
+                // An empty log ends nowhere yet.
+                let end = context.log.tail().end.max(context.start);
+                context.slots.mirror(&context.name, (&upstream, end), &slots);
             }
             Some(Message::Goodbye { code, reason }) => return Err(End::Refused(code, reason)),
             Some(other) => return Err(End::Lost(net::unexpected(&other))),

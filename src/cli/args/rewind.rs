@@ -58,6 +58,9 @@ pub enum LostWrites {
         /// State directory of the node, for a number.
         #[arg(long, value_name = "DIR")]
         state: Option<PathBuf>,
+        /// Configuration file of the node, which names its state directory.
+        #[arg(long, value_name = "FILE", conflicts_with = "state")]
+        config: Option<PathBuf>,
         /// The directory that is made, new or empty: the files are below `files` in it, and `list.txt` says what they are.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,

@@ -47,16 +47,10 @@ pub(super) struct Goal {
 /// # Errors
 /// Nobody answers, or whoever does is on an older line, or of another system.
 pub(super) async fn ask(look: Look<'_>, addresses: &[String]) -> Result<Goal> {
-    let (mut best, mut why): (Option<Goal>, Option<Error>) = (None, None);
+    let (mut goals, mut why): (Vec<Goal>, Option<Error>) = (Vec::new(), None);
     for address in addresses {
         match answer(look, address).await {
-            Ok(goal) => {
-                let newer =
-                    best.as_ref().is_none_or(|b| rival(&b.history, &goal.history) == Some(Rival::Newer));
-                if newer {
-                    best = Some(goal);
-                }
-            }
+            Ok(goal) => goals.push(goal),
             Err(e) => {
                 why = Some(why.map_or_else(|| e.clone(), |w| Error::new(w.kind(), format!("{w}; {e}"))))
             }
@@ -64,7 +58,7 @@ pub(super) async fn ask(look: Look<'_>, addresses: &[String]) -> Result<Goal> {
     }
     let none =
         || Error::new(ErrorKind::Usage, "no leader is given; use --leader HOST:PORT or the key 'leader'");
-    match best {
+    match newest(goals)? {
         Some(goal) if !matches!(rival(look.history, &goal.history), Some(Rival::Same | Rival::Older)) => {
             Ok(goal)
         }
@@ -75,6 +69,33 @@ pub(super) async fn ask(look: Look<'_>, addresses: &[String]) -> Result<Goal> {
         },
         None => Err(why.unwrap_or_else(none).wrap("nothing was changed")),
     }
+}
+
+/// The one on the newest line. Pure.
+///
+/// # Errors
+/// Another one leads apart from it: which of them counts is for the operator to say.
+fn newest(goals: Vec<Goal>) -> Result<Option<Goal>> {
+    let mut best: Option<&Goal> = None;
+    for goal in &goals {
+        if best.is_none_or(|b| rival(&b.history, &goal.history) == Some(Rival::Newer)) {
+            best = Some(goal);
+        }
+    }
+    let Some(best) = best else { return Ok(None) };
+    if let Some(other) = goals.iter().find(|g| rival(&best.history, &g.history) == Some(Rival::Apart)) {
+        let text = format!(
+            "nothing was changed: {} is on timeline {} and {} on timeline {} apart from it, since two nodes were promoted apart from \
+             each other; stop the application of one of them, and `towline promote --force` on the one that is to lead; or name \
+             the one to go to with --leader",
+            best.address,
+            best.history.timeline(),
+            other.address,
+            other.history.timeline()
+        );
+        return Err(Error::new(ErrorKind::Refused, text));
+    }
+    Ok(Some(best.clone()))
 }
 
 async fn answer(look: Look<'_>, address: &str) -> Result<Goal> {
@@ -311,4 +332,39 @@ pub(super) fn result(state: &StateDir, note: &Rewinding, report: &Report) -> Res
         "read_bytes": report.read_bytes,
         "wire_bytes": report.wire_bytes,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::Beginning;
+    use crate::position::{SystemId, TimelineId};
+
+    #[test]
+    fn of_several_the_newest_line_is_gone_to_and_of_two_apart_none_unless_it_is_named() {
+        let child = |of: &History, at: u64, line: u64| {
+            of.child(Beginning::sample(Lsn(at), line), TimelineId::FIRST).unwrap()
+        };
+        let goal = |address: &str, history: &History| Goal {
+            address: address.to_owned(),
+            name: "n".to_owned(),
+            history: history.clone(),
+        };
+        let one = History::first(SystemId(7));
+        let (two, apart) = (child(&one, 2000, 0xA), child(&one, 1800, 0xB));
+        let three = child(&two, 3000, 0xC);
+        let at = |goals: Vec<Goal>| newest(goals).map(|g| g.map(|g| g.address));
+        let old_new = vec![goal("b:1", &two), goal("c:1", &three), goal("a:1", &one), goal("d:1", &three)];
+        assert_eq!(at(old_new).unwrap().as_deref(), Some("c:1"));
+        assert_eq!(at(vec![]).unwrap(), None);
+        assert_eq!(at(vec![goal("b:1", &apart)]).unwrap().as_deref(), Some("b:1"));
+        let e = at(vec![goal("a:1", &one), goal("b:1", &two), goal("c:1", &apart)]).unwrap_err();
+        assert!(e.kind() == ErrorKind::Refused, "{e}");
+        assert!(
+            e.to_string().contains("b:1")
+                && e.to_string().contains("c:1")
+                && e.to_string().contains("--leader"),
+            "{e}"
+        );
+    }
 }
