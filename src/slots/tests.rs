@@ -295,6 +295,13 @@ fn a_leader_that_follows_one_of_its_followers_misses_none_of_them() {
     bed.slots.mirror("me", ("leads", at(9)), &[]);
     bed.slots.lead();
     assert!(!bed.show("leads").active, "a node that leads has its followers itself");
+    // What its own line held for them is gone for good.
+    bed.slots.create("made", None).unwrap();
+    let _here = bed.slots.attach("here", at(9), Kind::Follower).unwrap();
+    bed.slots.leave_behind().unwrap();
+    bed.crash();
+    let left: Vec<String> = bed.slots.list(&bed.ground()).unwrap().into_iter().map(|s| s.name).collect();
+    assert_eq!(left, ["here", "made"]);
 }
 
 #[test]

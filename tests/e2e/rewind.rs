@@ -573,6 +573,13 @@ fn a_fenced_leader_is_rewound_on_request_or_by_itself_to_whoever_follows_the_new
     kept(&bed, &old, &done, (&was, &base));
     let again = json(&old.ask(&["rewind", "--json"]));
     assert_eq!((&again["rewound"], &again["way"]), (&false.into(), &"nothing".into()), "{again}");
+    // It misses none of those that followed it once.
+    let slots = old.status().expect("status").0["slots"].clone();
+    let lost = |s: &Value| s["origin"] == "own" && s["state"] == "lost";
+    assert!(slots.as_array().is_some_and(|all| !all.iter().any(lost)), "{slots}");
+    let checked = old.ask(&["check", "--max-away", "1ms", "--accept", "lost"]);
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(!said.contains("LOST") && !said.contains("is away"), "{said}");
     drop(old);
     // By itself.
     kept_as.restore();

@@ -16,6 +16,7 @@ use crate::fill::{self, FillContext, Report};
 use crate::net::{FillProgress, Sources, Upstream};
 use crate::receive::Look;
 use crate::session::UpstreamRole;
+use crate::slots::Slots;
 use crate::state::{self, Control, FillState, Role, StateDir};
 use crate::sys::Root;
 use crate::tls::Trust;
@@ -135,6 +136,7 @@ async fn carry_out(
     }
     let report = equalise(order, (&state, data), &goal, trust, (tell, cancel)).await?;
     let done = steps::result(&state, &note, &report)?;
+    Slots::open(state.path())?.leave_behind()?;
     state.end_rewind()?;
     let more: Vec<(&str, Value)> =
         done.as_object().into_iter().flatten().map(|(k, v)| (k.as_str(), v.clone())).collect();

@@ -225,6 +225,7 @@ pub(in crate::daemon) fn order(node: &Node, fill: FillState) -> Result<Option<Or
 pub(in crate::daemon) fn finished(node: &Node) -> Result<()> {
     let Some(note) = node.state.rewinding()? else { return Ok(()) };
     let told = steps::result(&node.state, &note, &lock(&node.resyncs.report).clone())?;
+    node.slots.leave_behind()?;
     node.state.end_rewind()?;
     tracing::warn!("rewound to timeline {} of '{}'", note.next.timeline(), note.name);
     ended(node, Ok(told));
