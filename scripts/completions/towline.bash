@@ -1107,13 +1107,17 @@ _towline() {
             return 0
             ;;
         towline__subcmd__lost__subcmd__writes__subcmd__export)
-            opts="-h --state --out --over --json --log-level --log-json --help"
+            opts="-h --state --config --out --over --json --log-level --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --state)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -410,6 +410,7 @@ complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_
 complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from list" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
 complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -l state -d 'State directory of the node, for a number' -r -F
+complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -l config -d 'Configuration file of the node, which names its state directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -l out -d 'The directory that is made, new or empty: the files are below `files` in it, and `list.txt` says what they are' -r -F
 complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -l over -d 'Fill the rest of files of which only stretches are known from this directory' -r -F
 complete -c towline -n "__fish_towline_using_subcommand lost-writes; and __fish_seen_subcommand_from export" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
