@@ -130,7 +130,8 @@ pub(super) fn changes(walk: &Walk) -> Vec<Change> {
     let Walk { before, after, touched, named, unlinked } = walk;
     if let Some(after) = after {
         let ids = touched.keys().chain(named.iter().filter(|id| !touched.contains_key(id)));
-        out.extend(ids.filter_map(|id| there(before.as_ref(), after, *id, touched.get(id))));
+        let named = |id| named.contains(id);
+        out.extend(ids.filter_map(|id| there(before.as_ref(), after, (*id, named(id)), touched.get(id))));
     } else {
         // Nothing is known but numbers.
         out.extend(touched.iter().filter(|(_, t)| t.content || t.created).map(|(id, t)| Change {
@@ -189,8 +190,13 @@ fn of(inode: &Inode<'_>, path: String, what: Vec<What>) -> Change {
     Change { kind, mtime: Some(Moment(ns).to_string()), what, ..blank(inode.id, path) }
 }
 
-/// What is there at the end, and is not what it was.
-fn there(before: Option<&Catalog>, after: &Catalog, id: FileId, touch: Option<&Touch>) -> Option<Change> {
+/// What is there at the end, and is not what it was. `named`: it got or lost a name.
+fn there(
+    before: Option<&Catalog>,
+    after: &Catalog,
+    (id, named): (FileId, bool),
+    touch: Option<&Touch>,
+) -> Option<Change> {
     let (inode, now) = (after.get(id)?, paths(after, id));
     let old = before.and_then(|c| c.get(id));
     let was = before.map(|c| paths(c, id)).unwrap_or_default();
@@ -202,7 +208,8 @@ fn there(before: Option<&Catalog>, after: &Catalog, id: FileId, touch: Option<&T
     } else if content {
         what.push(What::Changed);
     }
-    if !created && before.is_some() && was != now {
+    // Where it was is not known without the tree before.
+    if !created && before.map_or(named, |_| was != now) {
         what.push(What::Renamed);
     }
     if what.is_empty() && touch.is_some_and(|t| t.attrs) && dressed_anew(old.as_ref(), &inode) {

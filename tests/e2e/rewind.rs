@@ -242,6 +242,18 @@ fn an_old_leader_becomes_a_follower_and_nothing_that_it_held_is_lost() {
     [&old, &new].iter().for_each(|n| n.assert_no_panic());
 }
 
+/// Directories so deep that the path of the last one is no path any more. The first of them.
+fn bury(dir: &Path) -> PathBuf {
+    use rustix::fs::{Mode, OFlags, mkdirat, openat};
+    let name = "deep".repeat(60);
+    let mut at = std::os::fd::OwnedFd::from(File::open(dir).expect("open"));
+    for _ in 0..20 {
+        mkdirat(&at, name.as_str(), Mode::from_raw_mode(0o755)).expect("mkdir");
+        at = openat(&at, name.as_str(), OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).expect("open");
+    }
+    dir.join(name)
+}
+
 /// The bundle holds every change, and is laid out as the directory was.
 fn kept(bed: &Bed, old: &Node, done: &Value, (was, base): (&Path, &Path)) {
     let bundle = done["bundle"].as_str().expect("a bundle").to_owned();
@@ -587,6 +599,14 @@ fn a_fenced_leader_is_rewound_on_request_or_by_itself_to_whoever_follows_the_new
     assert_equal_within(within(30), new.data(), alone.data());
     assert_eq!(alone.status().expect("status").0["resync"]["lost_logs"], 1);
     drop(alone);
+    // What no log can have is not taken away unasked.
+    kept_as.restore();
+    let deep = bury(&kept_as.spec.data);
+    let alone = kept_as.spec.clone().start();
+    fenced(&alone);
+    refused(&alone.ask(&["rewind"]), "would be gone after the rewind");
+    drop(alone);
+    fs::remove_dir_all(deep).expect("remove");
     // Most of its directory is gone: somebody has to say that this is as it should be.
     kept_as.restore();
     for name in ["app", "d", "both", "grown", "cut", "mode", "same", "large", "dir logged", "dir unlogged"] {

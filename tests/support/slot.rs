@@ -40,8 +40,11 @@ pub(crate) fn slot_until(node: &Node, name: &str, what: &str, is: impl Fn(&Value
 
 /// Writes a little and waits until the log of `leader` has gone on to another segment for it.
 pub(crate) fn next_segment(leader: &Node) {
-    let segment = |node: &Node| node.status().map(|s| s.0["log"]["segment"].clone());
-    let before = segment(leader).expect("status");
+    let segment = |node: &Node| match node.status()?.0["log"]["segment"].clone() {
+        Value::Null => Err("it has no log yet".to_owned()),
+        n => Ok(n),
+    };
+    let before = until(within(30), "the log is open", || segment(leader));
     let mut n = 0;
     until(within(30), "the next segment begins", || {
         n += 1;

@@ -24,7 +24,7 @@ pub struct Rewind {
     /// Only show what would be done.
     #[arg(long)]
     pub dry_run: bool,
-    /// Half of the directory, or more, is gone, and that is as it should be.
+    /// Half of the directory, or more, is gone, or what can't be logged may go, and that is as it should be.
     #[arg(long)]
     pub confirm: bool,
     /// How long a running daemon is waited for; it goes on after that.

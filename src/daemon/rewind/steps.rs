@@ -292,7 +292,7 @@ fn log_the_rest(state: &StateDir, data: &Path, config: &Config, confirmed: bool)
     (options.before_cut, options.after_cut) = (None, None);
     options.max_cut_delay = EXACT;
     let capture = Capture::start(root, fold, log.clone(), state.path(), options)?;
-    let passed = pass_over(&capture, confirmed);
+    let passed = pass_over(&capture, confirmed).and_then(|_| all_is_seen(&capture, confirmed));
     // What a guard holds stays out of the log.
     let stopped = capture.stop();
     let end = log.tail().end;
@@ -312,6 +312,21 @@ fn pass_over(capture: &CaptureHandle, confirmed: bool) -> Result<Lsn> {
             Err(e.wrap("if that is as it should be, run `towline rewind --confirm`"))
         }
         other => other,
+    }
+}
+
+/// What could not be looked at is in no log, and would be gone afterwards.
+fn all_is_seen(capture: &CaptureHandle, confirmed: bool) -> Result<()> {
+    let stats = capture.stats();
+    match stats.unreadable.or(stats.refused).filter(|_| !confirmed) {
+        Some(unseen) => {
+            let text = format!(
+                "{unseen}: it is in no log, and would be gone after the rewind; move it out of the data directory, or, if nobody \
+                 needs it, run `towline rewind --confirm`"
+            );
+            Err(Error::new(ErrorKind::Held, text))
+        }
+        None => Ok(()),
     }
 }
 
