@@ -394,7 +394,7 @@ complete -c towline -n "__fish_towline_using_subcommand rewind" -l data -d 'Data
 complete -c towline -n "__fish_towline_using_subcommand rewind" -l timeout -d 'How long a running daemon is waited for; it goes on after that' -r
 complete -c towline -n "__fish_towline_using_subcommand rewind" -l log-level -d 'Log level: error, warn, info, debug, trace, or a filter like towline::capture=debug. Default: the key log_level of the configuration, or info' -r
 complete -c towline -n "__fish_towline_using_subcommand rewind" -l dry-run -d 'Only show what would be done'
-complete -c towline -n "__fish_towline_using_subcommand rewind" -l confirm -d 'Half of the directory, or more, is gone, and that is as it should be'
+complete -c towline -n "__fish_towline_using_subcommand rewind" -l confirm -d 'Half of the directory, or more, is gone, or what can\'t be logged may go, and that is as it should be'
 complete -c towline -n "__fish_towline_using_subcommand rewind" -l json -d 'Print JSON'
 complete -c towline -n "__fish_towline_using_subcommand rewind" -l log-json -d 'Write the log as JSON lines: timestamp, level, target, message, and what else is known'
 complete -c towline -n "__fish_towline_using_subcommand rewind" -s h -l help -d 'Print help'
