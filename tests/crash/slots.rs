@@ -33,7 +33,10 @@ fn claims_are_true(node: &Node) {
 fn a_slot_moved_by_hand_has_its_segments_after_a_death_at_each_step() {
     let bed = Bed::new("kill-slot");
     let mut leader = brisk(bed.leader("leader")).set("max_slot_keep", "1000").armed().start();
-    assert!(slot(&leader, &["create", "s", "--reserve"]).status.success());
+    until(within(20), "the leader runs and makes the slot", || {
+        let made = slot(&leader, &["create", "s", "--reserve"]);
+        if made.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&made.stderr).into_owned()) }
+    });
     for point in POINTS {
         for _ in 0..4 {
             next_segment(&leader);
