@@ -36,7 +36,8 @@
 //! records, receive does not know apply. A new follower gets its first copy by [`fill`].
 //!
 //! A promotion ends the line of log that a follower stands on and begins the next [`history`] has; the log across the branch is
-//! one hash chain, and who follows goes over it without a copy ([`session`] decides who may).
+//! one hash chain, and who follows goes over it without a copy ([`session`] decides who may). A leader that hears of a line which goes
+//! on from its own is fenced; rewound, it keeps in [`lost`] what only it has, and follows.
 //!
 //! # Modules and floors
 //!

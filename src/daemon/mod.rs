@@ -21,7 +21,7 @@
 //! (`handing-over`) until the other leads: see `switchover`.
 //!
 //! The port is served over all of them: between two, and while nothing runs, followers still get the log that is
-//! durable.
+//! durable. Only a node that must not lead (fenced, vetoed, handed over, half rewound) turns everybody away with the reason.
 //!
 //! A wrong command, a wrong configuration, a state directory that another process holds, and, before there
 //! ever was a copy, a data directory that belongs to somebody else end the process at its start. Whatever

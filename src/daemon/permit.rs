@@ -123,8 +123,13 @@ pub(super) async fn lost(node: &Arc<Node>) -> Error {
         let asked = Instant::now();
         match ask(node, Asks::Lead).await {
             Ok(()) => yes = asked,
-            Err(e) if yes.elapsed() >= node.config().may_lead_grace.0 => return e,
-            Err(e) => tracing::warn!("{e}; it leads on for now"),
+            Err(e) => {
+                let grace = node.config().may_lead_grace.0;
+                let Some(left) = grace.checked_sub(yes.elapsed()).filter(|left| !left.is_zero()) else {
+                    return e;
+                };
+                tracing::warn!("{e}; without a yes within {:.1} s it stands aside", left.as_secs_f64());
+            }
         }
     }
 }
